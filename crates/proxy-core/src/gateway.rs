@@ -1,0 +1,301 @@
+//! The gateway: one straight line from a device's question to its hub.
+//!
+//! authenticate → confirmed? answer from the store → place in inventory → durable place in that instance's line → ledger and
+//! permit → durable *sent* → register → poll → durable assignment → answer.
+//!
+//! Invariants:
+//! - Durable before told: a place before its 202, an assignment before its 200, a *sent* mark before its call.
+//! - A device has at most one registration under way, because only its own place's departure may send one.
+//! - Locks are never held across an await. The decisions are in [`crate::line`], [`crate::placement`], [`crate::attestation`]
+//!   and [`crate::upstream::verdict`]; here they are carried out.
+//!
+//! The parts: `provision` (devices), `backend` and `operator` (people and programs), `dispatch` (one task per instance),
+//! `register` (one registration, from departure to its end), `restore` (what an earlier process left).
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use parking_lot::{Mutex, RwLock};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::entropy::Entropy;
+use crate::feed::{Change, Feed};
+use crate::ids::{DeviceId, InstanceName, RegistrationId, TenantName};
+use crate::placement::Occupancy;
+use crate::record::{Record, Refusal, Versioned};
+use crate::repeat::RepeatGuard;
+use crate::settings::Settings;
+use crate::store::{CommitError, Health, ReadError, Store, Write};
+use crate::time::{Clock, Now, WallTime};
+use crate::upstream::Connect;
+use crate::waiters::Waiters;
+
+mod aliases;
+pub mod backend;
+pub mod dispatch;
+pub mod operator;
+pub mod provision;
+mod register;
+pub mod restore;
+
+use aliases::Aliases;
+use dispatch::Dispatcher;
+
+/// How often a compare-and-set is tried anew before we call the store busy. Two writers of one device are rare, sixteen are a bug.
+const CAS_ATTEMPTS_MAX: usize = 16;
+
+/// What does not change while the gateway runs.
+#[derive(Debug, Clone, Copy)]
+pub struct Fixed {
+    /// Open requests that may wait (`Prefer: wait`).
+    pub parked_max: usize,
+    /// Requests of one device that pass at once.
+    pub repeat_burst: u32,
+    /// One more passes per this time.
+    pub repeat_interval: Duration,
+}
+
+/// The gateway. Cheap to share; see the module.
+#[derive(Debug)]
+pub struct Gateway {
+    store: Arc<dyn Store>,
+    clock: Arc<dyn Clock>,
+    connect: Arc<dyn Connect>,
+    settings: ArcSwap<Settings>,
+    applying: tokio::sync::Mutex<()>,
+    dispatchers: ArcSwap<BTreeMap<InstanceName, Arc<Dispatcher>>>,
+    occupancy: Mutex<Occupancy>,
+    aliases: RwLock<Aliases>,
+    feed: Feed,
+    waiters: Waiters,
+    repeat: RepeatGuard,
+    entropy: Mutex<Entropy>,
+    /// Names the settings in force: refusals given under others are not believed.
+    settings_mark: AtomicU64,
+    /// Device IDs whose assignment is being written.
+    claims: Mutex<HashMap<(TenantName, DeviceId), RegistrationId>>,
+    stopping: CancellationToken,
+    tasks: TaskTracker,
+    /// Where tasks run, whichever thread asks for them.
+    runtime: tokio::runtime::Handle,
+}
+
+/// The store did not do what it was asked.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// It could not be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// It did not take a write.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+    /// A record was changed by others each time we tried.
+    #[error("the record of this device is changed too often at once")]
+    Contended,
+}
+
+/// Why a record was not changed.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeError<E> {
+    /// There is no such record.
+    #[error("unknown device")]
+    Unknown,
+    /// The edit itself refused; nothing was written.
+    #[error("refused")]
+    Refused(E),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// New settings that cannot be applied while the service runs. Nothing of them was applied.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .0.join("; "))]
+pub struct NotApplicable(pub Vec<String>);
+
+impl Gateway {
+    /// The settings in force.
+    #[must_use]
+    pub fn settings(&self) -> Arc<Settings> {
+        self.settings.load_full()
+    }
+
+    /// The time.
+    #[must_use]
+    pub fn now(&self) -> Now {
+        self.clock.now()
+    }
+
+    /// Whether the store takes writes.
+    #[must_use]
+    pub fn store_health(&self) -> Health {
+        self.store.health()
+    }
+
+    /// Open requests that wait now.
+    #[must_use]
+    pub fn parked(&self) -> usize {
+        self.waiters.len()
+    }
+
+    /// Sends nothing more, gives no new places, and answers those who wait. What is known is still answered.
+    pub fn begin_stop(&self) {
+        self.stopping.cancel();
+        self.waiters.wake_all();
+    }
+
+    /// Ends what [`begin_stop`](Self::begin_stop) began: lets what is under way end for at most `drain`, and closes the store, after which
+    /// nothing can be answered. Registrations that DPS still works on stay durable and are polled by the next process. Returns how many
+    /// were left so.
+    pub async fn stop(&self, drain: Duration) -> usize {
+        self.begin_stop();
+        self.tasks.close();
+        let _ = tokio::time::timeout(drain, self.tasks.wait()).await;
+        let left = self.tasks.len();
+        self.store.close().await;
+        left
+    }
+
+    /// Whether [`begin_stop`](Self::begin_stop) was called.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.is_cancelled()
+    }
+
+    /// A token that is cancelled when the gateway stops; streams end with it.
+    #[must_use]
+    pub fn stopping(&self) -> CancellationToken {
+        self.stopping.clone()
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        drop(self.tasks.spawn_on(task, &self.runtime));
+    }
+
+    fn spread(&self, max: Duration) -> Duration {
+        self.entropy.lock().up_to(max)
+    }
+
+    fn dispatcher(&self, instance: &InstanceName) -> Option<Arc<Dispatcher>> {
+        self.dispatchers.load().get(instance).cloned()
+    }
+
+    fn settings_mark(&self) -> u64 {
+        self.settings_mark.load(Ordering::Relaxed)
+    }
+
+    /// The refusal of a device, if it is still believed.
+    fn refusal<'r>(&self, record: &'r Record, now: WallTime) -> Option<&'r Refusal> {
+        record.refused(now).filter(|refusal| refusal.settings_mark == self.settings_mark())
+    }
+
+    async fn load(&self, id: &RegistrationId) -> Result<Option<Versioned>, ReadError> {
+        let stored = self.store.get(&Record::key(id)).await?;
+        stored.map(|stored| Record::decode(&stored)).transpose().map_err(|error| ReadError::Corrupt {
+            table: crate::store::Table::Device,
+            detail: format!("registration {id}: {error}"),
+        })
+    }
+
+    /// Writes `new` in place of `old`, together with `more` (written first), the feed event of a changed assignment, and the derived
+    /// counts. `reserved` is an instance that placement has already counted for it.
+    ///
+    /// Cancel-safe: it goes on in a task of its own when its future is dropped.
+    async fn commit(
+        self: &Arc<Self>,
+        old: Option<Record>,
+        new: Versioned,
+        more: Vec<Write>,
+        reserved: Option<InstanceName>,
+    ) -> Result<(), CommitError> {
+        let gateway = Arc::clone(self);
+        self.to_the_end(async move { gateway.commit_here(old.as_ref(), &new, more, reserved.as_ref()).await }).await
+    }
+
+    /// Runs a step that must not stop half way, whatever becomes of the request that began it.
+    async fn to_the_end<T: Send + 'static>(
+        &self,
+        step: impl Future<Output = Result<T, CommitError>> + Send + 'static,
+    ) -> Result<T, CommitError> {
+        self.tasks
+            .spawn_on(step, &self.runtime)
+            .await
+            .unwrap_or_else(|error| Err(CommitError::Failed(error.to_string())))
+    }
+
+    async fn commit_here(
+        &self,
+        old: Option<&Record>,
+        new: &Versioned,
+        more: Vec<Write>,
+        reserved: Option<&InstanceName>,
+    ) -> Result<(), CommitError> {
+        let revision = |record: &Record| record.assignment.as_ref().map(|assignment| assignment.revision);
+        let changed = revision(&new.record) != old.and_then(revision);
+        let change = Change::of(&new.record, self.now().wall).filter(|_| changed);
+        let ticket = change.as_ref().map(|_| self.feed.ticket());
+        let mut writes = more;
+        if let (Some(ticket), Some(change)) = (&ticket, &change) {
+            writes.push(ticket.write(change));
+        }
+        writes.push(new.write());
+        if let Err(error) = self.store.commit(writes).await {
+            if let Some(instance) = reserved {
+                self.occupancy.lock().remove(instance);
+            }
+            return Err(error);
+        }
+        self.occupancy.lock().follow(old.map(|old| &old.footprint), &new.record.footprint, reserved);
+        self.aliases.write().follow(old, Some(&new.record));
+        if let Some(ticket) = ticket {
+            ticket.committed();
+        }
+        self.waiters.wake(&new.record.registration_id);
+        Ok(())
+    }
+
+    /// The registration of `tenant`, other than `id`, that has been given `device_id`.
+    async fn holder(
+        &self,
+        tenant: &TenantName,
+        device_id: &DeviceId,
+        id: &RegistrationId,
+    ) -> Result<Option<RegistrationId>, ReadError> {
+        let namesake = RegistrationId::parse(device_id.as_str()).ok();
+        let aliased: Vec<RegistrationId> = self.aliases.read().of(device_id.as_str()).cloned().collect();
+        for other in aliased.into_iter().chain(namesake).filter(|other| other != id) {
+            let Some(Versioned { record, .. }) = self.load(&other).await? else { continue };
+            if record.tenant == *tenant && record.assignment.is_some_and(|held| held.device_id == *device_id) {
+                return Ok(Some(other));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Changes an existing record by compare-and-set, trying anew while others change it. `edit` may run several times.
+    async fn change<T, E>(
+        self: &Arc<Self>,
+        id: &RegistrationId,
+        more: &[Write],
+        mut edit: impl FnMut(&mut Record) -> Result<T, E>,
+    ) -> Result<(T, Record), ChangeError<E>> {
+        for _ in 0..CAS_ATTEMPTS_MAX {
+            let old = self.load(id).await.map_err(StoreError::from)?.ok_or(ChangeError::Unknown)?;
+            let mut new = old.clone();
+            let value = edit(&mut new.record).map_err(ChangeError::Refused)?;
+            if new == old && more.is_empty() {
+                return Ok((value, new.record));
+            }
+            match self.commit(Some(old.record), new.clone(), more.to_vec(), None).await {
+                Ok(()) => return Ok((value, new.record)),
+                Err(CommitError::Conflict { .. }) => {}
+                Err(error) => return Err(StoreError::from(error).into()),
+            }
+        }
+        Err(StoreError::Contended.into())
+    }
+}

@@ -1,0 +1,274 @@
+//! What backends ask: which hub is this device on, and what has changed.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use futures_util::StreamExt as _;
+use serde::Serialize;
+
+use super::provision::{Joining, ProvisionError};
+use super::{ChangeError, Gateway, StoreError};
+use crate::feed::{EventId, Next, Start};
+use crate::ids::{DeviceId, HubName, InstanceName, RegistrationId, TenantName};
+use crate::record::{Assignment, AssignmentState, Reason, Record, Versioned};
+use crate::store::{ReadError, Table};
+
+/// Rows of a scan at once, and invalidations under way at once.
+const SCAN_PAGE: usize = 1000;
+const CONCURRENT_CHANGES: usize = 256;
+
+/// The tenants a caller may see; `None` for all.
+pub type Tenants<'a> = Option<&'a BTreeSet<TenantName>>;
+
+/// An assignment as backends see it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AssignmentView {
+    /// As its hub knows it.
+    pub device_id: DeviceId,
+    /// As DPS knows it.
+    pub registration_id: RegistrationId,
+    /// Whose.
+    pub tenant: TenantName,
+    /// Where to send.
+    pub assigned_hub: HubName,
+    /// Who decided.
+    pub instance: InstanceName,
+    /// How far to rely on it.
+    pub state: AssignmentState,
+    /// When the device came to this hub.
+    pub assigned_at: crate::time::WallTime,
+    /// When DPS last said so.
+    pub last_confirmed_at: crate::time::WallTime,
+    /// Grows with every change.
+    pub revision: u64,
+}
+
+impl AssignmentView {
+    fn of(record: &Record, assignment: &Assignment) -> Self {
+        Self {
+            device_id: assignment.device_id.clone(),
+            registration_id: record.registration_id.clone(),
+            tenant: record.tenant.clone(),
+            assigned_hub: assignment.hub.clone(),
+            instance: assignment.instance.clone(),
+            state: assignment.state,
+            assigned_at: assignment.assigned_at,
+            last_confirmed_at: assignment.confirmed_at,
+            revision: assignment.revision,
+        }
+    }
+}
+
+/// What is known of a device ID.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// It has, or had, a hub.
+    Assignment(Box<AssignmentView>),
+    /// It waits for its first one.
+    InLine,
+    /// Nobody of that name has ever been given a place.
+    NeverSeen,
+    /// Several tenants have a device of that name: name one.
+    Ambiguous(Vec<TenantName>),
+}
+
+/// Why a backend's wish was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    /// No such device, or none with an assignment.
+    #[error("no device of that ID has an assignment")]
+    NotFound(Found),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl Gateway {
+    /// Finds a device by the name its hub knows it by (case-sensitive). Reads memory and the local store only.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub async fn find(&self, device_id: &str, tenants: Tenants<'_>) -> Result<Found, ReadError> {
+        let mut found = self.records_of(device_id, tenants).await?;
+        if found.len() > 1 {
+            return Ok(Found::Ambiguous(found.into_iter().map(|versioned| versioned.record.tenant).collect()));
+        }
+        let Some(Versioned { record, .. }) = found.pop() else { return Ok(Found::NeverSeen) };
+        Ok(match &record.assignment {
+            Some(assignment) => Found::Assignment(Box::new(AssignmentView::of(&record, assignment))),
+            None => Found::InLine,
+        })
+    }
+
+    /// The records whose device this may be: by device ID where it is known, by registration ID until then.
+    async fn records_of(&self, device_id: &str, tenants: Tenants<'_>) -> Result<Vec<Versioned>, ReadError> {
+        let mut found = Vec::new();
+        for id in self.ids_of(device_id) {
+            let Some(versioned) = self.load(&id).await? else { continue };
+            let record = &versioned.record;
+            let named = record
+                .assignment
+                .as_ref()
+                .map_or(record.registration_id.as_str(), |assignment| assignment.device_id.as_str());
+            let seen = record.assignment.is_some() || record.pending.is_some();
+            if named == device_id && seen && tenants.is_none_or(|tenants| tenants.contains(&record.tenant)) {
+                found.push(versioned);
+            }
+        }
+        Ok(found)
+    }
+
+    fn ids_of(&self, device_id: &str) -> BTreeSet<RegistrationId> {
+        let mut ids: BTreeSet<RegistrationId> = RegistrationId::parse(device_id).ok().into_iter().collect();
+        ids.extend(self.aliases.read().of(device_id).cloned());
+        ids
+    }
+
+    /// Marks an assignment suspect, because a hub or a backend contradicted it, and puts the device into the line of its
+    /// instance. An assignment that is not confirmed stays as it is.
+    ///
+    /// # Errors
+    /// [`BackendError::NotFound`] if there is no assignment of that device ID.
+    pub async fn invalidate(
+        self: &Arc<Self>,
+        device_id: &str,
+        tenants: Tenants<'_>,
+        reason: &str,
+    ) -> Result<AssignmentView, BackendError> {
+        let mut found = self.records_of(device_id, tenants).await.map_err(StoreError::from)?;
+        let id = match (found.len(), found.pop()) {
+            (1, Some(versioned)) if versioned.record.assignment.is_some() => versioned.record.registration_id,
+            _ => return Err(BackendError::NotFound(self.find(device_id, tenants).await.map_err(StoreError::from)?)),
+        };
+        let record = self.suspect(&id, None, reason).await?;
+        let assignment =
+            record.as_ref().and_then(|record| record.assignment.as_ref().map(|assignment| (record, assignment)));
+        assignment
+            .map(|(record, assignment)| AssignmentView::of(record, assignment))
+            .ok_or(BackendError::NotFound(Found::NeverSeen))
+    }
+
+    /// Marks every confirmed assignment to `hub` suspect: the whole hub is gone. Returns how many there were. Safe to repeat.
+    ///
+    /// # Errors
+    /// If the store fails half way; what was marked stays marked.
+    pub async fn invalidate_hub(
+        self: &Arc<Self>,
+        hub: &HubName,
+        tenants: Tenants<'_>,
+        reason: &str,
+    ) -> Result<u64, StoreError> {
+        let mut after: Option<Vec<u8>> = None;
+        let mut marked = 0;
+        loop {
+            let rows = self.store.scan(Table::Device, after.as_deref(), SCAN_PAGE).await?;
+            let Some(last) = rows.last() else { return Ok(marked) };
+            after = Some(last.name.clone());
+            let on_hub = rows
+                .iter()
+                .filter_map(|row| Record::decode(&row.stored).ok())
+                .map(|versioned| versioned.record)
+                .filter(|record| {
+                    record.confirmed().is_some_and(|assignment| assignment.hub == *hub)
+                        && tenants.is_none_or(|tenants| tenants.contains(&record.tenant))
+                });
+            let ids: Vec<RegistrationId> = on_hub.map(|record| record.registration_id).collect();
+            let mut changes = futures_util::stream::iter(ids.into_iter().map(|id| {
+                let gateway = Arc::clone(self);
+                async move { gateway.suspect(&id, Some(hub), reason).await }
+            }))
+            .buffer_unordered(CONCURRENT_CHANGES);
+            while let Some(changed) = changes.next().await {
+                marked += u64::from(changed?.is_some());
+            }
+        }
+    }
+
+    /// Returns the record as it is afterwards; `None` if it is not on `hub` (any more).
+    async fn suspect(
+        self: &Arc<Self>,
+        id: &RegistrationId,
+        hub: Option<&HubName>,
+        reason: &str,
+    ) -> Result<Option<Record>, StoreError> {
+        let timeline_max = self.settings().registration.timeline_max;
+        let now = self.now();
+        let changed = self
+            .change(id, &[], |record| {
+                let Some(assignment) = record.assignment.as_mut() else { return Err(()) };
+                if hub.is_some_and(|hub| assignment.hub != *hub) {
+                    return Err(());
+                }
+                if assignment.state == AssignmentState::Confirmed {
+                    assignment.state = AssignmentState::Suspect;
+                    assignment.suspected_at = Some(now.wall);
+                    assignment.revision += 1;
+                    record.note(now.wall, timeline_max, format!("a backend contradicted the assignment: {reason}"));
+                }
+                Ok(())
+            })
+            .await;
+        let record = match changed {
+            Ok(((), record)) => record,
+            Err(ChangeError::Unknown | ChangeError::Refused(())) => return Ok(None),
+            Err(ChangeError::Store(error)) => return Err(error),
+        };
+        self.enter_again(&record, Reason::Suspect).await;
+        Ok(Some(record))
+    }
+
+    /// Puts a known device into line without being asked by it. If that cannot be done now, it is done when the device asks.
+    pub(super) async fn enter_again(self: &Arc<Self>, record: &Record, reason: Reason) {
+        let idle = record.pending.is_none() && record.blocked.is_none() && record.retired.is_none();
+        let suspect =
+            record.assignment.as_ref().is_none_or(|assignment| assignment.state != AssignmentState::Confirmed);
+        let refused = self.refusal(record, self.now().wall).is_some();
+        if !idle || !suspect || refused || self.is_stopping() {
+            return;
+        }
+        if let Err(error) = self.try_enter(&record.registration_id, reason).await {
+            tracing::info!(registration_id = %record.registration_id, %error, "not in line yet; the device's next request will try again");
+        }
+    }
+
+    /// One try to put a device into line; a lost race means that somebody else decided.
+    async fn try_enter(self: &Arc<Self>, id: &RegistrationId, reason: Reason) -> Result<(), ProvisionError> {
+        let Some(old) = self.load(id).await.map_err(StoreError::from)? else { return Ok(()) };
+        if old.record.pending.is_some() || !self.settings().enrollments.contains_key(&old.record.enrollment) {
+            return Ok(());
+        }
+        let joining = Joining { reason, payload: None, reprovision: false };
+        let entered = self.enter(Some(old.record.clone()), old, joining, self.now()).await?;
+        entered.or_else(|error| match error {
+            crate::store::CommitError::Conflict { .. } => Ok(()),
+            error => Err(StoreError::from(error).into()),
+        })
+    }
+
+    /// Where a reader of the change feed starts, given the last event it saw.
+    #[must_use]
+    pub fn feed_start(&self, last_seen: Option<&str>) -> Start {
+        self.feed.start(last_seen)
+    }
+
+    /// Tells a reader of the feed when more can be read.
+    #[must_use]
+    pub fn feed_grows(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.feed.subscribe()
+    }
+
+    /// The events behind `after`, at most a page, or that some of them are not kept any more.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub async fn feed_read(&self, after: u64) -> Result<Next, ReadError> {
+        self.feed.read(&*self.store, after).await
+    }
+
+    /// The name of an event.
+    #[must_use]
+    pub fn feed_id(&self, number: u64) -> EventId {
+        self.feed.id(number)
+    }
+}

@@ -1,0 +1,181 @@
+//! One dispatcher per instance: asks the line who goes next and sends each on its way. Trouble of one stalls no other.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+
+use super::Gateway;
+use crate::dps_clock::DpsClock;
+use crate::ids::InstanceName;
+use crate::ledger::{SlotId, SlotRecord};
+use crate::line::{Line, Next};
+use crate::settings::{Instance, Settings};
+use crate::store::{Expect, Key, Table, Write};
+use crate::time::Mono;
+use crate::upstream::Upstream;
+
+/// How often things happened at one instance since the process started.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Registrations sent.
+    pub registrations: AtomicU64,
+    /// Of these, sent again for a device whose earlier one had no clear outcome.
+    pub repeated: AtomicU64,
+    /// Status lookups sent.
+    pub lookups: AtomicU64,
+    /// Polls sent.
+    pub polls: AtomicU64,
+    /// Calls without an answer.
+    pub lost: AtomicU64,
+    /// Calls for which no connection came about.
+    pub unreachable: AtomicU64,
+    /// Registrations and lookups that DPS throttled.
+    pub throttled: AtomicU64,
+    /// Devices assigned.
+    pub assigned: AtomicU64,
+    /// Devices refused.
+    pub refused: AtomicU64,
+}
+
+/// Adds one; the counters are independent of each other.
+pub(super) fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Room for one call to an instance; free for the next one when dropped.
+pub(super) type Connection = OwnedSemaphorePermit;
+
+/// As many connections as `registration.connections_max` allows.
+#[derive(Debug)]
+struct Connections {
+    max: usize,
+    free: Arc<Semaphore>,
+}
+
+impl Connections {
+    fn new(max: usize) -> Self {
+        Self { max, free: Arc::new(Semaphore::new(max.min(Semaphore::MAX_PERMITS))) }
+    }
+}
+
+/// Everything that belongs to one instance.
+#[derive(Debug)]
+pub struct Dispatcher {
+    pub(super) name: InstanceName,
+    pub(super) line: Mutex<Line>,
+    /// Rung after every event that may let somebody go.
+    pub(super) bell: Notify,
+    pub(super) upstream: RwLock<Arc<dyn Upstream>>,
+    connections: Mutex<Connections>,
+    pub(super) dps_clock: Mutex<DpsClock>,
+    /// What happened so far.
+    pub counts: Counts,
+    /// Ends the dispatcher when its instance is removed.
+    pub(super) removed: tokio_util::sync::CancellationToken,
+}
+
+impl Dispatcher {
+    pub(super) fn new(name: InstanceName, line: Line, upstream: Arc<dyn Upstream>, connections_max: usize) -> Self {
+        Self {
+            name,
+            line: Mutex::new(line),
+            bell: Notify::new(),
+            upstream: RwLock::new(upstream),
+            connections: Mutex::new(Connections::new(connections_max)),
+            dps_clock: Mutex::default(),
+            counts: Counts::default(),
+            removed: tokio_util::sync::CancellationToken::new(),
+        }
+    }
+
+    /// Applies changed limits at once.
+    pub(super) fn configure(&self, instance: &Instance, settings: &Settings, now: Mono) {
+        self.line.lock().configure(instance, &settings.line, &settings.registration, now);
+        let mut connections = self.connections.lock();
+        // Calls under way end beside the new ones.
+        if connections.max != settings.registration.connections_max {
+            *connections = Connections::new(settings.registration.connections_max);
+        }
+    }
+
+    /// Waits until fewer calls than allowed are under way.
+    pub(super) async fn connection(&self) -> Connection {
+        let free = Arc::clone(&self.connections.lock().free);
+        free.acquire_owned().await.expect("it is never closed")
+    }
+
+    /// The write that keeps `slot` on disk; `None` frees it.
+    pub(super) fn slot_write(&self, slot: SlotId, record: Option<&SlotRecord>) -> Write {
+        let value = record.map(|record| serde_json::to_vec(record).expect("a slot has string keys only").into());
+        Write { key: slot_key(&self.name, slot), expect: Expect::Any, value }
+    }
+}
+
+fn slot_key(instance: &InstanceName, slot: SlotId) -> Key {
+    let mut name = instance.as_str().as_bytes().to_vec();
+    name.push(0);
+    name.extend_from_slice(&slot.0.to_be_bytes());
+    Key::new(Table::Ledger, name)
+}
+
+/// Reads what [`slot_key`] named.
+pub(super) fn slot_of(name: &[u8]) -> Option<(InstanceName, SlotId)> {
+    let (instance, slot) = name.split_at_checked(name.len().checked_sub(5)?)?;
+    let slot = u32::from_be_bytes(slot.strip_prefix(&[0])?.try_into().ok()?);
+    Some((InstanceName::parse(std::str::from_utf8(instance).ok()?).ok()?, SlotId(slot)))
+}
+
+impl Gateway {
+    /// Serves the line of `dispatcher` until the gateway stops or the instance is removed.
+    pub(super) async fn dispatch(self: Arc<Self>, dispatcher: Arc<Dispatcher>) {
+        loop {
+            // Asked first: a departure that had to wait for its connection would leave later than its pace allows, along with others.
+            let connection = tokio::select! {
+                biased;
+                () = self.stopping.cancelled() => return,
+                () = dispatcher.removed.cancelled() => return,
+                connection = dispatcher.connection() => connection,
+            };
+            let now = self.now().mono;
+            let next = dispatcher.line.lock().next(now);
+            let wait = match next {
+                Next::Depart(departure) => {
+                    let (gateway, dispatcher) = (Arc::clone(&self), Arc::clone(&dispatcher));
+                    self.spawn(async move { gateway.carry_out(dispatcher, departure, connection).await });
+                    continue;
+                }
+                Next::WaitUntil(moment) => Some(moment.since(now)),
+                Next::Idle => None,
+            };
+            drop(connection);
+            let timer = async {
+                match wait {
+                    Some(wait) => tokio::time::sleep(wait).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = self.stopping.cancelled() => return,
+                () = dispatcher.removed.cancelled() => return,
+                () = dispatcher.bell.notified() => {}
+                () = timer => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_key_is_read_back() {
+        let name = InstanceName::parse("eu-1").unwrap();
+        let key = slot_key(&name, SlotId(700));
+        assert_eq!(slot_of(&key.name), Some((name, SlotId(700))));
+        assert_eq!(slot_of(b"x"), None);
+    }
+}

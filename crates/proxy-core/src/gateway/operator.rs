@@ -1,0 +1,624 @@
+//! What operators see and do.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use serde::Serialize;
+
+use super::dispatch::Counts;
+use super::provision::{Joining, ProvisionError};
+use super::{CAS_ATTEMPTS_MAX, ChangeError, Gateway, StoreError};
+use crate::ids::{EnrollmentName, IdScope, InstanceName, RegistrationId, TenantName};
+use crate::line::{Class, Holding, LineStatus};
+use crate::placement;
+use crate::record::{AssignmentState, Blocked, Listed, Pending, Reason, Record, Stage, Versioned};
+use crate::secret::SymmetricKey;
+use crate::settings::{Settings, UpstreamAttestation};
+use crate::store::{CommitError, Expect, Write};
+use crate::time::WallTime;
+
+/// One instance as operators see it.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InstanceView {
+    /// Our name.
+    pub name: InstanceName,
+    /// Its ID scope.
+    pub id_scope: IdScope,
+    /// Registrations per minute.
+    pub quota_per_minute: u32,
+    /// Registrations that could leave now.
+    pub budget: u32,
+    /// Devices that wait.
+    pub line_length: usize,
+    /// Devices under way.
+    pub under_way: usize,
+    /// When the last device waiting now should be done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drained_at: Option<WallTime>,
+    /// What keeps the front from going.
+    pub holding: Holding,
+    /// Until when nobody goes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub paused_until: Option<WallTime>,
+    /// Whether calls go through: `closed` (they do), `open` (they fail; nobody goes until `pausedUntil`).
+    pub breaker: &'static str,
+    /// Failures in a row.
+    pub consecutive_failures: u32,
+    /// Devices that may have a record there, tombstones included.
+    pub registered_count: u64,
+    /// Records of others, as configured.
+    pub external_count: u64,
+    /// Records it may hold.
+    pub capacity: u64,
+    /// Takes no new devices.
+    pub draining: bool,
+    /// What happened since the process started.
+    pub counts: CountsView,
+}
+
+/// [`Counts`] at one moment.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[expect(missing_docs, reason = "the fields are those of Counts")]
+pub struct CountsView {
+    pub registrations: u64,
+    pub repeated: u64,
+    pub lookups: u64,
+    pub polls: u64,
+    pub lost: u64,
+    pub unreachable: u64,
+    pub throttled: u64,
+    pub assigned: u64,
+    pub refused: u64,
+}
+
+impl CountsView {
+    fn of(counts: &Counts) -> Self {
+        let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        Self {
+            registrations: read(&counts.registrations),
+            repeated: read(&counts.repeated),
+            lookups: read(&counts.lookups),
+            polls: read(&counts.polls),
+            lost: read(&counts.lost),
+            unreachable: read(&counts.unreachable),
+            throttled: read(&counts.throttled),
+            assigned: read(&counts.assigned),
+            refused: read(&counts.refused),
+        }
+    }
+}
+
+/// One device as operators see it.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RegistrationView {
+    /// The device, without secrets.
+    #[serde(flatten)]
+    pub record: Record,
+    /// Why it waits, in plain words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waiting_because: Option<String>,
+    /// Its place now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub position: Option<usize>,
+    /// When its assignment should be there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub appointment: Option<WallTime>,
+}
+
+/// Why an operator's wish was not done. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum OperatorError {
+    /// No such device.
+    #[error("no device of that registration ID is known")]
+    Unknown,
+    /// It does not fit the device's state.
+    #[error("{0}")]
+    NotNow(String),
+    /// The wish itself is wrong.
+    #[error("{0}")]
+    Wrong(String),
+    /// The line or the inventory has no room.
+    #[error(transparent)]
+    NoPlace(Box<ProvisionError>),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<ChangeError<OperatorError>> for OperatorError {
+    fn from(error: ChangeError<OperatorError>) -> Self {
+        match error {
+            ChangeError::Unknown => Self::Unknown,
+            ChangeError::Refused(error) => error,
+            ChangeError::Store(error) => Self::Store(error),
+        }
+    }
+}
+
+/// One line of an allow-list.
+#[derive(Debug, Clone)]
+pub struct ImportRow {
+    /// The hardware ID in whatever case.
+    pub hardware_id: String,
+    /// By which rules.
+    pub enrollment: String,
+    /// Whose, if the file says so; must be the enrollment's tenant.
+    pub tenant: Option<String>,
+    /// The delivery.
+    pub batch: Option<String>,
+    /// The device's individual key, base64. A secret.
+    pub key: Option<String>,
+}
+
+/// What became of one line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Imported {
+    /// The device was not known.
+    New,
+    /// It was, and its entry was renewed.
+    Renewed,
+    /// It was, exactly so.
+    Unchanged,
+    /// The line is wrong; the text says how.
+    Rejected(String),
+}
+
+impl Gateway {
+    /// All instances, by name.
+    #[must_use]
+    pub fn instances(&self) -> Vec<InstanceView> {
+        let settings = self.settings();
+        let now = self.now();
+        let dispatchers = self.dispatchers.load();
+        let view = |(name, instance): (&InstanceName, &crate::settings::Instance)| {
+            let dispatcher = dispatchers.get(name)?;
+            let LineStatus {
+                waiting,
+                under_way,
+                quota_per_minute,
+                budget,
+                drained_at,
+                holding,
+                paused_until,
+                failures,
+            } = dispatcher.line.lock().status(now.mono);
+            Some(InstanceView {
+                name: name.clone(),
+                id_scope: instance.id_scope.clone(),
+                quota_per_minute,
+                budget,
+                line_length: waiting,
+                under_way,
+                drained_at: drained_at.map(|moment| now.wall_at(moment)),
+                holding,
+                paused_until: paused_until.map(|moment| now.wall_at(moment)),
+                breaker: if holding == Holding::InstanceFailing { "open" } else { "closed" },
+                consecutive_failures: failures,
+                registered_count: self.occupancy.lock().filled(name),
+                external_count: instance.external_count,
+                capacity: instance.capacity,
+                draining: instance.draining,
+                counts: CountsView::of(&dispatcher.counts),
+            })
+        };
+        settings.instances.iter().filter_map(view).collect()
+    }
+
+    /// One device, with its timeline and why it waits.
+    ///
+    /// # Errors
+    /// [`OperatorError::Unknown`], or the store's.
+    pub async fn registration(&self, id: &RegistrationId) -> Result<RegistrationView, OperatorError> {
+        let Versioned { mut record, .. } =
+            self.load(id).await.map_err(StoreError::from)?.ok_or(OperatorError::Unknown)?;
+        if let Some(listed) = &mut record.listed {
+            listed.key = None;
+        }
+        let mut view = RegistrationView { record, waiting_because: None, position: None, appointment: None };
+        if let Some(pending) = view.record.pending.clone() {
+            self.explain(&pending, &mut view);
+        }
+        Ok(view)
+    }
+
+    fn explain(&self, pending: &Pending, view: &mut RegistrationView) {
+        let Some(dispatcher) = self.dispatcher(&pending.instance) else { return };
+        let now = self.now();
+        let mut line = dispatcher.line.lock();
+        let forecast = line.forecast(pending.place, now.mono);
+        let status = line.status(now.mono);
+        drop(line);
+        view.position = forecast.map(|forecast| forecast.position);
+        view.appointment = forecast.map(|forecast| now.wall_at(forecast.appointment));
+        view.waiting_because =
+            Some(why(pending, &status, view.position, now.wall_at(status.paused_until.unwrap_or_default())));
+    }
+
+    /// Keeps a device out. Its place, if nothing was sent for it yet, is given up.
+    ///
+    /// # Errors
+    /// [`OperatorError::Unknown`], or the store's.
+    pub async fn block(self: &Arc<Self>, id: &RegistrationId, reason: Option<String>) -> Result<Record, OperatorError> {
+        let now = self.now().wall;
+        let timeline_max = self.settings().registration.timeline_max;
+        let (left, record) = self
+            .change(id, &[], |record| {
+                let left = drop_unsent(record);
+                if record.blocked.is_none() {
+                    record.blocked = Some(Blocked { reason: reason.clone(), at: now });
+                    record.note(now, timeline_max, "blocked by an operator");
+                }
+                Ok(left)
+            })
+            .await
+            .map_err(|error: ChangeError<OperatorError>| OperatorError::from(error))?;
+        self.leave_line(left);
+        Ok(record)
+    }
+
+    /// Lets a device in again.
+    ///
+    /// # Errors
+    /// [`OperatorError::Unknown`], or the store's.
+    pub async fn unblock(self: &Arc<Self>, id: &RegistrationId) -> Result<Record, OperatorError> {
+        let now = self.now().wall;
+        let timeline_max = self.settings().registration.timeline_max;
+        let changed = self.change(id, &[], |record| {
+            if record.blocked.take().is_some() {
+                record.note(now, timeline_max, "unblocked by an operator");
+            }
+            Ok::<(), OperatorError>(())
+        });
+        Ok(changed.await?.1)
+    }
+
+    /// Forgets a refusal, lets a credential be claimed again, and puts the device into line if it has no hub.
+    ///
+    /// # Errors
+    /// [`OperatorError::Unknown`], or the store's.
+    pub async fn retry(self: &Arc<Self>, id: &RegistrationId) -> Result<Record, OperatorError> {
+        let now = self.now().wall;
+        let timeline_max = self.settings().registration.timeline_max;
+        let changed = self.change(id, &[], |record| {
+            record.refusal = None;
+            record.credential_claimed = None;
+            record.note(now, timeline_max, "an operator asked for another try");
+            Ok::<(), OperatorError>(())
+        });
+        let record = changed.await?.1;
+        let was_seen = record.assignment.is_some() || !record.footprint.is_empty();
+        if was_seen {
+            self.enter_again(&record, Reason::First).await;
+        }
+        Ok(self.load(id).await.map_err(StoreError::from)?.ok_or(OperatorError::Unknown)?.record)
+    }
+
+    /// Moves a waiting device ahead of all that are not expedited.
+    ///
+    /// # Errors
+    /// [`OperatorError::NotNow`] if it does not wait.
+    pub async fn expedite(self: &Arc<Self>, id: &RegistrationId) -> Result<Record, OperatorError> {
+        let Versioned { record: old, version } =
+            self.load(id).await.map_err(StoreError::from)?.ok_or(OperatorError::Unknown)?;
+        let not_now = |text: &str| OperatorError::NotNow(text.to_owned());
+        let pending = old.pending.as_ref().ok_or_else(|| not_now("the device does not wait in a line"))?;
+        if pending.stage != Stage::Waiting {
+            return Err(not_now("the device is under way already"));
+        }
+        if pending.place.class == Class::Expedited {
+            return Ok(old);
+        }
+        let dispatcher = self.dispatcher(&pending.instance).ok_or_else(|| not_now("its instance is being removed"))?;
+        let before = pending.place;
+        let place = dispatcher.line.lock().reserve_ahead(id.clone());
+        let mut record = old.clone();
+        record.note(self.now().wall, self.settings().registration.timeline_max, "expedited by an operator");
+        if let Some(pending) = &mut record.pending {
+            pending.place = place;
+        }
+        let new = Versioned { record: record.clone(), version };
+        let gateway = Arc::clone(self);
+        let expediting = async move {
+            let committed = gateway.commit_here(Some(&old), &new, Vec::new(), None).await;
+            let mut line = dispatcher.line.lock();
+            if committed.is_ok() {
+                line.confirm(place);
+                line.leave(before);
+            } else {
+                line.leave(place);
+            }
+            drop(line);
+            dispatcher.bell.notify_one();
+            committed
+        };
+        match self.to_the_end(expediting).await {
+            Ok(()) => Ok(record),
+            Err(CommitError::Conflict { .. }) => {
+                Err(not_now("the device's state changed at the same moment; try again"))
+            }
+            Err(error) => Err(StoreError::from(error).into()),
+        }
+    }
+
+    /// Re-homes a device: it joins the line of `instance`, whatever it waited for before.
+    ///
+    /// # Errors
+    /// [`OperatorError::Wrong`] if the instance does not exist or does not fit the device's enrollment.
+    pub async fn move_to(
+        self: &Arc<Self>,
+        id: &RegistrationId,
+        instance: &InstanceName,
+    ) -> Result<Record, OperatorError> {
+        let settings = self.settings();
+        for _ in 0..CAS_ATTEMPTS_MAX {
+            let old = self.load(id).await.map_err(StoreError::from)?.ok_or(OperatorError::Unknown)?;
+            let mut new = old.clone();
+            let record = &mut new.record;
+            self.check_move(&settings, record, instance)?;
+            if record.pending.as_ref().is_some_and(|pending| pending.instance == *instance) {
+                return Ok(old.record);
+            }
+            let now = self.now();
+            let payload = record.pending.as_ref().and_then(|pending| pending.payload.clone());
+            let left = record.drop_pending();
+            if let Some(assignment) = &mut record.assignment {
+                assignment.state = AssignmentState::Moved;
+                assignment.revision += 1;
+            }
+            record.note(
+                now.wall,
+                settings.registration.timeline_max,
+                format!("an operator moves the device to {instance}"),
+            );
+            record.moving_to = Some(instance.clone());
+            let joining = Joining { reason: Reason::Moved, payload, reprovision: false };
+            let entered = self.enter(Some(old.record), new, joining, now).await;
+            match entered.map_err(|error| OperatorError::NoPlace(Box::new(error)))? {
+                Ok(()) => {
+                    self.leave_line(left);
+                    return Ok(self.load(id).await.map_err(StoreError::from)?.ok_or(OperatorError::Unknown)?.record);
+                }
+                Err(CommitError::Conflict { .. }) => {}
+                Err(error) => return Err(StoreError::from(error).into()),
+            }
+        }
+        Err(StoreError::Contended.into())
+    }
+
+    fn check_move(&self, settings: &Settings, record: &Record, instance: &InstanceName) -> Result<(), OperatorError> {
+        let target = settings
+            .instances
+            .get(instance)
+            .ok_or_else(|| OperatorError::Wrong(format!("there is no instance {instance}")))?;
+        let enrollment = settings.enrollments.get(&record.enrollment).ok_or_else(|| {
+            OperatorError::NotNow(format!(
+                "the device's enrollment {} is not in the configuration any more",
+                record.enrollment
+            ))
+        })?;
+        if !placement::fits(enrollment, instance, target) {
+            return Err(OperatorError::Wrong(format!(
+                "instance {instance} does not fit the enrollment {}",
+                record.enrollment
+            )));
+        }
+        if record.blocked.is_some() || record.retired.is_some() {
+            return Err(OperatorError::NotNow("the device is blocked or retired".to_owned()));
+        }
+        if record.confirmed().is_some_and(|assignment| assignment.instance == *instance) {
+            return Err(OperatorError::NotNow(format!("the device is at {instance} already")));
+        }
+        Ok(())
+    }
+
+    /// Retires a device. While an instance may still hold its registration, a tombstone stays and counts against the
+    /// capacity; `dps_record_deleted` says that none does, and forgets the device wholly. Returns what is left.
+    ///
+    /// # Errors
+    /// [`OperatorError::Unknown`], or the store's.
+    pub async fn retire(
+        self: &Arc<Self>,
+        id: &RegistrationId,
+        dps_record_deleted: bool,
+    ) -> Result<Option<Record>, OperatorError> {
+        for _ in 0..CAS_ATTEMPTS_MAX {
+            let old = self.load(id).await.map_err(StoreError::from)?.ok_or(OperatorError::Unknown)?;
+            let mut new = old.clone();
+            let record = &mut new.record;
+            let left = record.drop_pending();
+            let forget = dps_record_deleted || record.footprint.is_empty();
+            let now = self.now().wall;
+            if record.retired.is_none() {
+                record.retired = Some(now);
+                record.note(now, self.settings().registration.timeline_max, "retired by an operator");
+                if let Some(assignment) = &mut record.assignment {
+                    assignment.state = AssignmentState::Retired;
+                    assignment.revision += 1;
+                }
+            }
+            let retired = record.clone();
+            let done = if forget {
+                self.forget(old).await
+            } else {
+                self.commit(Some(old.record), new, Vec::new(), None).await
+            };
+            match done {
+                Ok(()) => {
+                    self.leave_line(left);
+                    return Ok((!forget).then_some(retired));
+                }
+                Err(CommitError::Conflict { .. }) => {}
+                Err(error) => return Err(StoreError::from(error).into()),
+            }
+        }
+        Err(StoreError::Contended.into())
+    }
+
+    /// Deletes a record. If it had an assignment that was not retired yet, the feed says so first.
+    async fn forget(self: &Arc<Self>, old: Versioned) -> Result<(), CommitError> {
+        let gateway = Arc::clone(self);
+        self.to_the_end(async move {
+            let mut last = old.record.clone();
+            let live = last.assignment.as_mut().filter(|assignment| assignment.state != AssignmentState::Retired);
+            let ticket = live.map(|assignment| {
+                assignment.state = AssignmentState::Retired;
+                assignment.revision += 1;
+                gateway.feed.ticket()
+            });
+            let change = crate::feed::Change::of(&last, gateway.now().wall);
+            let mut writes: Vec<Write> =
+                ticket.iter().zip(&change).map(|(ticket, change)| ticket.write(change)).collect();
+            let expect = old.version.map_or(Expect::Absent, Expect::Version);
+            writes.push(Write { key: Record::key(&old.record.registration_id), expect, value: None });
+            gateway.store.commit(writes).await?;
+            if let Some(ticket) = ticket {
+                ticket.committed();
+            }
+            gateway.occupancy.lock().follow(Some(&old.record.footprint), &std::collections::BTreeSet::new(), None);
+            gateway.aliases.write().follow(Some(&old.record), None);
+            gateway.waiters.wake(&old.record.registration_id);
+            Ok(())
+        })
+        .await
+    }
+
+    fn leave_line(&self, left: Option<Pending>) {
+        let Some(pending) = left else { return };
+        if let Some(dispatcher) = self.dispatcher(&pending.instance) {
+            dispatcher.line.lock().leave(pending.place);
+            dispatcher.bell.notify_one();
+        }
+    }
+
+    /// Puts devices onto the allow-list, at most [`MAX_WRITES`](crate::store::MAX_WRITES) at once, durably. Lines are judged one by
+    /// one, in order: a wrong one does not stop the others, and of two for one device the last one stands. Safe to repeat.
+    ///
+    /// # Errors
+    /// If the store fails; none of these lines is on the list then.
+    pub async fn import(self: &Arc<Self>, rows: &[ImportRow]) -> Result<Vec<Imported>, StoreError> {
+        let settings = self.settings();
+        for _ in 0..CAS_ATTEMPTS_MAX {
+            let mut outcomes = Vec::with_capacity(rows.len());
+            let mut changed: BTreeMap<RegistrationId, Versioned> = BTreeMap::new();
+            for row in rows {
+                outcomes.push(match self.import_row(&settings, row, &mut changed).await? {
+                    Ok(imported) => imported,
+                    Err(problem) => Imported::Rejected(problem),
+                });
+            }
+            let writes = changed.values().map(Versioned::write).collect();
+            let gateway = Arc::clone(self);
+            match self.to_the_end(async move { gateway.store.commit(writes).await }).await {
+                Ok(_) => return Ok(outcomes),
+                Err(CommitError::Conflict { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(StoreError::Contended)
+    }
+
+    /// `changed` holds what the lines before this one have made of their devices.
+    async fn import_row(
+        &self,
+        settings: &Settings,
+        row: &ImportRow,
+        changed: &mut BTreeMap<RegistrationId, Versioned>,
+    ) -> Result<Result<Imported, String>, StoreError> {
+        let checked = check_row(settings, row);
+        let (id, enrollment, tenant) = match checked {
+            Ok(checked) => checked,
+            Err(problem) => return Ok(Err(problem)),
+        };
+        let old = match changed.get(&id) {
+            Some(changed) => Some(changed.clone()),
+            None => self.load(&id).await?,
+        };
+        let known = old.is_some();
+        let mut new = old.unwrap_or_else(|| Versioned {
+            record: Record::new(id.clone(), tenant.clone(), enrollment.clone()),
+            version: None,
+        });
+        let record = &mut new.record;
+        if record.retired.is_some() {
+            return Ok(Err(format!("{id} is retired; delete it for good before it is listed anew")));
+        }
+        if record.was_seen() && record.tenant != tenant {
+            return Ok(Err(format!("{id} belongs to tenant {}", record.tenant)));
+        }
+        let same = |listed: &Listed| listed.batch == row.batch && listed.key == row.key;
+        if record.listed.as_ref().is_some_and(same) && record.enrollment == enrollment {
+            return Ok(Ok(Imported::Unchanged));
+        }
+        if !record.was_seen() {
+            record.hardware_id = (row.hardware_id != id.as_str()).then(|| row.hardware_id.clone());
+        }
+        (record.tenant, record.enrollment) = (tenant, enrollment);
+        record.listed = Some(Listed { batch: row.batch.clone(), key: row.key.clone(), at: self.now().wall });
+        changed.insert(id, new);
+        Ok(Ok(if known { Imported::Renewed } else { Imported::New }))
+    }
+}
+
+/// A line that makes sense in itself.
+fn check_row(settings: &Settings, row: &ImportRow) -> Result<(RegistrationId, EnrollmentName, TenantName), String> {
+    let id = RegistrationId::parse(&row.hardware_id).map_err(|error| format!("hardwareId: {error}"))?;
+    let found = settings.enrollments.get_key_value(row.enrollment.as_str());
+    let (name, enrollment) =
+        found.ok_or_else(|| format!("enrollment: there is no enrollment {:?} in the configuration", row.enrollment))?;
+    if row.tenant.as_deref().is_some_and(|tenant| tenant != enrollment.tenant.as_str()) {
+        return Err(format!("tenant: enrollment {name} belongs to tenant {}", enrollment.tenant));
+    }
+    match (&enrollment.upstream, &row.key) {
+        (UpstreamAttestation::Individual, None) => {
+            return Err(format!("key: enrollment {name} is individual, so every device needs its key"));
+        }
+        (UpstreamAttestation::Group { .. }, Some(_)) => {
+            return Err(format!("key: enrollment {name} derives keys from its group, so a device has none of its own"));
+        }
+        (UpstreamAttestation::Individual, Some(key)) => {
+            SymmetricKey::from_base64(key).map_err(|error| format!("key: {error}"))?;
+        }
+        (UpstreamAttestation::Group { .. }, None) => {}
+    }
+    Ok((id, name.clone(), enrollment.tenant.clone()))
+}
+
+fn drop_unsent(record: &mut Record) -> Option<Pending> {
+    let unsent = record.pending.as_ref().is_some_and(|pending| pending.stage == Stage::Waiting);
+    if unsent { record.drop_pending() } else { None }
+}
+
+fn why(pending: &Pending, status: &LineStatus, position: Option<usize>, paused_until: WallTime) -> String {
+    let instance = &pending.instance;
+    match &pending.stage {
+        Stage::Assigning { operation_id, .. } => {
+            format!("{instance} works on its registration (operation {operation_id}); we poll")
+        }
+        Stage::Sent { .. } => format!(
+            "its registration was sent to {instance} and has no clear outcome yet; we wait for it or look it up"
+        ),
+        Stage::Waiting => {
+            let place = position.map_or_else(String::new, |position| {
+                format!("place {position} of {} in the line of {instance}; ", status.waiting)
+            });
+            let limit = match status.holding {
+                Holding::ThrottledByDps => format!("DPS throttled the instance until {paused_until}"),
+                Holding::InstanceFailing => {
+                    format!("calls to the instance fail ({} in a row), next try at {paused_until}", status.failures)
+                }
+                Holding::InFlightMax => format!(
+                    "{} registrations are under way, as many as registration.in_flight_max allows",
+                    status.under_way
+                ),
+                Holding::Quota | Holding::Nothing => {
+                    format!("the instance takes {} registrations per minute", status.quota_per_minute)
+                }
+            };
+            format!("{place}{limit}")
+        }
+    }
+}

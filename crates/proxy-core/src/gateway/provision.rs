@@ -1,0 +1,495 @@
+//! A device asks where it belongs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::dispatch::Dispatcher;
+use super::{CAS_ATTEMPTS_MAX, Gateway, StoreError};
+use crate::attestation::{self, HandedCredential, NotBelieved, Presented};
+use crate::ids::{DeviceId, EnrollmentName, HubName, InstanceName, InvalidName, RegistrationId};
+use crate::line::{Class, LineFull};
+use crate::placement::{self, NoRoom};
+use crate::record::{AssignmentState, Pending, Reason, Record, Refusal, Stage, Versioned};
+use crate::settings::{DeriveFrom, Enrollment, Settings};
+use crate::store::{CommitError, ReadError};
+use crate::time::{Mono, Now, WallTime};
+
+/// A device's question.
+#[derive(Debug, Clone)]
+pub struct Question<'a> {
+    /// Who it says it is, and the proof.
+    pub presented: Presented<'a>,
+    /// For DPS's allocation policy.
+    pub payload: Option<Value>,
+    /// It wants a new registration.
+    pub reprovision: bool,
+    /// How long it is ready to wait for the answer; zero for not at all.
+    pub wait: Duration,
+}
+
+/// The answer to a believed device.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Answered {
+    /// Its hub.
+    Assigned(Box<Assigned>),
+    /// Its place.
+    Queued(Queued),
+}
+
+/// A confirmed assignment, as the device is told it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Assigned {
+    /// As DPS knows it.
+    pub registration_id: RegistrationId,
+    /// As the hub knows it.
+    pub device_id: DeviceId,
+    /// The hub.
+    pub hub: HubName,
+    /// What DPS did.
+    pub substatus: Option<String>,
+    /// When.
+    pub assigned_at: WallTime,
+    /// From a custom allocation policy.
+    pub payload: Option<Value>,
+    /// What it is handed to connect with.
+    pub credential: Option<HandedCredential>,
+}
+
+/// A place in line, as the device is told it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Queued {
+    /// When to come back. At least 1 s; spread later only.
+    pub retry_after_seconds: u64,
+    /// When its assignment should be there.
+    pub appointment: WallTime,
+    /// Devices that go before it, plus one; 0 while DPS works on it.
+    pub position: usize,
+}
+
+/// Why a device gets neither hub nor place.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ProvisionError {
+    /// The hardware ID breaks the rule.
+    #[error("hardwareId: {0}")]
+    IllFormedId(#[from] InvalidName),
+    /// It is not believed.
+    #[error(transparent)]
+    NotBelieved(#[from] NotBelieved),
+    /// An operator keeps it out.
+    #[error("an operator has blocked this device")]
+    Blocked,
+    /// An operator deleted it.
+    #[error("an operator has retired this device")]
+    Retired,
+    /// Its registration ID belongs to another tenant.
+    #[error("this registration ID belongs to another tenant; IDs are unique across tenants")]
+    OtherTenant,
+    /// DPS refused it.
+    #[error("{}", .0.detail)]
+    Refused(Box<Refusal>),
+    /// It asks far more often than it was told to.
+    #[error("this device repeats its request far more often than it was told to")]
+    TooFast(Duration),
+    /// The line takes nobody else.
+    #[error(transparent)]
+    LineFull(#[from] LineFull),
+    /// No instance takes it.
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
+    /// The store cannot keep a place.
+    #[error("{0}")]
+    Store(#[from] StoreError),
+    /// The service is about to stop.
+    #[error("the service is shutting down")]
+    Stopping,
+}
+
+/// What the record says is to be done.
+enum Step {
+    Answer(Answered),
+    /// Write this first, then decide again.
+    Write {
+        record: Box<Record>,
+        /// What is remembered with it as done for this request.
+        done: Done,
+        /// What the device is told if the store takes no writes; `None` if it must not be told anything then.
+        unwritten: Option<Answered>,
+    },
+    /// Give it a place.
+    Join(Reason),
+}
+
+/// What was written for this very request already.
+#[derive(Debug, Clone, Copy, Default)]
+struct Done {
+    /// The device's one credential is handed out with the answer.
+    claimed: bool,
+    /// The reprovisioning that the device asked for is told with the answer.
+    told: bool,
+}
+
+impl Gateway {
+    /// Answers a device. See the module of [`Gateway`] for the line it follows.
+    ///
+    /// Cancel-safe: a device that hangs up keeps the place it was given; its registration goes on.
+    ///
+    /// # Errors
+    /// [`ProvisionError`]; for an unbelieved device nothing was written and nobody was called.
+    pub async fn provision(self: &Arc<Self>, question: &Question<'_>) -> Result<Answered, ProvisionError> {
+        let id = RegistrationId::parse(question.presented.hardware_id)?;
+        let settings = self.settings();
+        let record = match self.load(&id).await {
+            // What cannot be read is unknown until the device is believed: nobody else learns that there is something.
+            Err(error @ ReadError::Unavailable(_)) => return Err(StoreError::from(error).into()),
+            read => read,
+        };
+        let now = self.now();
+        let known = record.as_ref().ok().and_then(Option::as_ref).map(|versioned| &versioned.record);
+        let (name, enrollment) = attestation::authenticate(&settings, &id, known, question.presented, now)?;
+        let record = record.map_err(StoreError::from)?;
+        self.repeat.check(&id, now.mono).map_err(ProvisionError::TooFast)?;
+        let device = Believed { id, name, enrollment, settings: &settings, question };
+        let waiter = (!question.wait.is_zero()).then(|| self.waiters.park(&device.id)).flatten();
+        let Some(waiter) = waiter else { return self.answer(&device, record).await };
+        let deadline = tokio::time::sleep(question.wait);
+        tokio::pin!(deadline);
+        let mut record = record;
+        loop {
+            let changed = waiter.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let answered = self.answer(&device, record).await?;
+            if matches!(answered, Answered::Assigned(_)) || self.is_stopping() {
+                return Ok(answered);
+            }
+            tokio::select! {
+                biased;
+                () = changed => {}
+                // The last forecast is as old as the wait: look again, for a fresh one.
+                () = &mut deadline => {
+                    let record = self.load(&device.id).await.map_err(StoreError::from)?;
+                    return self.answer(&device, record).await;
+                }
+            }
+            record = self.load(&device.id).await.map_err(StoreError::from)?;
+        }
+    }
+
+    /// Decides by the record, writing what has to be durable first.
+    async fn answer(
+        self: &Arc<Self>,
+        device: &Believed<'_>,
+        mut record: Option<Versioned>,
+    ) -> Result<Answered, ProvisionError> {
+        let mut done = Done::default();
+        for _ in 0..CAS_ATTEMPTS_MAX {
+            let now = self.now();
+            let written = match self.step(device, record.as_ref(), done, now)? {
+                Step::Answer(answered) => return Ok(answered),
+                Step::Write { record: new, done: after, unwritten } => {
+                    let version = record.as_ref().and_then(|versioned| versioned.version);
+                    let old = record.take().map(|versioned| versioned.record);
+                    let written = self.commit(old, Versioned { record: *new, version }, Vec::new(), None).await;
+                    match (&written, unwritten) {
+                        (Ok(()), _) => {
+                            done.claimed |= after.claimed;
+                            done.told |= after.told;
+                        }
+                        (Err(CommitError::ReadOnly(_) | CommitError::Failed(_)), Some(answered)) => {
+                            return Ok(answered);
+                        }
+                        (Err(_), _) => {}
+                    }
+                    written
+                }
+                Step::Join(_) if self.is_stopping() => return Err(ProvisionError::Stopping),
+                Step::Join(reason) => self.join(device, record.as_ref(), reason, now).await?,
+            };
+            match written {
+                Ok(()) | Err(CommitError::Conflict { .. }) => {}
+                Err(error) => return Err(StoreError::from(error).into()),
+            }
+            record = self.load(&device.id).await.map_err(StoreError::from)?;
+        }
+        Err(StoreError::Contended.into())
+    }
+
+    fn step(
+        &self,
+        device: &Believed<'_>,
+        versioned: Option<&Versioned>,
+        done: Done,
+        now: Now,
+    ) -> Result<Step, ProvisionError> {
+        let Some(Versioned { record, .. }) = versioned else { return Ok(Step::Join(Reason::First)) };
+        if (record.was_seen() || record.listed.is_some()) && record.tenant != device.enrollment.tenant {
+            tracing::error!(registration_id = %device.id, tenant = %record.tenant, other = %device.enrollment.tenant, "two tenants claim one registration ID");
+            return Err(ProvisionError::OtherTenant);
+        }
+        if record.blocked.is_some() {
+            return Err(ProvisionError::Blocked);
+        }
+        if record.retired.is_some() {
+            return Err(ProvisionError::Retired);
+        }
+        if let Some(pending) = &record.pending {
+            if record.confirmed().is_some() && !device.question.reprovision {
+                return Ok(tell(device, record, done, now));
+            }
+            return Ok(self.queued_step(device, record, pending, now));
+        }
+        // What a device asked for in vain does not take from it what it has.
+        let wants_another = !done.told && device.wants_another(record, now.wall);
+        let content = record.confirmed().is_some() && !wants_another;
+        if let Some(refusal) = self.refusal(record, now.wall).filter(|_| !content) {
+            return Err(ProvisionError::Refused(Box::new(refusal.clone())));
+        }
+        match record.assignment.as_ref().map(|assignment| assignment.state) {
+            None => Ok(Step::Join(Reason::First)),
+            Some(AssignmentState::Suspect) => Ok(Step::Join(Reason::Suspect)),
+            Some(AssignmentState::Moved | AssignmentState::Retired) => Ok(Step::Join(Reason::Moved)),
+            Some(AssignmentState::Confirmed) if wants_another => Ok(Step::Join(Reason::Reprovision)),
+            Some(AssignmentState::Confirmed) => Ok(tell(device, record, done, now)),
+        }
+    }
+
+    /// Tells a place. What the device newly wants is written first, while it still can have an effect.
+    fn queued_step(&self, device: &Believed<'_>, record: &Record, pending: &Pending, now: Now) -> Step {
+        let question = device.question;
+        let new_payload = question.payload.is_some() && question.payload != pending.payload;
+        let newly_asked = question.reprovision && !pending.reprovision;
+        // DPS is to be shown the spelling that the device has proved itself with.
+        let spelling = device.spelling();
+        let new_spelling = device.enrollment.derive_from == DeriveFrom::AsGiven && record.hardware_id != spelling;
+        let queued = Answered::Queued(self.quote(pending, device.settings.line.jitter_max, now));
+        if (new_payload || newly_asked || new_spelling) && pending.stage == Stage::Waiting {
+            let mut record = record.clone();
+            record.hardware_id = spelling;
+            if let Some(pending) = &mut record.pending {
+                pending.reprovision |= newly_asked;
+                if new_payload {
+                    pending.payload.clone_from(&question.payload);
+                }
+            }
+            return Step::Write { record: Box::new(record), done: Done::default(), unwritten: Some(queued) };
+        }
+        Step::Answer(queued)
+    }
+
+    /// When to come back, forecast for this place alone.
+    fn quote(&self, pending: &Pending, jitter_max: Duration, now: Now) -> Queued {
+        let forecast = self
+            .dispatcher(&pending.instance)
+            .and_then(|dispatcher| dispatcher.line.lock().forecast(pending.place, now.mono));
+        // Between two steps of its registration a place is in neither set for a moment.
+        let (position, appointment) = forecast
+            .map_or((0, now.mono.after(Duration::from_secs(2))), |forecast| (forecast.position, forecast.appointment));
+        let wait = appointment.since(now.mono);
+        let told = wait + self.spread(jitter_max.min(wait / 100));
+        Queued { retry_after_seconds: whole_seconds_up(told), appointment: now.wall_at(appointment), position }
+    }
+
+    /// Gives the device a durable place. The inner result is the store's, so that a lost race is decided anew.
+    async fn join(
+        self: &Arc<Self>,
+        device: &Believed<'_>,
+        versioned: Option<&Versioned>,
+        reason: Reason,
+        now: Now,
+    ) -> Result<Result<(), CommitError>, ProvisionError> {
+        let old = versioned.map(|versioned| &versioned.record);
+        let mut record = old
+            .cloned()
+            .unwrap_or_else(|| Record::new(device.id.clone(), device.enrollment.tenant.clone(), device.name.clone()));
+        record.tenant = device.enrollment.tenant.clone();
+        record.enrollment = device.name.clone();
+        record.hardware_id = device.spelling();
+        let new = Versioned { record, version: versioned.and_then(|versioned| versioned.version) };
+        let question = device.question;
+        let joining = Joining { reason, payload: question.payload.clone(), reprovision: question.reprovision };
+        self.enter(old.cloned(), new, joining, now).await
+    }
+
+    /// Puts a device into a line: room in the inventory, a place, the record on disk, and only then its turn.
+    pub(super) async fn enter(
+        self: &Arc<Self>,
+        old: Option<Record>,
+        mut new: Versioned,
+        joining: Joining,
+        now: Now,
+    ) -> Result<Result<(), CommitError>, ProvisionError> {
+        let (dispatcher, reserved) = self.choose(&new.record)?;
+        let (settings, instance) = (self.settings(), dispatcher.name.clone());
+        let place = dispatcher.line.lock().reserve(new.record.registration_id.clone(), Class::Ordinary);
+        let place = place.inspect_err(|_| self.release(&instance, reserved))?;
+        let not_before = suspect_not_before(&new.record, joining.reason, &settings, now);
+        let record = &mut new.record;
+        let first_there = record.footprint.insert(instance.clone());
+        record.refusal = None;
+        let what = format!("joined the line of {instance} ({})", reason_words(joining.reason));
+        record.note(now.wall, settings.registration.timeline_max, what);
+        record.pending = Some(Pending {
+            instance: instance.clone(),
+            place,
+            reason: joining.reason,
+            joined_at: now.wall,
+            stage: Stage::Waiting,
+            reprovision: joining.reprovision,
+            first_there,
+            attempts: 0,
+            payload: joining.payload,
+        });
+        let gateway = Arc::clone(self);
+        let entering = async move {
+            let reserved = reserved.then_some(&instance);
+            let committed = gateway.commit_here(old.as_ref(), &new, Vec::new(), reserved).await;
+            let mut line = dispatcher.line.lock();
+            if committed.is_ok() {
+                line.confirm(place);
+                if let Some(not_before) = not_before {
+                    line.defer(place, not_before);
+                }
+            } else {
+                line.leave(place);
+            }
+            drop(line);
+            dispatcher.bell.notify_one();
+            committed
+        };
+        Ok(self.to_the_end(entering).await)
+    }
+
+    fn release(&self, instance: &InstanceName, reserved: bool) {
+        if reserved {
+            self.occupancy.lock().remove(instance);
+        }
+    }
+
+    /// The instance's dispatcher, and whether placement has newly counted the device in.
+    ///
+    /// New settings come into force under the same lock and only if they have every instance that is counted here, so that nobody is
+    /// placed on an instance that is gone.
+    fn choose(&self, record: &Record) -> Result<(Arc<Dispatcher>, bool), NoRoom> {
+        let mut occupancy = self.occupancy.lock();
+        let settings = self.settings.load();
+        let enrollment = settings.enrollments.get(&record.enrollment).ok_or(NoRoom::NoneFits)?;
+        let open = |name: &&InstanceName| {
+            settings.instances.get(*name).is_some_and(|instance| placement::serves(&enrollment.tenant, instance))
+        };
+        // A device that has been at an instance stays there: only an operator re-homes it, and never to one of another tenant.
+        let been = record.assignment.iter().map(|assignment| &assignment.instance).chain(&record.footprint);
+        let (instance, reserved) = match record.moving_to.iter().chain(been).find(open) {
+            Some(home) if record.footprint.contains(home) => (home.clone(), false),
+            Some(home) => {
+                if !settings.instances.get(home).is_some_and(|instance| occupancy.has_room(home, instance)) {
+                    return Err(NoRoom::AllFull(home.to_string()));
+                }
+                occupancy.add(home);
+                (home.clone(), true)
+            }
+            None => (occupancy.place(&settings.instances, enrollment, &record.registration_id)?, true),
+        };
+        let Some(dispatcher) = self.dispatcher(&instance) else {
+            if reserved {
+                occupancy.remove(&instance);
+            }
+            return Err(NoRoom::NoneFits);
+        };
+        Ok((dispatcher, reserved))
+    }
+}
+
+/// Tells a confirmed assignment; what must be remembered of the telling is written first.
+fn tell(device: &Believed<'_>, record: &Record, done: Done, now: Now) -> Step {
+    let Some(assignment) = record.confirmed() else { return Step::Join(Reason::First) };
+    let enrollment = device.enrollment;
+    let mut credential = None;
+    if !enrollment.credential_once || record.credential_claimed.is_none() || done.claimed {
+        let place = (&assignment.hub, &assignment.device_id);
+        credential = attestation::credential(enrollment, record, &assignment.instance, place, now.wall);
+    }
+    let tells_reprovision = device.question.reprovision && record.reprovisioned_untold;
+    let claims = enrollment.credential_once && credential.is_some() && !done.claimed;
+    let answered = Answered::Assigned(Box::new(Assigned {
+        registration_id: record.registration_id.clone(),
+        device_id: assignment.device_id.clone(),
+        hub: assignment.hub.clone(),
+        substatus: assignment.substatus.clone(),
+        assigned_at: assignment.assigned_at,
+        payload: assignment.payload.clone(),
+        credential,
+    }));
+    if tells_reprovision || claims {
+        let mut record = record.clone();
+        if tells_reprovision {
+            record.reprovisioned_untold = false;
+            record.reprovision_told = Some(now.wall);
+        }
+        if claims {
+            record.credential_claimed = Some(now.wall);
+        }
+        let done = Done { claimed: claims, told: tells_reprovision };
+        // What may be handed out once only is not handed out unless that is remembered.
+        let unwritten = (!claims).then_some(answered);
+        return Step::Write { record: Box::new(record), done, unwritten };
+    }
+    Step::Answer(answered)
+}
+
+/// How a device joins a line.
+pub(super) struct Joining {
+    /// Why.
+    pub(super) reason: Reason,
+    /// For DPS's allocation policy.
+    pub(super) payload: Option<Value>,
+    /// The device asked for a new registration.
+    pub(super) reprovision: bool,
+}
+
+/// One registration of a suspect device per cool-down.
+pub(super) fn suspect_not_before(record: &Record, reason: Reason, settings: &Settings, now: Now) -> Option<Mono> {
+    let begun = record.last_registration_begun.filter(|_| reason == Reason::Suspect)?;
+    let left = settings.registration.suspect_cooldown.checked_sub(now.wall.since(begun))?;
+    (!left.is_zero()).then(|| now.mono.after(left))
+}
+
+fn reason_words(reason: Reason) -> &'static str {
+    match reason {
+        Reason::First => "it has no assignment yet",
+        Reason::Reprovision => "it asked for a new registration",
+        Reason::Suspect => "its assignment was contradicted",
+        Reason::Moved => "an operator moves it",
+    }
+}
+
+fn whole_seconds_up(duration: Duration) -> u64 {
+    (duration.as_secs() + u64::from(duration.subsec_nanos() > 0)).max(1)
+}
+
+/// A device that is who it says it is.
+struct Believed<'a> {
+    id: RegistrationId,
+    name: &'a EnrollmentName,
+    enrollment: &'a Enrollment,
+    settings: &'a Settings,
+    question: &'a Question<'a>,
+}
+
+impl Believed<'_> {
+    /// The hardware ID as the device spells it, if that is not the registration ID.
+    fn spelling(&self) -> Option<String> {
+        let given = self.question.presented.hardware_id;
+        (given != self.id.as_str()).then(|| given.to_owned())
+    }
+
+    /// Whether its wish for a new registration is not met yet.
+    fn wants_another(&self, record: &Record, now: WallTime) -> bool {
+        let cooldown = self.settings.registration.reprovision_cooldown;
+        let lately = |moment: Option<WallTime>| moment.is_some_and(|moment| now.since(moment) < cooldown);
+        let met =
+            record.reprovisioned_untold || lately(record.last_registration_begun) || lately(record.reprovision_told);
+        self.question.reprovision && !met
+    }
+}

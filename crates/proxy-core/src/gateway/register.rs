@@ -1,0 +1,314 @@
+//! One registration, from departure to its end: *sent* on disk → call → ledger → verdict → poll → assignment on disk.
+//!
+//! Invariants:
+//! - The ledger's slot and the *sent* mark are durable in one commit before the call; the answer's time goes to disk with the next commit.
+//! - A record that is no longer at this departure's place (blocked, moved, deleted meanwhile) is left alone; the answer is dropped.
+//! - However a call ends, its slot is settled exactly once and the place is finished or back in line exactly once.
+//!
+//! Here: departure, the call, and what follows from the answer. The rest: `poll`, `lookup` (an outcome nobody told us), `back` (another
+//! try from the same place), `ends` (assigned or refused), `durable` (how the record is edited).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::dispatch::{Connection, Dispatcher, count};
+use super::{ChangeError, Gateway};
+use crate::attestation;
+use crate::ids::{OperationId, RegistrationId};
+use crate::ledger::{SlotId, SlotRecord};
+use crate::line::{Departure, Errand, Place};
+use crate::record::{Record, Stage};
+use crate::store::Write;
+use crate::time::{Mono, Now, WallTime};
+use crate::upstream::verdict::{Call, RefusalWords, Verdict, judge};
+use crate::upstream::{Answer, CallResult, Caller, NoAnswer, Upstream};
+
+mod back;
+mod durable;
+mod ends;
+mod lookup;
+mod poll;
+
+/// After "another registration of this device is running" (409203): 1 to 3 s, as the SDKs' own tests do.
+const REQUEUE_WAIT_MIN: Duration = Duration::from_secs(1);
+const REQUEUE_WAIT_SPREAD: Duration = Duration::from_secs(2);
+
+/// The first polls after a start are spread over this time at least.
+const RESUME_SPREAD_MIN: Duration = Duration::from_secs(5);
+
+/// The record is not at this departure's place any more, or cannot go from there.
+enum NotGoing {
+    /// Somebody else decided about the device.
+    Elsewhere,
+    /// An operator blocked the device since its last registration.
+    Blocked,
+    /// It cannot be proven to DPS.
+    Refused(RefusalWords),
+}
+
+/// A call that may leave now.
+struct Ready {
+    caller: Caller,
+    payload: Option<serde_json::Value>,
+    repeated: bool,
+    /// When the registration before this one was sent.
+    sent_before: Option<WallTime>,
+}
+
+/// What the ledger on disk must still hear of a call that ended.
+#[derive(Debug, Default)]
+struct Settled {
+    write: Option<Write>,
+    /// A slot that nothing was sent under. It is free for others only after that is on disk: a late deletion must not hit theirs.
+    free_after: Option<SlotId>,
+}
+
+/// One registration under way.
+struct Trip {
+    gateway: Arc<Gateway>,
+    dispatcher: Arc<Dispatcher>,
+    id: RegistrationId,
+    place: Place,
+}
+
+impl Gateway {
+    /// Carries a departure out, to its end.
+    pub(super) async fn carry_out(
+        self: Arc<Self>,
+        dispatcher: Arc<Dispatcher>,
+        departure: Departure,
+        connection: Connection,
+    ) {
+        let trip = Trip { gateway: self, dispatcher, id: departure.id.clone(), place: departure.place };
+        match departure.errand {
+            Errand::Register => trip.register(departure, connection).await,
+            Errand::Lookup => trip.look_up(departure, connection).await,
+        }
+    }
+
+    /// Goes on polling a registration that an earlier process had begun; not all of them at once.
+    pub(super) async fn resume(
+        self: Arc<Self>,
+        dispatcher: Arc<Dispatcher>,
+        id: RegistrationId,
+        place: Place,
+        operation_id: OperationId,
+    ) {
+        let spread = self.settings().registration.poll_interval.max(RESUME_SPREAD_MIN);
+        let first_wait = self.spread(spread);
+        let trip = Trip { gateway: self, dispatcher, id, place };
+        trip.poll(operation_id, first_wait).await;
+    }
+}
+
+impl Trip {
+    fn now(&self) -> Now {
+        self.gateway.now()
+    }
+
+    fn upstream(&self) -> Arc<dyn Upstream> {
+        Arc::clone(&self.dispatcher.upstream.read())
+    }
+
+    /// Whether the record is still where this trip began.
+    fn is_mine(&self, record: &Record) -> bool {
+        record
+            .pending
+            .as_ref()
+            .is_some_and(|pending| pending.instance == self.dispatcher.name && pending.place == self.place)
+    }
+
+    async fn register(self, departure: Departure, connection: Connection) {
+        let ready = match self.mark_sent(&departure).await {
+            Ok(ready) => ready,
+            Err(error) => {
+                drop(connection);
+                return self.not_going(&departure, error).await;
+            }
+        };
+        if !self.may_send(&departure) {
+            drop(connection);
+            let settled = self.nothing_left(&departure);
+            return self.stay("the quota was lowered", Errand::Register, ready.sent_before, settled).await;
+        }
+        count(&self.dispatcher.counts.registrations);
+        if ready.repeated {
+            count(&self.dispatcher.counts.repeated);
+        }
+        tracing::debug!(registration_id = %self.id, instance = %self.dispatcher.name, "registration sent");
+        let sent = self.now().mono;
+        let result = self.upstream().register(&ready.caller, ready.payload.as_ref()).await;
+        drop(connection);
+        let settled = self.settle(&departure, sent, &result);
+        match result {
+            Ok(answer) => {
+                if let Some((operation_id, wait)) = self.follow(Call::Register, &answer, settled).await {
+                    self.poll(operation_id, wait).await;
+                }
+            }
+            Err(NoAnswer::NeverLeft(why)) => self.unreachable(&why, ready.sent_before, settled).await,
+            Err(NoAnswer::Lost(why)) => self.outcome_unknown(&why, settled).await,
+        }
+    }
+
+    /// Writes that a registration is about to leave, with its ledger slot.
+    async fn mark_sent(&self, departure: &Departure) -> Result<Ready, ChangeError<NotGoing>> {
+        let settings = self.gateway.settings();
+        let now = self.now();
+        let dps_time = self.dispatcher.dps_clock.lock().latest_at(now.mono);
+        let slot =
+            self.slot_writes(departure, |boot| SlotRecord { boot, sent: now.mono, answered: None, abandoned: None });
+        let edit = |record: &mut Record| {
+            let ready = self.prepare(&settings, record, now)?;
+            let timeline_max = settings.registration.timeline_max;
+            let pending = record.pending.as_mut().ok_or(NotGoing::Elsewhere)?;
+            pending.attempts = pending.attempts.saturating_add(1);
+            pending.stage = Stage::Sent { time: now.wall, dps_time };
+            let attempt = pending.attempts;
+            record.last_sent = Some(now.wall);
+            record.note(now.wall, timeline_max, format!("registration {attempt} sent to {}", self.dispatcher.name));
+            Ok(ready)
+        };
+        self.gateway.change(&self.id, &slot, edit).await.map(|(ready, _)| ready)
+    }
+
+    /// Checks that the device may go, and makes its proof.
+    fn prepare(&self, settings: &crate::settings::Settings, record: &Record, now: Now) -> Result<Ready, NotGoing> {
+        let pending = record.pending.as_ref().filter(|_| self.is_mine(record)).ok_or(NotGoing::Elsewhere)?;
+        if record.blocked.is_some() && pending.stage == Stage::Waiting {
+            return Err(NotGoing::Blocked);
+        }
+        let refused = |code, detail: String| {
+            NotGoing::Refused(RefusalWords { code, detail, error_code: None, tracking_id: None })
+        };
+        let enrollment = settings.enrollments.get(&record.enrollment).ok_or_else(|| {
+            refused(
+                "enrollment-removed",
+                format!("the enrollment {} is not in the configuration any more", record.enrollment),
+            )
+        })?;
+        let caller = attestation::caller(settings, enrollment, record, &self.dispatcher.name, now.wall)
+            .map_err(|error| refused("no-key", error.to_string()))?;
+        Ok(Ready {
+            caller,
+            payload: pending.payload.clone(),
+            repeated: pending.attempts > 0,
+            sent_before: record.last_sent,
+        })
+    }
+
+    fn slot_writes(&self, departure: &Departure, record: impl FnOnce(crate::time::BootId) -> SlotRecord) -> Vec<Write> {
+        let boot = self.gateway.clock.boot_id();
+        departure.slot.map(|slot| self.dispatcher.slot_write(slot, Some(&record(boot)))).into_iter().collect()
+    }
+
+    /// Nothing was sent: gives slot and place back.
+    async fn not_going(&self, departure: &Departure, error: ChangeError<NotGoing>) {
+        self.dispatcher.line.lock().never_left(departure.slot);
+        match error {
+            ChangeError::Unknown | ChangeError::Refused(NotGoing::Elsewhere) => self.finish(false),
+            ChangeError::Refused(NotGoing::Refused(words)) => self.refuse(words, Settled::default()).await,
+            ChangeError::Refused(NotGoing::Blocked) => {
+                self.edit_durably(Settled::default(), |record| drop(record.drop_pending())).await;
+                self.finish(false);
+            }
+            ChangeError::Store(error) => {
+                tracing::error!(registration_id = %self.id, instance = %self.dispatcher.name, %error, "the sent mark could not be written; nothing was sent");
+                self.pause_instance();
+                self.come_back(departure.errand, self.now().mono);
+            }
+        }
+    }
+
+    /// Tells the ledger how a call ended, and returns the write that keeps it.
+    fn settle(&self, departure: &Departure, sent: Mono, result: &CallResult) -> Settled {
+        let now = self.now().mono;
+        let mut line = self.dispatcher.line.lock();
+        match result {
+            Ok(answer) => {
+                line.answered(departure.slot, now, now.since(sent));
+                drop(line);
+                if let Some(date) = answer.date {
+                    self.dispatcher.dps_clock.lock().observe(date, sent, now);
+                }
+                let write = self
+                    .slot_writes(departure, |boot| SlotRecord { boot, sent, answered: Some(now), abandoned: None })
+                    .pop();
+                Settled { write, free_after: None }
+            }
+            Err(NoAnswer::Lost(_)) => {
+                line.abandoned(departure.slot, now);
+                drop(line);
+                count(&self.dispatcher.counts.lost);
+                let write = self
+                    .slot_writes(departure, |boot| SlotRecord { boot, sent, answered: None, abandoned: Some(now) })
+                    .pop();
+                Settled { write, free_after: None }
+            }
+            Err(NoAnswer::NeverLeft(_)) => {
+                drop(line);
+                count(&self.dispatcher.counts.unreachable);
+                self.nothing_left(departure)
+            }
+        }
+    }
+
+    /// Nothing was sent under the departure's slot.
+    fn nothing_left(&self, departure: &Departure) -> Settled {
+        let write = departure.slot.map(|slot| self.dispatcher.slot_write(slot, None));
+        Settled { write, free_after: departure.slot }
+    }
+
+    /// Asked right before each send: writing the mark takes time, in which the quota may have been lowered.
+    fn may_send(&self, departure: &Departure) -> bool {
+        let now = self.now().mono;
+        self.dispatcher.line.lock().may_send(departure.slot, now)
+    }
+
+    /// Does what an answer means. Returns what is to be polled, and after which wait, if DPS has begun to work on the registration.
+    async fn follow(&self, call: Call, answer: &Answer, settled: Settled) -> Option<(OperationId, Duration)> {
+        let verdict = judge(call, answer);
+        // Only DPS's own words show that the instance works.
+        if !matches!(verdict, Verdict::Retry { .. } | Verdict::Throttled { .. } | Verdict::Unknown { .. }) {
+            self.dispatcher.line.lock().instance_works();
+        }
+        match verdict {
+            Verdict::Assigned(state) => self.assign(state, settled).await,
+            Verdict::Assigning { operation_id: Some(operation_id) } => {
+                return self.assigning(operation_id, answer.retry_after, settled).await;
+            }
+            Verdict::Assigning { operation_id: None } => {
+                self.look_up_later(call, "DPS still works on it", settled).await;
+            }
+            Verdict::Throttled { retry_after } => self.throttled(call, retry_after, settled).await,
+            // What became of the registration is still unknown: nothing is sent again before that is clear.
+            Verdict::Requeue { why } if call == Call::Lookup => self.look_up_later(call, &why, settled).await,
+            Verdict::Retry { why } if call == Call::Lookup => {
+                self.pause_instance();
+                self.look_up_later(call, &why, settled).await;
+            }
+            Verdict::Requeue { why } => {
+                let wait = REQUEUE_WAIT_MIN + self.gateway.spread(REQUEUE_WAIT_SPREAD);
+                self.go_again(&why, wait, settled).await;
+            }
+            Verdict::Retry { why } => self.failed(&why, settled).await,
+            Verdict::Refused(words) => self.refuse(words, settled).await,
+            Verdict::Unknown { why } => self.look_up_later(call, &why, settled).await,
+            Verdict::NotRegistered => {
+                self.go_again("DPS holds no registration of the device", Duration::ZERO, settled).await;
+            }
+        }
+        None
+    }
+
+    async fn assigning(
+        &self,
+        operation_id: OperationId,
+        retry_after: Option<Duration>,
+        settled: Settled,
+    ) -> Option<(OperationId, Duration)> {
+        let stage = Stage::Assigning { operation_id: operation_id.clone(), time: self.now().wall };
+        let what = format!("{} works on it (operation {operation_id})", self.dispatcher.name);
+        self.move_to_stage(stage, &what, settled).await.then(|| (operation_id, self.poll_wait(retry_after)))
+    }
+}

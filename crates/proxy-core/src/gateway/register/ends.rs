@@ -1,0 +1,168 @@
+//! The ends of a registration: the device is assigned, or refused.
+
+use std::collections::hash_map::Entry;
+
+use super::{Settled, Trip};
+use crate::gateway::dispatch::count;
+use crate::gateway::{Gateway, StoreError};
+use crate::ids::{DeviceId, HubName, RegistrationId, TenantName};
+use crate::record::{Assignment, AssignmentState, Refusal, Versioned};
+use crate::upstream::RegistrationState;
+use crate::upstream::verdict::RefusalWords;
+
+impl Trip {
+    /// The assignment goes to disk, then everybody hears of it.
+    pub(super) async fn assign(&self, state: RegistrationState, settled: Settled) {
+        let Some(hub) = state.assigned_hub.clone() else { return self.finish(false) };
+        let settings = self.gateway.settings();
+        let allowed = settings
+            .instances
+            .get(&self.dispatcher.name)
+            .is_none_or(|instance| instance.hubs.is_empty() || instance.hubs.contains(&hub));
+        if !allowed {
+            tracing::error!(registration_id = %self.id, instance = %self.dispatcher.name, assigned_hub = %hub, "DPS assigned a hub that is not in the instance's list");
+            let detail = format!(
+                "DPS assigned {hub}, which is not among the hubs configured for {}: correct the list or the enrollment's linked hubs",
+                self.dispatcher.name
+            );
+            let words = RefusalWords { code: "unexpected-hub", detail, error_code: None, tracking_id: None };
+            return self.refuse(words, settled).await;
+        }
+        let device_id = match &state.device_id {
+            Some(device_id) => device_id.clone(),
+            None => DeviceId::parse(self.id.as_str()).expect("a registration ID is a device ID"),
+        };
+        // Held until the assignment is written, so that of two at once one is refused.
+        let Some(claim) = self.claim(&device_id).await else { return self.finish(false) };
+        if let Err(other) = &claim {
+            tracing::error!(registration_id = %self.id, instance = %self.dispatcher.name, device_id = %device_id, other = %other, "two registrations claim one device ID");
+            let detail = format!(
+                "DPS named the device {device_id}, which registration {other} of the same tenant has already: give one of the enrollments another deviceId"
+            );
+            let words = RefusalWords { code: "device-id-taken", detail, error_code: None, tracking_id: None };
+            return self.refuse(words, settled).await;
+        }
+        self.store_assignment(&hub, &device_id, &state, settled).await;
+    }
+
+    /// Claims the device ID, and does not give up while the store cannot be read. `None` if the service stops.
+    async fn claim(&self, device_id: &DeviceId) -> Option<Claimed<'_>> {
+        let mut failures = 0;
+        loop {
+            match self.gateway.claim(&self.id, device_id).await {
+                Ok(claimed) => return Some(claimed),
+                Err(error) => {
+                    failures += 1;
+                    tracing::error!(registration_id = %self.id, instance = %self.dispatcher.name, %error, "whether the device ID is taken cannot be read yet");
+                }
+            }
+            if !self.wait_for_the_store(failures).await {
+                return None;
+            }
+        }
+    }
+
+    async fn store_assignment(&self, hub: &HubName, device_id: &DeviceId, state: &RegistrationState, settled: Settled) {
+        let timeline_max = self.gateway.settings().registration.timeline_max;
+        let now = self.now().wall;
+        let stored = self
+            .edit_durably(settled, |record| {
+                let begun = record.last_sent;
+                let asked = record.pending.take().is_some_and(|pending| pending.reprovision);
+                let earlier = record.assignment.take();
+                let stays =
+                    earlier.as_ref().filter(|earlier| earlier.hub == *hub && earlier.instance == self.dispatcher.name);
+                record.assignment = Some(Assignment {
+                    hub: hub.clone(),
+                    device_id: device_id.clone(),
+                    instance: self.dispatcher.name.clone(),
+                    state: AssignmentState::Confirmed,
+                    substatus: state.substatus.clone(),
+                    payload: state.payload.clone(),
+                    assigned_at: stays.map_or(now, |earlier| earlier.assigned_at),
+                    confirmed_at: now,
+                    suspected_at: None,
+                    revision: earlier.as_ref().map_or(1, |earlier| earlier.revision + 1),
+                    dps_etag: state.etag.clone(),
+                    dps_last_updated: state.last_updated,
+                });
+                record.refusal = None;
+                record.moving_to = record.moving_to.take().filter(|target| *target != self.dispatcher.name);
+                record.last_registration_begun = begun;
+                record.reprovisioned_untold = asked;
+                record.credential_claimed = record.credential_claimed.filter(|_| stays.is_some());
+                record.note(now, timeline_max, format!("assigned to {hub} by {}", self.dispatcher.name));
+            })
+            .await;
+        if stored {
+            count(&self.dispatcher.counts.assigned);
+            tracing::info!(registration_id = %self.id, instance = %self.dispatcher.name, assigned_hub = %hub, "assigned");
+        }
+        self.finish(stored);
+    }
+
+    /// DPS will not have the device: it leaves the line, and is told why until the refusal expires.
+    pub(super) async fn refuse(&self, words: RefusalWords, settled: Settled) {
+        let (settings, settings_mark) = (self.gateway.settings(), self.gateway.settings_mark());
+        let now = self.now().wall;
+        tracing::warn!(registration_id = %self.id, instance = %self.dispatcher.name, code = words.code, detail = words.detail,
+            error_code = words.error_code, tracking_id = words.tracking_id, "registration refused");
+        let stored = self
+            .edit_durably(settled, |record| {
+                record.drop_pending();
+                record.refusal = Some(Refusal {
+                    code: words.code.to_owned(),
+                    detail: words.detail.clone(),
+                    error_code: words.error_code,
+                    tracking_id: words.tracking_id.clone(),
+                    instance: self.dispatcher.name.clone(),
+                    at: now,
+                    until: now.after(settings.registration.refusal_ttl),
+                    settings_mark,
+                });
+                let tracking = words.tracking_id.as_ref().map(|id| format!(", tracking ID {id}")).unwrap_or_default();
+                record.note(
+                    now,
+                    settings.registration.timeline_max,
+                    format!("refused by {}: {}{tracking}", self.dispatcher.name, words.detail),
+                );
+            })
+            .await;
+        if stored {
+            count(&self.dispatcher.counts.refused);
+        }
+        self.finish(false);
+    }
+}
+
+/// `None` if the record is gone. The error is another registration of the same tenant that holds the device ID.
+type Claimed<'a> = Result<Option<Claim<'a>>, RegistrationId>;
+
+/// A device ID that is being assigned; free again when dropped.
+struct Claim<'a> {
+    gateway: &'a Gateway,
+    key: (TenantName, DeviceId),
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        self.gateway.claims.lock().remove(&self.key);
+    }
+}
+
+impl Gateway {
+    /// Claims `device_id` for a registration.
+    async fn claim(&self, id: &RegistrationId, device_id: &DeviceId) -> Result<Claimed<'_>, StoreError> {
+        let Some(Versioned { record: own, .. }) = self.load(id).await? else { return Ok(Ok(None)) };
+        let key = (own.tenant.clone(), device_id.clone());
+        match self.claims.lock().entry(key.clone()) {
+            Entry::Occupied(held) => return Ok(Err(held.get().clone())),
+            Entry::Vacant(free) => {
+                free.insert(id.clone());
+            }
+        }
+        let claim = Claim { gateway: self, key };
+        let holder = self.holder(&own.tenant, device_id, id).await?;
+        Ok(holder.map_or(Ok(Some(claim)), Err))
+    }
+}

@@ -1,0 +1,98 @@
+//! Polling: DPS works on the registration, and tells when asked.
+
+use std::time::Duration;
+
+use super::{NotGoing, Settled, Trip};
+use crate::gateway::dispatch::count;
+use crate::ids::OperationId;
+use crate::retry;
+use crate::upstream::verdict::{Call, Verdict, judge};
+use crate::upstream::{Answer, Said, Status};
+
+/// Least wait between two polls of one device: DPS allows 5 per 10 s.
+const POLL_WAIT_MIN: Duration = Duration::from_secs(2);
+
+impl Trip {
+    pub(super) fn poll_wait(&self, retry_after: Option<Duration>) -> Duration {
+        let registration = &self.gateway.settings().registration;
+        let most = registration.poll_interval_max.max(POLL_WAIT_MIN);
+        retry_after
+            .unwrap_or(registration.poll_interval)
+            .clamp(registration.poll_interval.clamp(POLL_WAIT_MIN, most), most)
+    }
+
+    pub(super) async fn poll(&self, operation_id: OperationId, first_wait: Duration) {
+        let begun = self.now().mono;
+        let mut wait = first_wait;
+        let mut failures = 0;
+        loop {
+            tokio::select! {
+                biased;
+                // The operation ID is on disk: the next process goes on from here.
+                () = self.gateway.stopping.cancelled() => return,
+                () = tokio::time::sleep(wait) => {}
+            }
+            let settings = self.gateway.settings();
+            if self.now().mono.since(begun) > settings.registration.assigning_max {
+                return self.go_again("DPS gave no result in time", Duration::ZERO, Settled::default()).await;
+            }
+            let record = match self.gateway.load(&self.id).await {
+                Ok(Some(versioned)) => versioned.record,
+                Ok(None) => return self.finish(false),
+                Err(_) => {
+                    failures += 1;
+                    wait = self.poll_backoff(failures);
+                    continue;
+                }
+            };
+            let ready = match self.prepare(&settings, &record, self.now()) {
+                Ok(ready) => ready,
+                Err(NotGoing::Elsewhere | NotGoing::Blocked) => return self.finish(false),
+                Err(NotGoing::Refused(words)) => return self.refuse(words, Settled::default()).await,
+            };
+            let connection = tokio::select! {
+                biased;
+                () = self.gateway.stopping.cancelled() => return,
+                connection = self.dispatcher.connection() => connection,
+            };
+            count(&self.dispatcher.counts.polls);
+            let sent = self.now().mono;
+            let result = self.upstream().poll(&ready.caller, &operation_id).await;
+            drop(connection);
+            let Ok(answer) = result else {
+                failures += 1;
+                wait = self.poll_backoff(failures);
+                continue;
+            };
+            if let Some(date) = answer.date {
+                self.dispatcher.dps_clock.lock().observe(date, sent, self.now().mono);
+            }
+            match judge(Call::Poll, &answer) {
+                Verdict::Assigning { .. } => wait = self.poll_wait(answer.retry_after),
+                // Too many polls of this device; registrations have a quota of their own.
+                Verdict::Throttled { retry_after } => {
+                    wait = self.poll_wait(retry_after.map(|wait| wait.max(POLL_WAIT_MIN * 2)));
+                }
+                Verdict::Retry { .. } | Verdict::Unknown { .. } if answer_is_not_final(&answer) => {
+                    failures += 1;
+                    wait = self.poll_backoff(failures);
+                }
+                _ => {
+                    let _nothing_to_poll = self.follow(Call::Poll, &answer, Settled::default()).await;
+                    return;
+                }
+            }
+        }
+    }
+
+    fn poll_backoff(&self, failures: u32) -> Duration {
+        let registration = &self.gateway.settings().registration;
+        let ceiling = retry::ceiling(failures, registration.backoff_min, registration.poll_interval_max);
+        POLL_WAIT_MIN.max(ceiling) + self.gateway.spread(POLL_WAIT_MIN)
+    }
+}
+
+/// A failed poll says nothing about the registration; a registration that *failed* does.
+fn answer_is_not_final(answer: &Answer) -> bool {
+    !matches!(&answer.said, Said::Progress(progress) if progress.status == Status::Failed)
+}

@@ -1,0 +1,349 @@
+//! The ledger: the one place that decides whether a registration may leave without breaking an instance's quota.
+//!
+//! A send at `s` is counted by DPS at some moment between `s` and its answer `r`. A send is safe whenever fewer than *quota*
+//! earlier sends are unanswered or were answered within the last 60 s plus a guard. Proof: suppose `N + 1` were counted in
+//! `(x, x + 60]`; take the last one sent, at `s`; each of the other `N` was answered after `x ≥ s − 60` or not at all, so at `s` it
+//! held a slot, and the send was not admitted.
+//!
+//! Invariants:
+//! - A slot is held from before the send until its answer plus [`WINDOW`] plus [`DRIFT_GUARD`]; a send whose answer is given up
+//!   is held until then plus the longest delay the network may add.
+//! - Admission never looks at the wall clock. Time only comes in as an argument.
+//! - At most as many slots exist as the largest quota ever admitted under, so the persisted ledger is bounded.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::time::{BootId, Mono};
+
+/// The window of Microsoft's quota ("registrations per minute").
+pub const WINDOW: Duration = Duration::from_secs(60);
+
+/// Covers what two clocks may drift apart in one window, and the granularity of timers.
+pub const DRIFT_GUARD: Duration = Duration::from_millis(100);
+
+/// Names the slot that one send holds. Reused after it was released.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SlotId(pub u32);
+
+/// One slot as it is kept on disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SlotRecord {
+    /// The boot whose clock `sent` and `answered` are read from.
+    pub boot: BootId,
+    /// When the slot was taken.
+    pub sent: Mono,
+    /// When the answer came; `None` while there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answered: Option<Mono>,
+    /// When the answer was given up; the slot is then held for the network's longest delay as well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub abandoned: Option<Mono>,
+}
+
+/// Why nothing may leave now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Full {
+    /// Until this moment at least.
+    Until(Mono),
+    /// Until one of the sends under way is answered.
+    UntilAnswered,
+}
+
+/// The sends of one instance that may still count against its quota.
+#[derive(Debug)]
+pub struct Ledger {
+    quota: u32,
+    upstream_max_delay: Duration,
+    free: BTreeSet<SlotId>,
+    slots_known: u32,
+    unanswered: BTreeSet<SlotId>,
+    /// Slots with a known end, soonest first.
+    held: BTreeSet<(Mono, SlotId)>,
+}
+
+impl Ledger {
+    /// An empty ledger: nothing was sent in the last window.
+    #[must_use]
+    pub fn new(quota: u32, upstream_max_delay: Duration) -> Self {
+        Self {
+            quota,
+            upstream_max_delay,
+            free: BTreeSet::new(),
+            slots_known: 0,
+            unanswered: BTreeSet::new(),
+            held: BTreeSet::new(),
+        }
+    }
+
+    /// Rebuilds the ledger of an earlier process. Within one boot, the ages of answered sends are exact. Across boots, an answered
+    /// send counts as answered now. What had no answer may still be on its way: it is held for the longest delay from now.
+    pub fn restore(&mut self, slots: impl IntoIterator<Item = (SlotId, SlotRecord)>, boot: &BootId, now: Mono) {
+        for (slot, record) in slots {
+            let same_boot = record.boot == *boot;
+            let trusted = |moment: Mono| if same_boot && moment <= now { moment } else { now };
+            let until = match (record.answered, record.abandoned) {
+                (Some(answered), _) => trusted(answered).after(WINDOW + DRIFT_GUARD),
+                (None, Some(abandoned)) => trusted(abandoned).after(self.abandoned_hold()),
+                (None, None) => now.after(self.abandoned_hold()),
+            };
+            self.grow_to(slot.0.saturating_add(1));
+            if self.free.remove(&slot) && until > now {
+                self.held.insert((until, slot));
+            } else {
+                self.free.insert(slot);
+            }
+        }
+    }
+
+    fn abandoned_hold(&self) -> Duration {
+        self.upstream_max_delay + WINDOW + DRIFT_GUARD
+    }
+
+    fn grow_to(&mut self, slots: u32) {
+        while self.slots_known < slots {
+            self.free.insert(SlotId(self.slots_known));
+            self.slots_known += 1;
+        }
+    }
+
+    /// Changes the limits. A lower quota sends nothing until the window holds fewer than the new one.
+    pub fn configure(&mut self, quota: u32, upstream_max_delay: Duration) {
+        self.quota = quota;
+        self.upstream_max_delay = upstream_max_delay;
+    }
+
+    /// The configured quota, in registrations per [`WINDOW`].
+    #[must_use]
+    pub const fn quota(&self) -> u32 {
+        self.quota
+    }
+
+    /// Slots in use at `now`: unanswered, or answered within the window.
+    pub fn used(&mut self, now: Mono) -> u32 {
+        self.release_expired(now);
+        u32::try_from(self.unanswered.len() + self.held.len()).unwrap_or(u32::MAX)
+    }
+
+    fn release_expired(&mut self, now: Mono) {
+        while let Some(&(until, slot)) = self.held.first()
+            && until <= now
+        {
+            self.held.pop_first();
+            self.free.insert(slot);
+        }
+    }
+
+    /// Whether a send is safe at `now`; takes nothing.
+    ///
+    /// # Errors
+    /// [`Full`] with the earliest moment at which asking again can help.
+    pub fn check(&mut self, now: Mono) -> Result<(), Full> {
+        let used = self.used(now);
+        if used < self.quota {
+            return Ok(());
+        }
+        // After a quota was lowered, more than one slot has to end first.
+        let ends_needed = (used - self.quota) as usize;
+        self.held.iter().nth(ends_needed).map_or(Err(Full::UntilAnswered), |&(until, _)| Err(Full::Until(until)))
+    }
+
+    /// Takes a slot for a send that [`check`](Self::check) just found safe.
+    pub fn take(&mut self) -> SlotId {
+        if self.free.is_empty() {
+            self.grow_to(self.slots_known + 1);
+        }
+        let slot = self.free.pop_first().expect("a slot was just made");
+        self.unanswered.insert(slot);
+        slot
+    }
+
+    /// DPS answered: the slot is held for one more window.
+    pub fn answered(&mut self, slot: SlotId, now: Mono) {
+        if self.unanswered.remove(&slot) {
+            self.held.insert((now.after(WINDOW + DRIFT_GUARD), slot));
+        }
+    }
+
+    /// No answer will be waited for any more, but DPS may still count the send.
+    pub fn abandoned(&mut self, slot: SlotId, now: Mono) {
+        if self.unanswered.remove(&slot) {
+            self.held.insert((now.after(self.abandoned_hold()), slot));
+        }
+    }
+
+    /// The send never left this machine.
+    pub fn never_left(&mut self, slot: SlotId) {
+        if self.unanswered.remove(&slot) {
+            self.free.insert(slot);
+        }
+    }
+
+    /// When the `rank`-th further send (from 0) would have a slot, if every answer takes `latency`. A forecast, not a promise.
+    pub fn forecast(&mut self, rank: u64, now: Mono, latency: Duration) -> Mono {
+        let quota = u64::from(self.quota.max(1));
+        let cycle = WINDOW + DRIFT_GUARD + latency;
+        let (cycles, rank) = (rank / quota, usize::try_from(rank % quota).unwrap_or(usize::MAX));
+        let room = self.quota.saturating_sub(self.used(now)) as usize;
+        let excess = (self.used(now).saturating_sub(self.quota)) as usize;
+        let first = if rank < room {
+            now
+        } else {
+            let ends_needed = rank - room + excess;
+            match self.held.iter().nth(ends_needed) {
+                Some(&(until, _)) => until,
+                // Held by sends that are not answered yet: they are about to be.
+                None => now.after(cycle),
+            }
+        };
+        first.after(cycle.saturating_mul(u32::try_from(cycles).unwrap_or(u32::MAX)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const DELAY: Duration = Duration::from_secs(30);
+
+    fn at(millis: u64) -> Mono {
+        Mono::from_nanos(millis * 1_000_000)
+    }
+
+    fn boot(name: &str) -> BootId {
+        BootId(name.to_owned())
+    }
+
+    #[test]
+    fn a_slot_is_free_again_one_window_and_the_guard_after_its_answer() {
+        let mut ledger = Ledger::new(1, DELAY);
+        assert_eq!(ledger.check(at(0)), Ok(()));
+        let slot = ledger.take();
+        assert_eq!(ledger.check(at(10)), Err(Full::UntilAnswered));
+        ledger.answered(slot, at(300));
+        assert_eq!(ledger.check(at(60_399)), Err(Full::Until(at(60_400))));
+        assert_eq!(ledger.check(at(60_400)), Ok(()));
+    }
+
+    #[test]
+    fn a_lost_answer_holds_its_slot_for_the_longest_delay_and_then_ends() {
+        let mut ledger = Ledger::new(1, DELAY);
+        let slot = ledger.take();
+        ledger.abandoned(slot, at(10_000));
+        assert_eq!(ledger.check(at(10_000)), Err(Full::Until(at(100_100))));
+        assert_eq!(ledger.check(at(100_100)), Ok(()));
+    }
+
+    #[test]
+    fn after_the_quota_is_lowered_nothing_leaves_until_the_window_has_room_for_it() {
+        let mut ledger = Ledger::new(3, DELAY);
+        for answered in [100, 200, 300] {
+            let slot = ledger.take();
+            ledger.answered(slot, at(answered));
+        }
+        ledger.configure(1, DELAY);
+        assert_eq!(ledger.check(at(1_000)), Err(Full::Until(at(60_400))), "all three must leave the window first");
+        ledger.configure(5, DELAY);
+        assert_eq!(ledger.check(at(1_000)), Ok(()));
+    }
+
+    #[test]
+    fn what_another_boot_left_is_counted_from_now() {
+        let answered = SlotRecord { boot: boot("a"), sent: at(1), answered: Some(at(2)), abandoned: None };
+        let lost = SlotRecord { boot: boot("a"), sent: at(1), answered: None, abandoned: None };
+        let slots = || vec![(SlotId(0), answered.clone()), (SlotId(1), lost.clone())];
+
+        let mut same_boot = Ledger::new(2, DELAY);
+        same_boot.restore(slots(), &boot("a"), at(50_000));
+        assert_eq!(same_boot.check(at(50_000)), Err(Full::Until(at(60_102))));
+
+        let mut other_boot = Ledger::new(2, DELAY);
+        other_boot.restore(slots(), &boot("b"), at(50_000));
+        assert_eq!(other_boot.check(at(50_000)), Err(Full::Until(at(110_100))));
+        assert_eq!(other_boot.used(at(110_100)), 1, "the lost one is held for the longest delay as well");
+        assert_eq!(other_boot.used(at(140_100)), 0);
+    }
+
+    /// What DPS would count, told apart from the ledger's own arithmetic.
+    fn most_in_any_window(mut counted: Vec<u64>) -> usize {
+        counted.sort_unstable();
+        (0..counted.len())
+            .map(|first| counted[first..].iter().take_while(|&&at| at < counted[first] + 60_000).count())
+            .max()
+            .unwrap_or(0)
+    }
+
+    #[derive(Debug, Clone)]
+    struct Send {
+        wait: u64,
+        latency: u64,
+        counted_permille: u64,
+        lost: bool,
+    }
+
+    fn sends() -> impl Strategy<Value = Vec<Send>> {
+        prop::collection::vec(
+            (0u64..4_000, 0u64..20_000, 0u64..=1000, prop::bool::weighted(0.1))
+                .prop_map(|(wait, latency, counted_permille, lost)| Send { wait, latency, counted_permille, lost }),
+            1..200,
+        )
+    }
+
+    proptest! {
+        /// Slow answers, lost replies that DPS counts up to the longest delay after we gave up, restarts of the process and of
+        /// the machine: no 60 seconds ever hold more than the quota.
+        #[test]
+        fn no_window_holds_more_than_the_quota(
+            quota in 1u32..12, sends in sends(), restarts in prop::collection::btree_set(0usize..200, 0..4), reboot in any::<bool>()
+        ) {
+            let mut now = 0u64;
+            let mut ledger = Ledger::new(quota, DELAY);
+            let mut persisted: std::collections::BTreeMap<SlotId, SlotRecord> = std::collections::BTreeMap::new();
+            let mut answers: Vec<(u64, SlotId, bool)> = Vec::new();
+            let mut counted: Vec<u64> = Vec::new();
+            let mut boots = 0u32;
+            for (index, send) in sends.iter().enumerate() {
+                now += send.wait;
+                if restarts.contains(&index) {
+                    // The connections died with the process: what is still on its way is counted within the longest delay.
+                    for moment in &mut counted {
+                        *moment = (*moment).min(now + 30_000);
+                    }
+                    answers.clear();
+                    boots += u32::from(reboot);
+                    ledger = Ledger::new(quota, DELAY);
+                    ledger.restore(persisted.clone(), &boot(&boots.to_string()), at(now));
+                }
+                // Wait for a slot, delivering answers as they fall due.
+                loop {
+                    answers.sort_unstable();
+                    while let Some(&(due, slot, lost)) = answers.first() && due <= now {
+                        answers.remove(0);
+                        let record = persisted.get_mut(&slot).unwrap();
+                        if lost { ledger.abandoned(slot, at(due)); record.abandoned = Some(at(due)); }
+                        else { ledger.answered(slot, at(due)); record.answered = Some(at(due)); }
+                    }
+                    match ledger.check(at(now)) {
+                        Ok(()) => break,
+                        Err(Full::Until(until)) => now = (until.as_nanos() / 1_000_000).min(answers.first().map_or(u64::MAX, |a| a.0)).max(now + 1),
+                        Err(Full::UntilAnswered) => now = answers.first().expect("an answer is due").0.max(now),
+                    }
+                }
+                let slot = ledger.take();
+                persisted.insert(slot, SlotRecord { boot: boot(&boots.to_string()), sent: at(now), answered: None, abandoned: None });
+                let answered = now + send.latency;
+                answers.push((answered, slot, send.lost));
+                // DPS counts no later than it answers; a lost one up to the longest delay after we gave it up.
+                let span = if send.lost { send.latency + 30_000 } else { send.latency };
+                counted.push(now + span * send.counted_permille / 1000);
+            }
+            prop_assert!(most_in_any_window(counted) <= quota as usize);
+        }
+    }
+}

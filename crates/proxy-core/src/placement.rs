@@ -1,0 +1,277 @@
+//! Placement: which instance a new device goes to.
+//!
+//! Least-filled by weight over the inventory: region, labels, tenant and draining filter first, then the instance with the smallest
+//! `filled / weight` wins; equal ones are told apart by a hash of registration ID and instance name, so that the choice is stable
+//! and spreads. The first durable record wins; the caller reserves room here before it writes and gives it back if the
+//! write loses.
+//!
+//! Invariant: `filled` counts device records that name the instance in their footprint (tombstones included) plus reservations. With
+//! the external count it never grows beyond capacity through this module.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::entropy::hash64;
+use crate::ids::{InstanceName, RegistrationId, TenantName};
+use crate::settings::{Enrollment, Instance};
+
+/// How full every instance is.
+#[derive(Debug, Default)]
+pub struct Occupancy {
+    filled: BTreeMap<InstanceName, u64>,
+}
+
+/// No instance can take the device.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoRoom {
+    /// No instance fits the enrollment's filters.
+    #[error("no instance fits the enrollment's instances, region, labels and tenant")]
+    NoneFits,
+    /// Some fit, but they take no new devices.
+    #[error("every instance that fits is draining or full: {0}")]
+    AllFull(String),
+}
+
+impl Occupancy {
+    /// Devices that `instance` may hold records of, as far as we know (without the external count).
+    #[must_use]
+    pub fn filled(&self, instance: &InstanceName) -> u64 {
+        self.filled.get(instance).copied().unwrap_or(0)
+    }
+
+    /// The instances that any record refers to.
+    pub fn instances(&self) -> impl Iterator<Item = &InstanceName> {
+        self.filled.iter().filter(|&(_, &filled)| filled > 0).map(|(name, _)| name)
+    }
+
+    /// One more device may have a record at `instance`.
+    pub fn add(&mut self, instance: &InstanceName) {
+        *self.filled.entry(instance.clone()).or_default() += 1;
+    }
+
+    /// One device fewer has.
+    pub fn remove(&mut self, instance: &InstanceName) {
+        if let Some(filled) = self.filled.get_mut(instance) {
+            *filled = filled.saturating_sub(1);
+        }
+    }
+
+    /// A record's footprint changed from `old` to `new`; `reserved` was counted already when the device was placed.
+    pub fn follow(
+        &mut self,
+        old: Option<&BTreeSet<InstanceName>>,
+        new: &BTreeSet<InstanceName>,
+        reserved: Option<&InstanceName>,
+    ) {
+        let was = |instance: &InstanceName| old.is_some_and(|old| old.contains(instance));
+        for instance in new.iter().filter(|instance| reserved != Some(*instance) && !was(instance)) {
+            self.add(instance);
+        }
+        for instance in old.into_iter().flatten().filter(|instance| !new.contains(*instance)) {
+            self.remove(instance);
+        }
+    }
+
+    /// Chooses an instance and counts the device in. Give it back with [`remove`](Self::remove) if its record is not written.
+    ///
+    /// Instances dedicated to the tenant come first; shared ones take what those have no room for.
+    ///
+    /// # Errors
+    /// [`NoRoom`] if there is none.
+    pub fn place(
+        &mut self,
+        instances: &BTreeMap<InstanceName, Instance>,
+        enrollment: &Enrollment,
+        registration_id: &RegistrationId,
+    ) -> Result<InstanceName, NoRoom> {
+        let fitting: Vec<_> = instances.iter().filter(|(name, instance)| fits(enrollment, name, instance)).collect();
+        if fitting.is_empty() {
+            return Err(NoRoom::NoneFits);
+        }
+        let open: Vec<_> =
+            fitting.iter().filter(|(name, instance)| !instance.draining && self.has_room(name, instance)).collect();
+        let dedicated = |instance: &Instance| instance.tenant.is_some();
+        let best = open.iter().min_by(|(a_name, a), (b_name, b)| {
+            dedicated(b)
+                .cmp(&dedicated(a))
+                .then_with(|| self.compare_fill(a_name, a, b_name, b))
+                .then_with(|| tie_break(registration_id, a_name).cmp(&tie_break(registration_id, b_name)))
+        });
+        let Some((name, _)) = best else {
+            let names: Vec<&str> = fitting.iter().map(|(name, _)| name.as_str()).collect();
+            return Err(NoRoom::AllFull(names.join(", ")));
+        };
+        let name = (*name).clone();
+        self.add(&name);
+        Ok(name)
+    }
+
+    /// Whether `instance` can take one more device.
+    #[must_use]
+    pub fn has_room(&self, name: &InstanceName, instance: &Instance) -> bool {
+        self.filled(name).saturating_add(instance.external_count) < instance.capacity
+    }
+
+    /// Compares `filled / weight` without division.
+    fn compare_fill(
+        &self,
+        a_name: &InstanceName,
+        a: &Instance,
+        b_name: &InstanceName,
+        b: &Instance,
+    ) -> std::cmp::Ordering {
+        let load = |name: &InstanceName, instance: &Instance, other_weight: u32| {
+            u128::from(self.filled(name).saturating_add(instance.external_count)) * u128::from(other_weight)
+        };
+        load(a_name, a, b.weight).cmp(&load(b_name, b, a.weight))
+    }
+}
+
+/// Whether `instance` may serve `enrollment` at all.
+#[must_use]
+pub fn fits(enrollment: &Enrollment, name: &InstanceName, instance: &Instance) -> bool {
+    (enrollment.instances.is_empty() || enrollment.instances.contains(name))
+        && serves(&enrollment.tenant, instance)
+        && enrollment.region.as_ref().is_none_or(|region| instance.region.as_ref() == Some(region))
+        && enrollment.labels.iter().all(|(label, value)| instance.labels.get(label) == Some(value))
+}
+
+/// Whether `instance` is shared or dedicated to `tenant`.
+#[must_use]
+pub fn serves(tenant: &TenantName, instance: &Instance) -> bool {
+    instance.tenant.as_ref().is_none_or(|dedicated| dedicated == tenant)
+}
+
+fn tie_break(registration_id: &RegistrationId, name: &InstanceName) -> u64 {
+    let mut bytes = Vec::with_capacity(registration_id.as_str().len() + name.as_str().len() + 1);
+    bytes.extend_from_slice(registration_id.as_str().as_bytes());
+    bytes.push(0);
+    bytes.extend_from_slice(name.as_str().as_bytes());
+    hash64(&bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{EnrollmentName, IdScope};
+    use crate::secret::SymmetricKey;
+    use crate::settings::{Credential, DeriveFrom, DeviceAttestation, Membership, UpstreamAttestation};
+
+    fn name(text: &str) -> InstanceName {
+        InstanceName::parse(text).unwrap()
+    }
+
+    fn tenant(text: &str) -> TenantName {
+        TenantName::parse(text).unwrap()
+    }
+
+    fn id(number: usize) -> RegistrationId {
+        RegistrationId::parse(&format!("device-{number:06}")).unwrap()
+    }
+
+    fn instance(weight: u32) -> Instance {
+        Instance {
+            id_scope: IdScope::parse("0ne000AB12C").unwrap(),
+            endpoint: "https://localhost".to_owned(),
+            extra_ca_pem: None,
+            quota_per_minute: 1000,
+            burst: 10,
+            capacity: 1_000_000,
+            external_count: 0,
+            weight,
+            region: None,
+            labels: BTreeMap::new(),
+            hubs: BTreeSet::new(),
+            tenant: None,
+            draining: false,
+        }
+    }
+
+    fn enrollment() -> Enrollment {
+        let _ = EnrollmentName::parse("plant").unwrap();
+        Enrollment {
+            tenant: tenant("default"),
+            device: DeviceAttestation::SasToken { audiences: BTreeSet::new(), membership: Membership::Signature },
+            hosts: BTreeSet::new(),
+            derive_from: DeriveFrom::RegistrationId,
+            upstream: UpstreamAttestation::Group {
+                key: SymmetricKey::from_digest([7; 32]),
+                key_overrides: BTreeMap::new(),
+            },
+            instances: BTreeSet::new(),
+            region: None,
+            labels: BTreeMap::new(),
+            credential: Credential::None,
+            credential_once: false,
+        }
+    }
+
+    #[test]
+    fn shares_follow_the_weights_within_five_percent_at_ten_thousand_devices() {
+        let instances: BTreeMap<_, _> =
+            [("a", 1), ("b", 2), ("c", 7)].map(|(n, weight)| (name(n), instance(weight))).into();
+        let mut occupancy = Occupancy::default();
+        for number in 0..10_000 {
+            occupancy.place(&instances, &enrollment(), &id(number)).unwrap();
+        }
+        for (n, share) in [("a", 1_000.0), ("b", 2_000.0), ("c", 7_000.0)] {
+            let filled = occupancy.filled(&name(n)) as f64;
+            assert!((filled - share).abs() <= share * 0.05, "{n} has {filled}");
+        }
+    }
+
+    #[test]
+    fn nothing_goes_beyond_capacity_with_the_external_count_in_it() {
+        let mut full = instance(1);
+        (full.capacity, full.external_count) = (10, 7);
+        let instances: BTreeMap<_, _> = [(name("a"), full)].into();
+        let mut occupancy = Occupancy::default();
+        for number in 0..3 {
+            assert_eq!(occupancy.place(&instances, &enrollment(), &id(number)), Ok(name("a")));
+        }
+        assert_eq!(occupancy.place(&instances, &enrollment(), &id(4)), Err(NoRoom::AllFull("a".to_owned())));
+        occupancy.remove(&name("a"));
+        assert_eq!(occupancy.place(&instances, &enrollment(), &id(4)), Ok(name("a")));
+    }
+
+    #[test]
+    fn filters_come_first() {
+        let mut eu = instance(1);
+        eu.region = Some("eu".to_owned());
+        eu.labels.insert("tier".to_owned(), "gold".to_owned());
+        let mut draining = eu.clone();
+        draining.draining = true;
+        let mut others = instance(1);
+        others.tenant = Some(tenant("other"));
+        let instances: BTreeMap<_, _> =
+            [(name("eu"), eu), (name("draining"), draining), (name("others"), others), (name("us"), instance(100))]
+                .into();
+        let mut in_eu = enrollment();
+        in_eu.region = Some("eu".to_owned());
+        in_eu.labels.insert("tier".to_owned(), "gold".to_owned());
+        let mut occupancy = Occupancy::default();
+        for number in 0..20 {
+            assert_eq!(occupancy.place(&instances, &in_eu, &id(number)), Ok(name("eu")));
+        }
+        in_eu.instances.insert(name("others"));
+        assert_eq!(occupancy.place(&instances, &in_eu, &id(1)), Err(NoRoom::NoneFits));
+    }
+
+    #[test]
+    fn dedicated_instances_fill_before_shared_ones() {
+        let mut dedicated = instance(1);
+        (dedicated.tenant, dedicated.capacity) = (Some(tenant("default")), 2);
+        let instances: BTreeMap<_, _> = [(name("own"), dedicated), (name("shared"), instance(1))].into();
+        let mut occupancy = Occupancy::default();
+        let placed: Vec<_> =
+            (0..4).map(|number| occupancy.place(&instances, &enrollment(), &id(number)).unwrap()).collect();
+        assert_eq!(placed, [name("own"), name("own"), name("shared"), name("shared")]);
+    }
+
+    #[test]
+    fn equal_instances_are_told_apart_by_the_device() {
+        let instances: BTreeMap<_, _> = [(name("a"), instance(1)), (name("b"), instance(1))].into();
+        let chosen: BTreeSet<_> =
+            (0..32).map(|number| Occupancy::default().place(&instances, &enrollment(), &id(number)).unwrap()).collect();
+        assert_eq!(chosen.len(), 2, "an empty inventory does not always start at the same instance");
+    }
+}

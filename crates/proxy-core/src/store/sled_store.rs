@@ -1,0 +1,710 @@
+//! The embedded store: sled 0.34 behind the rules under which it can be trusted.
+//!
+//! Invariants:
+//! - One thread writes ([`writer`]); it syncs the data files itself before it acknowledges, because sled's flush does not.
+//! - Reads never wait for a sync and never show what is not synced: a value is looked up in sled first and then in the
+//!   overlay, which holds the durable value of every key that is being written. In this order no interleaving with the writer
+//!   can show an unsynced value.
+//! - Every value carries a checksum over key, version and payload: damage is reported, never served.
+//! - No panic of sled leaves this module. At start it becomes an [`OpenError`], in a read a [`ReadError`], in a write the store
+//!   becomes read-only for good.
+//! - One sled tree holds all tables, so that a commit is one `apply_batch`, which a crash cannot tear.
+//!
+//! Damage: a cleanly closed store is sealed with a checksum of its data, so any later change of it is refused at the next start.
+//! After a kill there is no seal, and sled takes a damaged byte for the torn end of its log and silently drops an update, or all
+//! that follow. Then the start reads all rows once and compares them with the [`digest`] that was committed with them, and the
+//! digest with the file `head`, which counts the acknowledged batches: a row that was lost, rolled back or raised from the dead
+//! is refused. By then sled has changed its files, so a refused store stays refused.
+//!
+//! Not noticed: after the loss of power, damage that only takes back batches younger than the last `head` the kernel wrote down
+//! by itself (half a minute by default); that bytes went missing together with the file `head`; damage to a running store until
+//! a read meets it.
+//!
+//! A directory belongs to one process at a time. Backups are copies of the whole directory of a closed store.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fmt::Write as _;
+use std::io;
+use std::ops::Bound;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use parking_lot::{Mutex, RwLock};
+use rand_core::{OsRng, TryRngCore as _};
+use sled::{Db, IVec};
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::{CommitError, Health, Key, ReadError, Row, Store, Stored, Table, Version, Write, validate};
+use digest::{DIGEST_KEY, Digest};
+use disk::{DataFiles, Head};
+use writer::{Message, Pending, Writer};
+
+mod codec;
+mod digest;
+mod disk;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+/// The layout of keys and envelopes. A store written by a newer one is refused.
+const SCHEMA: u32 = 1;
+const SCHEMA_NAME: &[u8] = b"store.schema";
+const ID_NAME: &[u8] = b"store.id";
+
+/// The way around a digest that does not fit.
+const ANYWAY: &str = " (to open what is left anyway, remove the file `head`)";
+
+/// Fixed when a store is created. Sled's default makes small durable commits write ten times as much.
+const SEGMENT_SIZE: usize = 64 * 1024;
+
+/// Scans of more rows leave the async worker.
+const INLINE_ROWS: usize = 1000;
+
+/// How long an observation of the free space holds.
+const SPACE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The bounds of a [`SledStore`].
+#[derive(Debug, Clone)]
+pub struct SledOptions {
+    /// Bytes sled may spend on its page cache; a cap, not a reservation. Real use may reach twice this.
+    pub cache_capacity: u64,
+    /// Commits that may wait for the writer, at least 1.
+    pub inbox_max: usize,
+    /// How long a commit waits for room in the inbox before it fails with [`CommitError::Busy`].
+    pub inbox_wait: Duration,
+    /// Commits that share one sync, at least 1.
+    pub batch_max: usize,
+    /// Free bytes on the file system below which no writes are taken. Sled cannot even be opened on a full disk.
+    pub min_free_bytes: u64,
+}
+
+impl Default for SledOptions {
+    fn default() -> Self {
+        Self {
+            cache_capacity: 256 * 1024 * 1024,
+            inbox_max: 8192,
+            inbox_wait: Duration::from_secs(1),
+            batch_max: 1024,
+            min_free_bytes: 1024 * 1024 * 1024,
+        }
+    }
+}
+
+/// Why a store could not be opened. Each names the path and the way out.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process, or another handle in this one, has it open.
+    #[error("the store at {} is in use by another process: stop that one first, or choose another directory", path.display())]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// What lies there is damaged, or is not a store of ours.
+    #[error(
+        "the store at {} is damaged: {detail}. Move the directory aside and restore the newest backup, or start with an empty \
+         directory and let the devices register again", path.display()
+    )]
+    Damaged {
+        /// The directory.
+        path: PathBuf,
+        /// What does not fit.
+        detail: String,
+    },
+    /// A newer release wrote it.
+    #[error(
+        "the store at {} has schema {found}, and this release knows {known}: run the newer release, or move the directory aside \
+         and restore a backup of this one", path.display()
+    )]
+    Newer {
+        /// The directory.
+        path: PathBuf,
+        /// The schema found.
+        found: u32,
+        /// The newest schema known.
+        known: u32,
+    },
+    /// The file system refused.
+    #[error("the store at {} cannot be opened: {source}. Check that the directory is writable and the disk is not full", path.display())]
+    Io {
+        /// The directory.
+        path: PathBuf,
+        /// What the file system said.
+        source: io::Error,
+    },
+}
+
+/// Figures for metrics, since the store was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SledStats {
+    /// Commits applied.
+    pub commits: u64,
+    /// Batches written, each with one sync.
+    pub batches: u64,
+    /// Commits that wait for the writer now.
+    pub queued: usize,
+}
+
+/// The embedded store, see the module. Dropping it does what [`Store::close`] does, and blocks meanwhile.
+pub struct SledStore {
+    shared: Arc<Shared>,
+    inbox: mpsc::Sender<Message>,
+    inbox_wait: Duration,
+    finished: watch::Receiver<bool>,
+    writer: Option<JoinHandle<()>>,
+}
+
+/// What readers and the writer share.
+struct Shared {
+    path: PathBuf,
+    store_id: String,
+    /// `None` once closed.
+    db: RwLock<Option<Db>>,
+    /// The durable value of every key that is being written.
+    overlay: RwLock<BTreeMap<Vec<u8>, Option<IVec>>>,
+    /// Why no write will ever be taken again.
+    failure: Mutex<Option<String>>,
+    closing: AtomicBool,
+    space: Space,
+    commits: AtomicU64,
+    batches: AtomicU64,
+    #[cfg(test)]
+    hooks: tests::Hooks,
+}
+
+/// The free-space watermark, observed at most once a second.
+struct Space {
+    min_free: AtomicU64,
+    observed: Mutex<Observed>,
+}
+
+#[derive(Default)]
+struct Observed {
+    at: Option<Instant>,
+    trouble: Option<String>,
+}
+
+impl Space {
+    fn check(&self, path: &Path) -> Result<(), String> {
+        let mut observed = self.observed.lock();
+        if observed.at.is_none_or(|at| at.elapsed() >= SPACE_INTERVAL) {
+            let trouble = self.observe(path);
+            match (&observed.trouble, &trouble) {
+                (None, Some(why)) => tracing::error!(path = %path.display(), "no writes are taken: {why}"),
+                (Some(_), None) => tracing::info!(path = %path.display(), "space is back, writes are taken again"),
+                _ => {}
+            }
+            *observed = Observed { at: Some(Instant::now()), trouble };
+        }
+        observed.trouble.clone().map_or(Ok(()), Err)
+    }
+
+    fn observe(&self, path: &Path) -> Option<String> {
+        let min_free = self.min_free.load(Ordering::Relaxed);
+        match disk::free_bytes(path) {
+            Ok(free) if free >= min_free => None,
+            Ok(free) => Some(format!(
+                "the file system of {} has {free} bytes free, less than {min_free}: make room, and writes are taken again by themselves",
+                path.display()
+            )),
+            Err(error) => Some(format!("the free space of {} is unknown: {error}", path.display())),
+        }
+    }
+}
+
+impl Shared {
+    fn failure(&self) -> Option<String> {
+        self.failure.lock().clone()
+    }
+
+    fn fail(&self, why: &str) {
+        tracing::error!(path = %self.path.display(), "the store failed while writing and is read-only until it is opened again: {why}");
+        let text = format!(
+            "writing to {} failed ({why}); the store is read-only until the process is restarted",
+            self.path.display()
+        );
+        self.failure.lock().get_or_insert(text);
+    }
+
+    /// Whether a batch may be written now.
+    fn writable(&self) -> Result<(), String> {
+        self.failure().map_or(Ok(()), Err)?;
+        self.space.check(&self.path)
+    }
+
+    /// Whether a new commit may come in now.
+    fn admits(&self) -> Result<(), String> {
+        if self.closing.load(Ordering::Acquire) {
+            return Err(format!("the store at {} is closed", self.path.display()));
+        }
+        self.writable()
+    }
+
+    fn overlay_fill(&self, durable: impl Iterator<Item = (Vec<u8>, Option<IVec>)>) {
+        let mut overlay = self.overlay.write();
+        for (key, value) in durable {
+            overlay.entry(key).or_insert(value);
+        }
+    }
+
+    fn overlay_clear(&self) {
+        // Freed after the lock is.
+        let _cleared = std::mem::take(&mut *self.overlay.write());
+    }
+
+    fn count_batch(&self, commits: usize) {
+        if commits > 0 {
+            self.batches.fetch_add(1, Ordering::Relaxed);
+            self.commits.fetch_add(u64::try_from(commits).unwrap_or(0), Ordering::Relaxed);
+        }
+    }
+
+    fn read<T>(&self, table: Table, read: impl FnOnce(&Db) -> Result<T, sled::Error>) -> Result<T, ReadError> {
+        let db = self.db.read();
+        let Some(db) = db.as_ref() else {
+            return Err(ReadError::Unavailable(format!("{} is closed", self.path.display())));
+        };
+        match catch_unwind(AssertUnwindSafe(|| read(db))) {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(error @ sled::Error::Corruption { .. })) => Err(ReadError::Corrupt {
+                table,
+                detail: format!("{error}; restore a backup of {}", self.path.display()),
+            }),
+            Ok(Err(error)) => Err(ReadError::Unavailable(error.to_string())),
+            Err(panic) => Err(ReadError::Unavailable(format!("sled panicked: {}", panic_text(&*panic)))),
+        }
+    }
+
+    fn get(&self, key: &Key) -> Result<Option<Stored>, ReadError> {
+        let raw_key = codec::raw_key(key);
+        let written = self.read(key.table, |db| db.get(&raw_key))?;
+        let durable = match self.overlay.read().get(&raw_key) {
+            Some(durable) => durable.clone(),
+            None => written,
+        };
+        durable.map(|raw| codec::decode(key.table, &raw_key, &raw)).transpose()
+    }
+
+    fn scan(&self, table: Table, after: Option<&[u8]>, limit: usize) -> Result<Vec<Row>, ReadError> {
+        let end = vec![codec::prefix(table) + 1];
+        let mut from = match after {
+            Some(name) => Bound::Excluded(codec::raw_name(table, name)),
+            None => Bound::Included(codec::raw_name(table, &[])),
+        };
+        let mut rows = Vec::new();
+        while rows.len() < limit {
+            let want = limit - rows.len();
+            let range = (from.clone(), Bound::Excluded(end.clone()));
+            let written: Vec<(IVec, IVec)> = self.read(table, |db| db.range(range).take(want).collect())?;
+            let last = written.last().map(|(key, _)| key.to_vec()).filter(|_| written.len() == want);
+            let upto = last.clone().map_or(Bound::Excluded(end.clone()), Bound::Included);
+            for (key, raw) in self.durable_rows(written, (from, upto)).into_iter().take(want) {
+                rows.push(decode_row(table, &key, &raw)?);
+            }
+            // Rows that are not durable yet were left out: go on, so that a short page always means the end.
+            let Some(last) = last else { break };
+            from = Bound::Excluded(last);
+        }
+        Ok(rows)
+    }
+
+    /// `written`, which is all that sled holds in `range`, with every key that is being written set back.
+    fn durable_rows(&self, written: Vec<(IVec, IVec)>, range: (Bound<Vec<u8>>, Bound<Vec<u8>>)) -> Vec<(IVec, IVec)> {
+        let overlay = self.overlay.read();
+        let mut changed = overlay.range(range).peekable();
+        if changed.peek().is_none() {
+            return written;
+        }
+        let mut rows: BTreeMap<IVec, IVec> = written.into_iter().collect();
+        for (key, durable) in changed {
+            match durable {
+                Some(raw) => rows.insert(key.as_slice().into(), raw.clone()),
+                None => rows.remove(key.as_slice()),
+            };
+        }
+        rows.into_iter().collect()
+    }
+
+    fn last(&self, table: Table) -> Result<Option<Row>, ReadError> {
+        let start = codec::raw_name(table, &[]);
+        let mut end = vec![codec::prefix(table) + 1];
+        // Few rows at the end are being written at any time, so one step is the rule.
+        loop {
+            let range = (Bound::Included(start.clone()), Bound::Excluded(end.clone()));
+            let written = self.read(table, |db| db.range(range).next_back().transpose())?;
+            let from = written.as_ref().map_or_else(|| start.clone(), |(key, _)| key.to_vec());
+            let exhausted = written.is_none();
+            let bounds = (Bound::Included(from.clone()), Bound::Excluded(end));
+            if let Some((key, raw)) = self.durable_rows(written.into_iter().collect(), bounds).pop() {
+                return decode_row(table, &key, &raw).map(Some);
+            }
+            if exhausted || from == start {
+                return Ok(None);
+            }
+            end = from;
+        }
+    }
+}
+
+fn decode_row(table: Table, key: &[u8], raw: &[u8]) -> Result<Row, ReadError> {
+    let stored = codec::decode(table, key, raw)?;
+    Ok(Row { name: key.get(1..).unwrap_or_default().to_vec(), stored })
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("no message").to_owned()
+}
+
+impl SledStore {
+    /// Opens the store in the directory `path`, or creates it. Blocks: for a large store, seconds.
+    ///
+    /// Where the free space is below the watermark the store opens read-only; it recovers by itself.
+    ///
+    /// # Errors
+    ///
+    /// See [`OpenError`]. A store that is in use is not touched. One that is refused for another reason stays so, even though sled
+    /// may have cut off what it takes for a torn end.
+    #[allow(clippy::needless_pass_by_value, reason = "options are built for one store, and may come to own something")]
+    pub fn open(path: &Path, options: SledOptions) -> Result<Self, OpenError> {
+        let io = |source| OpenError::Io { path: path.to_owned(), source };
+        std::fs::create_dir_all(path).map_err(io)?;
+        let lock = disk::lock(path)?;
+        disk::remove_torn_snapshots(path).map_err(io)?;
+        let head = Head::read(path)?;
+        let sealed = disk::break_seal(path)?;
+        let existed = disk::has_data(path);
+        let (db, at_once) = open_db_or_again(path, options.cache_capacity)?;
+        let vouched = if sealed && at_once { Vouched::BySeal } else { Vouched::ByHead(head) };
+        // What a killed predecessor wrote but did not sync is visible now, so it has to be durable too.
+        let prepared = catch_unwind(AssertUnwindSafe(|| prepare(path, &db, existed, vouched)))
+            .unwrap_or_else(|panic| Err(damaged(path, &panic_text(&*panic))));
+        let Prepared { files, head, digest, store_id } = prepared?;
+        let shared = Arc::new(Shared {
+            path: path.to_owned(),
+            store_id,
+            db: RwLock::new(Some(db)),
+            overlay: RwLock::default(),
+            failure: Mutex::default(),
+            closing: AtomicBool::new(false),
+            space: Space { min_free: AtomicU64::new(options.min_free_bytes), observed: Mutex::default() },
+            commits: AtomicU64::new(0),
+            batches: AtomicU64::new(0),
+            #[cfg(test)]
+            hooks: tests::Hooks::default(),
+        });
+        let (inbox, outbox) = mpsc::channel(options.inbox_max.max(1));
+        let (finished_sender, finished) = watch::channel(false);
+        let writer = Writer {
+            shared: Arc::clone(&shared),
+            inbox: outbox,
+            batch_max: options.batch_max.max(1),
+            files,
+            head,
+            digest,
+            lock,
+            finished: finished_sender,
+        };
+        let thread = std::thread::Builder::new().name("store-writer".into()).spawn(move || writer.run()).map_err(io)?;
+        // Reported in the log from the start, not at the first commit.
+        let _ = shared.space.check(path);
+        Ok(Self { shared, inbox, inbox_wait: options.inbox_wait, finished, writer: Some(thread) })
+    }
+
+    /// The random name, 32 hexadecimal digits, this store got when it was created.
+    #[must_use]
+    pub fn store_id(&self) -> &str {
+        &self.shared.store_id
+    }
+
+    /// The directory.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.shared.path
+    }
+
+    /// Figures for metrics; cheap.
+    #[must_use]
+    pub fn stats(&self) -> SledStats {
+        SledStats {
+            commits: self.shared.commits.load(Ordering::Relaxed),
+            batches: self.shared.batches.load(Ordering::Relaxed),
+            queued: self.inbox.max_capacity().saturating_sub(self.inbox.capacity()),
+        }
+    }
+
+    /// Moves the free-space watermark, in bytes; it holds from the next commit on.
+    pub fn set_min_free_bytes(&self, bytes: u64) {
+        self.shared.space.min_free.store(bytes, Ordering::Relaxed);
+        self.shared.space.observed.lock().at = None;
+    }
+
+    async fn submit(&self, writes: Vec<Write>) -> Result<Vec<Version>, CommitError> {
+        validate(&writes)?;
+        for (index, write) in writes.iter().enumerate() {
+            if write.key.table == Table::Meta && write.key.name.starts_with(b"store.") {
+                return Err(CommitError::Refused(format!(
+                    "write {index}: names of Meta that begin with `store.` are reserved"
+                )));
+            }
+        }
+        self.shared.admits().map_err(CommitError::ReadOnly)?;
+        let (reply, outcome) = oneshot::channel();
+        let message = Message::Commit(Pending { writes, reply });
+        if let Err(refused) = self.inbox.try_send(message) {
+            let TrySendError::Full(message) = refused else { return Err(self.closed()) };
+            match tokio::time::timeout(self.inbox_wait, self.inbox.reserve()).await {
+                Ok(Ok(room)) => room.send(message),
+                Ok(Err(_)) => return Err(self.closed()),
+                Err(_) => return Err(CommitError::Busy),
+            }
+        }
+        outcome.await.unwrap_or_else(|_| Err(CommitError::Failed("the writer stopped before it answered".into())))
+    }
+
+    fn closed(&self) -> CommitError {
+        let why =
+            self.shared.failure().unwrap_or_else(|| format!("the store at {} is closed", self.shared.path.display()));
+        CommitError::ReadOnly(why)
+    }
+}
+
+fn damaged(path: &Path, detail: &str) -> OpenError {
+    OpenError::Damaged { path: path.to_owned(), detail: detail.to_owned() }
+}
+
+fn sled_error(path: &Path, error: sled::Error) -> OpenError {
+    match error {
+        sled::Error::Io(source) => OpenError::Io { path: path.to_owned(), source },
+        other => damaged(path, &other.to_string()),
+    }
+}
+
+/// Opens sled, and once more if it broke off: after a loss of power it may panic over the torn end of its log and, in doing so,
+/// remove what it stumbled on. Whether everything is still there is then for the digest and the head to say. Also returns
+/// whether the first try went well.
+fn open_db_or_again(path: &Path, cache_capacity: u64) -> Result<(Db, bool), OpenError> {
+    let broke_off = match open_db(path, cache_capacity) {
+        Ok(db) => return Ok((db, true)),
+        Err(OpenError::Damaged { detail, .. }) => detail,
+        Err(error) => return Err(error),
+    };
+    tracing::warn!(path = %path.display(), "opening the store broke off ({broke_off}); trying once more");
+    disk::remove_torn_snapshots(path).map_err(|source| OpenError::Io { path: path.to_owned(), source })?;
+    // The first failure says what happened; a second one only that it happens again.
+    open_db(path, cache_capacity).map(|db| (db, false)).map_err(|_| damaged(path, &broke_off))
+}
+
+fn open_db(path: &Path, cache_capacity: u64) -> Result<Db, OpenError> {
+    let config = sled::Config::new()
+        .path(path)
+        .cache_capacity(cache_capacity)
+        .segment_size(SEGMENT_SIZE)
+        .mode(sled::Mode::HighThroughput)
+        .flush_every_ms(None);
+    // An opening that was refused a moment ago may still be letting go. If it never does, sled says so.
+    disk::wait_until_released(path);
+    // Sled panics on some damage it meets while opening.
+    match catch_unwind(AssertUnwindSafe(|| config.open())) {
+        Ok(opened) => opened.map_err(|error| sled_error(path, error)),
+        Err(panic) => Err(damaged(path, &format!("sled panicked: {}", panic_text(&*panic)))),
+    }
+}
+
+/// What the rows of a store are held against when it is opened.
+#[derive(Clone, Copy)]
+enum Vouched {
+    /// No byte changed since it was closed cleanly.
+    BySeal,
+    /// As many batches were acknowledged at least, if the file is there.
+    ByHead(Option<u64>),
+}
+
+struct Prepared {
+    files: DataFiles,
+    head: Head,
+    digest: Digest,
+    store_id: String,
+}
+
+/// Makes what is there durable and checks, or writes, the schema, the identity and the digest.
+fn prepare(path: &Path, db: &Db, existed: bool, vouched: Vouched) -> Result<Prepared, OpenError> {
+    let io = |source| OpenError::Io { path: path.to_owned(), source };
+    let sled = |error| sled_error(path, error);
+    db.flush().map_err(sled)?;
+    let mut files = DataFiles::open(path).map_err(io)?;
+    let schema = meta(path, db, SCHEMA_NAME)?;
+    let id = meta(path, db, ID_NAME)?;
+    let (store_id, digest) = match (schema, id) {
+        (Some(schema), Some(id)) => {
+            let found = schema.parse::<u32>().map_err(|_| damaged(path, "its schema is not a number"))?;
+            if found > SCHEMA {
+                return Err(OpenError::Newer { path: path.to_owned(), found, known: SCHEMA });
+            }
+            if disk::marked_id(path).map_err(io)?.is_some_and(|marked| marked != id) {
+                return Err(damaged(path, "its identity is not the one in the file `identity`"));
+            }
+            (id, verify(path, db, vouched)?)
+        }
+        (None, None) if db.is_empty() => {
+            // A sled that lost its head opens as if it were new.
+            if let Some(id) = disk::marked_id(path).map_err(io)? {
+                return Err(damaged(path, &format!("store {id} was here, and sled finds nothing of it")));
+            }
+            if existed {
+                tracing::info!(path = %path.display(), "finishing the creation of a store that was interrupted");
+            }
+            let created = create(path, db)?;
+            db.flush().map_err(sled)?;
+            files.sync().map_err(io)?;
+            created
+        }
+        _ => return Err(damaged(path, "it holds data but not its schema and identity")),
+    };
+    disk::mark_id(path, &store_id).map_err(io)?;
+    // What it counts is durable by now.
+    let head = Head::create(path, digest.sequence).map_err(io)?;
+    Ok(Prepared { files, head, digest, store_id })
+}
+
+/// Holds the rows against what vouches for them; without a seal, reads them all.
+fn verify(path: &Path, db: &Db, vouched: Vouched) -> Result<Digest, OpenError> {
+    let sled = |error| sled_error(path, error);
+    let noted = match db.get(DIGEST_KEY).map_err(sled)? {
+        Some(raw) => Some(Digest::decode(&raw).map_err(|why| damaged(path, &format!("its digest: {why}")))?),
+        None => None,
+    };
+    let count = |sequence| {
+        let counted = Digest::of(db, sequence).map_err(sled)?;
+        counted.ok_or_else(|| damaged(path, "a scan and a look-up of one row disagree"))
+    };
+    let (noted, head) = match (vouched, noted) {
+        (Vouched::BySeal, Some(noted)) => return Ok(noted),
+        (Vouched::ByHead(None), _) => {
+            tracing::warn!(path = %path.display(), "the file `head` is missing: the store is taken as it is");
+            return count(noted.map_or(0, |noted| noted.sequence));
+        }
+        (_, None) => return Err(damaged(path, "its digest is gone")),
+        (Vouched::ByHead(Some(head)), Some(noted)) => (noted, head),
+    };
+    if noted.sequence < head {
+        let lost = head - noted.sequence;
+        return Err(damaged(path, &format!("the newest {lost} of {head} acknowledged batches are gone{ANYWAY}")));
+    }
+    let started = Instant::now();
+    let found = count(noted.sequence)?;
+    if !found.fits(noted) {
+        let (found, noted) = (found.rows, noted.rows);
+        return Err(damaged(path, &format!("its {found} rows are not the {noted} that were committed{ANYWAY}")));
+    }
+    let (rows, took) = (found.rows, started.elapsed());
+    tracing::info!(path = %path.display(), rows, ?took, "the store was not closed cleanly; all rows are as committed");
+    Ok(noted)
+}
+
+fn meta(path: &Path, db: &Db, name: &[u8]) -> Result<Option<String>, OpenError> {
+    let key = codec::raw_name(Table::Meta, name);
+    let Some(raw) = db.get(&key).map_err(|error| sled_error(path, error))? else { return Ok(None) };
+    let (_, payload) = codec::open(&key, &raw).map_err(|why| damaged(path, &why))?;
+    let text = str::from_utf8(payload).map_err(|_| damaged(path, "its identity is not text"))?;
+    Ok(Some(text.to_owned()))
+}
+
+fn create(path: &Path, db: &Db) -> Result<(String, Digest), OpenError> {
+    let mut random = [0; 16];
+    OsRng
+        .try_fill_bytes(&mut random)
+        .map_err(|error| OpenError::Io { path: path.to_owned(), source: io::Error::other(error.to_string()) })?;
+    let id = random.iter().fold(String::new(), |mut id, byte| {
+        // Writing to a string does not fail.
+        let _ = write!(id, "{byte:02x}");
+        id
+    });
+    let (mut batch, mut digest) = (sled::Batch::default(), Digest { sequence: 1, ..Digest::default() });
+    for (name, text) in [(SCHEMA_NAME, SCHEMA.to_string()), (ID_NAME, id.clone())] {
+        let key = codec::raw_name(Table::Meta, name);
+        let value = codec::encode(&key, 1, text.as_bytes());
+        digest.replace(None, Some(digest::hash(&key, &value)));
+        batch.insert(key, value);
+    }
+    batch.insert(&DIGEST_KEY, digest.encode());
+    db.apply_batch(batch).map_err(|error| sled_error(path, error))?;
+    Ok((id, digest))
+}
+
+impl fmt::Debug for SledStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SledStore")
+            .field("path", &self.shared.path)
+            .field("stats", &self.stats())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Store for SledStore {
+    fn get<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Stored>, ReadError>> {
+        async move { self.shared.get(key) }.boxed()
+    }
+
+    fn commit(&self, writes: Vec<Write>) -> BoxFuture<'_, Result<Vec<Version>, CommitError>> {
+        self.submit(writes).boxed()
+    }
+
+    fn scan<'a>(
+        &'a self,
+        table: Table,
+        after: Option<&'a [u8]>,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<Row>, ReadError>> {
+        async move {
+            if limit <= INLINE_ROWS {
+                return self.shared.scan(table, after, limit);
+            }
+            let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+                return self.shared.scan(table, after, limit);
+            };
+            let (shared, after) = (Arc::clone(&self.shared), after.map(<[u8]>::to_vec));
+            let scan = runtime.spawn_blocking(move || shared.scan(table, after.as_deref(), limit));
+            scan.await.unwrap_or_else(|error| Err(ReadError::Unavailable(error.to_string())))
+        }
+        .boxed()
+    }
+
+    fn last(&self, table: Table) -> BoxFuture<'_, Result<Option<Row>, ReadError>> {
+        async move { self.shared.last(table) }.boxed()
+    }
+
+    fn health(&self) -> Health {
+        self.shared.admits().map_or_else(Health::ReadOnly, |()| Health::Writable)
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        async move {
+            self.shared.closing.store(true, Ordering::Release);
+            // Queues behind what was taken; an error means that the writer is closing already.
+            let _ = self.inbox.send(Message::Close).await;
+            // An error means that the writer is gone.
+            let _ = self.finished.clone().wait_for(|finished| *finished).await;
+        }
+        .boxed()
+    }
+}
+
+impl Drop for SledStore {
+    fn drop(&mut self) {
+        self.shared.closing.store(true, Ordering::Release);
+        // The writer drains and stops when the last sender is gone.
+        drop(std::mem::replace(&mut self.inbox, mpsc::channel(1).0));
+        if let Some(writer) = self.writer.take() {
+            let _ = writer.join();
+        }
+    }
+}

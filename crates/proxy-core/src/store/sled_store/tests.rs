@@ -1,0 +1,709 @@
+//! The conformance suite on sled, and what only a disk can do: kills, damage, locks, lack of space.
+
+use std::collections::{HashMap, HashSet};
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
+use std::sync::atomic::AtomicU64;
+
+use bytes::Bytes;
+use parking_lot::Condvar;
+use tempfile::TempDir;
+
+use super::*;
+use crate::store::conformance::{Fixture, conformance, device, put};
+use crate::store::{Expect, MAX_WRITES};
+
+/// Where tests get hold of the writer.
+#[derive(Default)]
+pub(super) struct Hooks {
+    held: Mutex<bool>,
+    released: Condvar,
+    applied_batch: AtomicU64,
+    synced_batch: AtomicU64,
+    pub(super) acks_before_sync: AtomicU64,
+}
+
+impl Hooks {
+    pub(super) fn hold(&self, hold: bool) {
+        *self.held.lock() = hold;
+        self.released.notify_all();
+    }
+
+    /// Between applying and syncing.
+    pub(super) fn pass_gate(&self) {
+        self.applied_batch.fetch_add(1, Ordering::SeqCst);
+        let mut held = self.held.lock();
+        while *held {
+            self.released.wait(&mut held);
+        }
+    }
+
+    pub(super) fn synced(&self) {
+        self.synced_batch.fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub(super) fn acked(&self) {
+        if self.synced_batch.load(Ordering::SeqCst) != self.applied_batch.load(Ordering::SeqCst) {
+            self.acks_before_sync.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+}
+
+fn options() -> SledOptions {
+    SledOptions { min_free_bytes: 0, ..SledOptions::default() }
+}
+
+fn open(dir: &TempDir) -> SledStore {
+    SledStore::open(dir.path(), options()).unwrap()
+}
+
+fn fixture() -> Fixture {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let shared = Arc::clone(&store.shared);
+    Fixture { store: Arc::new(store), hold: Box::new(move |hold| shared.hooks.hold(hold)), _keep: Box::new(dir) }
+}
+
+/// Says why a test did not run; where skipping is not acceptable, fails.
+fn skip(why: &str) {
+    assert!(std::env::var_os("CI").is_none(), "must not be skipped in CI: {why}");
+    eprintln!("skipped: {why}");
+}
+
+conformance!(fixture());
+
+#[tokio::test]
+async fn a_reopened_store_is_the_same_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let id = store.store_id().to_owned();
+    assert_eq!(id.len(), 32);
+    store.commit(vec![put(device("a"), Expect::Absent, "x"), put(device("b"), Expect::Absent, "y")]).await.unwrap();
+    store.close().await;
+    drop(store);
+    for clean in [true, false] {
+        let store = open(&dir);
+        assert_eq!(store.store_id(), id);
+        assert_eq!(store.get(&device("b")).await.unwrap().unwrap().value, "y");
+        if clean {
+            store.close().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_second_owner_is_told_which_directory_is_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let error = SledStore::open(dir.path(), options()).unwrap_err();
+    assert!(matches!(error, OpenError::InUse { .. }));
+    assert!(error.to_string().contains(&*dir.path().to_string_lossy()), "{error}");
+    store.commit(vec![put(device("a"), Expect::Absent, "x")]).await.unwrap();
+    store.close().await;
+    open(&dir);
+}
+
+#[tokio::test]
+async fn a_torn_snapshot_of_a_killed_start_is_no_obstacle() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    for n in 0..500 {
+        store.commit(vec![put(device(&n.to_string()), Expect::Absent, [b'x'; 400])]).await.unwrap();
+    }
+    drop(store);
+    std::fs::write(dir.path().join("snap.FFFFFFFFFFFFFFFF.generating"), [0_u8; 7]).unwrap();
+    let store = open(&dir);
+    assert_eq!(store.scan(Table::Device, None, 4096).await.unwrap().len(), 500);
+    assert!(!dir.path().join("snap.FFFFFFFFFFFFFFFF.generating").exists());
+}
+
+#[tokio::test]
+async fn a_newer_schema_and_a_vanished_store_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(open(&dir));
+    let plant = |name: &[u8], text: &[u8]| {
+        let db = open_db(dir.path(), 1 << 20).unwrap();
+        let key = codec::raw_name(Table::Meta, name);
+        db.insert(&key, codec::encode(&key, 1, text)).unwrap();
+        db.flush().unwrap();
+        drop(db);
+        std::fs::remove_file(dir.path().join("seal")).ok();
+    };
+    plant(SCHEMA_NAME, b"2");
+    let error = SledStore::open(dir.path(), options()).unwrap_err();
+    assert!(matches!(error, OpenError::Newer { found: 2, known: 1, .. }), "{error}");
+    plant(SCHEMA_NAME, b"1");
+    plant(ID_NAME, b"another");
+    assert!(matches!(SledStore::open(dir.path(), options()), Err(OpenError::Damaged { .. })));
+    for gone in ["db", "conf", "blobs"] {
+        let gone = dir.path().join(gone);
+        if gone.is_dir() { std::fs::remove_dir_all(gone).unwrap() } else { std::fs::remove_file(gone).unwrap() }
+    }
+    for entry in std::fs::read_dir(dir.path()).unwrap().flatten() {
+        if entry.file_name().to_string_lossy().starts_with("snap.") {
+            std::fs::remove_file(entry.path()).unwrap();
+        }
+    }
+    let error = SledStore::open(dir.path(), options()).unwrap_err();
+    assert!(error.to_string().contains("sled finds nothing"), "{error}");
+}
+
+#[tokio::test]
+async fn reserved_names_of_meta_are_refused() {
+    let Fixture { store, _keep, .. } = fixture();
+    let write = put(Key::new(Table::Meta, "store.id"), Expect::Any, "mine");
+    assert!(matches!(store.commit(vec![write]).await, Err(CommitError::Refused(_))));
+}
+
+fn copy_dir(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().flatten() {
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_dir(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+/// Values that any read may show for device `n`: every generation ever committed.
+fn generation(n: usize, generation: usize) -> Vec<u8> {
+    format!("device {n} generation {generation} ").repeat(12).into_bytes()
+}
+
+#[tokio::test]
+async fn a_flipped_byte_is_an_error_and_never_a_wrong_value() {
+    let original = tempfile::tempdir().unwrap();
+    let store = open(&original);
+    for round in 0..3 {
+        let writes = (0..300).map(|n| put(device(&n.to_string()), Expect::Any, generation(n, round)));
+        store.commit(writes.collect()).await.unwrap();
+    }
+    drop(store);
+    let bytes = std::fs::read(original.path().join("db")).unwrap();
+    let (mut refused, mut newest, mut reported) = (0, 0, 0);
+    for step in 0..40 {
+        for sealed in [true, false] {
+            let dir = tempfile::tempdir().unwrap();
+            copy_dir(original.path(), dir.path());
+            let mut damaged = bytes.clone();
+            let at = (step * bytes.len() / 40 + 13 * step) % bytes.len();
+            damaged[at] ^= 0x5A;
+            std::fs::write(dir.path().join("db"), damaged).unwrap();
+            if !sealed {
+                // As after a kill: nothing vouches for the file as a whole.
+                std::fs::remove_file(dir.path().join("seal")).unwrap();
+            }
+            match SledStore::open(dir.path(), options()) {
+                Err(error) => {
+                    assert!(error.to_string().contains(&*dir.path().to_string_lossy()), "{error}");
+                    refused += 1;
+                }
+                Ok(_) if sealed => panic!("byte {at} of a closed store changed unnoticed"),
+                Ok(store) => {
+                    for n in 0..300 {
+                        match store.get(&device(&n.to_string())).await {
+                            Ok(Some(stored)) if stored.value == generation(n, 2) => newest += 1,
+                            Ok(other) => panic!("byte {at}: device {n} is {other:?}"),
+                            Err(_) => reported += 1,
+                        }
+                    }
+                }
+            }
+        }
+    }
+    eprintln!("{refused} of 80 openings refused; reads of the others: {newest} newest, {reported} reported damage");
+}
+
+/// Opens a copy of a killed store and gives what it serves, by `get` and by `scan`.
+async fn serve(dir: &Path) -> Result<BTreeMap<String, Version>, OpenError> {
+    let store = SledStore::open(dir, options())?;
+    let mut served = BTreeMap::new();
+    for row in store.scan(Table::Device, None, MAX_WRITES).await.unwrap() {
+        let name = String::from_utf8(row.name).unwrap();
+        assert_eq!(store.get(&device(&name)).await.unwrap().as_ref(), Some(&row.stored), "{name}");
+        served.insert(name, row.stored.version);
+    }
+    Ok(served)
+}
+
+#[tokio::test]
+async fn after_a_power_loss_any_part_of_what_was_not_synced_may_be_there() {
+    const BLOCK: usize = 4096;
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let write = async || {
+        let writes = (0..400).map(|n| put(device(&n.to_string()), Expect::Any, generation(n, 0)));
+        store.commit(writes.collect()).await.unwrap();
+    };
+    let (mut random, mut refused) = (0x5EED_u64, 0);
+    for round in 0..12 {
+        write().await;
+        let synced = tempfile::tempdir().unwrap();
+        copy_dir(dir.path(), synced.path());
+        write().await;
+        let old = std::fs::read(synced.path().join("db")).unwrap();
+        let new = std::fs::read(dir.path().join("db")).unwrap();
+        for _ in 0..4 {
+            let lost = tempfile::tempdir().unwrap();
+            copy_dir(synced.path(), lost.path());
+            let mut mixed = new.clone();
+            for (n, block) in mixed.chunks_mut(BLOCK).enumerate() {
+                random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                // Every other block, at random, never got there; nor did the newest head.
+                if random >> 63 == 0 {
+                    let before = old.get(n * BLOCK..).unwrap_or_default();
+                    let kept = before.len().min(block.len());
+                    block.fill(0);
+                    block[..kept].copy_from_slice(&before[..kept]);
+                }
+            }
+            std::fs::write(lost.path().join("db"), mixed).unwrap();
+            let served = match serve(lost.path()).await {
+                Ok(served) => served,
+                Err(error) => {
+                    // Sled may reuse a segment before we have synced the one that replaces it.
+                    eprintln!("round {round} of a power loss: {error}");
+                    refused += 1;
+                    std::fs::remove_file(lost.path().join("head")).unwrap();
+                    let anyway = serve(lost.path()).await;
+                    let acked = |version: &Version| *version > 2 * round;
+                    let alarm = anyway.is_ok_and(|served| served.len() == 400 && served.values().all(acked));
+                    assert!(!alarm, "refused, and everything acknowledged is there");
+                    continue;
+                }
+            };
+            let versions: HashSet<Version> = served.values().copied().collect();
+            let (acked, newer) = (2 * round + 1, 2 * round + 2);
+            assert!(served.len() == 400 && (versions == [acked].into() || versions == [newer].into()), "{versions:?}");
+        }
+    }
+    assert!(refused < 12, "{refused} of 48 openings refused");
+}
+
+#[tokio::test]
+async fn a_byte_flipped_after_a_kill_takes_back_nothing_that_was_acked() {
+    let (rounds, steps) = (3, 20);
+    let mut outcomes: BTreeMap<&str, usize> = BTreeMap::new();
+    let original = tempfile::tempdir().unwrap();
+    let mut acked = HashMap::new();
+    for round in 0..rounds {
+        kill_after(original.path(), 1500 + 400 * round, &mut acked);
+        // The copy: sled tidies up when it opens.
+        let whole = tempfile::tempdir().unwrap();
+        copy_dir(original.path(), whole.path());
+        let whole = serve(whole.path()).await.unwrap();
+        let bytes = std::fs::read(original.path().join("db")).unwrap();
+        for step in 0..steps {
+            let dir = tempfile::tempdir().unwrap();
+            copy_dir(original.path(), dir.path());
+            let mut damaged = bytes.clone();
+            let at = (step * bytes.len() / steps + 7919 * step + 13 * round) % bytes.len();
+            damaged[at] ^= 0x5A;
+            std::fs::write(dir.path().join("db"), damaged).unwrap();
+            let outcome = match serve(dir.path()).await {
+                Ok(served) => {
+                    for (name, version) in &acked {
+                        assert!(served.get(name).is_some_and(|found| found >= version), "byte {at}: {name} is older");
+                    }
+                    // A prefix of the commits: what was applied and not yet acknowledged may be missing.
+                    for (name, version) in served.iter().filter(|(name, _)| name.starts_with("record")) {
+                        let others = ["twin", "blink"].map(|other| name.replace("record", other));
+                        assert_eq!(served.get(&others[0]), Some(version), "byte {at}: {name}");
+                        if whole.get(name) == Some(version) {
+                            assert_eq!(served.get(&others[1]), whole.get(&others[1]), "byte {at}: {name}");
+                        }
+                    }
+                    "served whole"
+                }
+                Err(error) => {
+                    let text = error.to_string();
+                    assert!(text.contains(&*dir.path().to_string_lossy()), "{text}");
+                    let again = SledStore::open(dir.path(), options());
+                    assert!(matches!(again, Err(OpenError::Damaged { .. })), "byte {at}: {error}, then {again:?}");
+                    ["acknowledged batches are gone", "that were committed", "digest", "sled panicked"]
+                        .into_iter()
+                        .find(|part| text.contains(part))
+                        .unwrap_or("other refusals")
+                }
+            };
+            *outcomes.entry(outcome).or_default() += 1;
+        }
+    }
+    eprintln!("{} rows, {} flipped bytes, one each: {outcomes:?}", acked.len(), rounds * steps);
+}
+
+#[tokio::test]
+async fn a_damaged_value_is_reported_refused_and_can_be_deleted() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    store.commit(vec![put(device("a"), Expect::Absent, "x"), put(device("b"), Expect::Absent, "x")]).await.unwrap();
+    let raw = codec::raw_key(&device("a"));
+    let db = store.shared.db.read().clone().unwrap();
+    let mut value = db.get(&raw).unwrap().unwrap().to_vec();
+    *value.last_mut().unwrap() ^= 1;
+    db.insert(&raw, value).unwrap();
+    drop(db);
+    assert!(matches!(store.get(&device("a")).await, Err(ReadError::Corrupt { table: Table::Device, .. })));
+    assert!(matches!(store.scan(Table::Device, None, 10).await, Err(ReadError::Corrupt { .. })));
+    let change = store.commit(vec![put(device("b"), Expect::Any, "y"), put(device("a"), Expect::Any, "y")]).await;
+    assert!(matches!(change, Err(CommitError::Refused(_))), "{change:?}");
+    assert_eq!(store.get(&device("b")).await.unwrap().unwrap().value, "x");
+    store.commit(vec![Write { key: device("a"), expect: Expect::Any, value: None }]).await.unwrap();
+    assert_eq!(store.get(&device("a")).await.unwrap(), None);
+    drop(store);
+    // The digest has forgotten the damaged row as well.
+    std::fs::remove_file(dir.path().join("seal")).unwrap();
+    assert_eq!(open(&dir).get(&device("b")).await.unwrap().unwrap().value, "x");
+}
+
+#[tokio::test]
+async fn the_digest_follows_every_kind_of_commit_and_no_row_changes_behind_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Arc::new(open(&dir));
+    let any = |name: u64, value: Option<&'static str>| Write {
+        key: device(&(name % 7).to_string()),
+        expect: if name.is_multiple_of(5) { Expect::Absent } else { Expect::Any },
+        value: value.map(Bytes::from),
+    };
+    let commits = (0..600_u64).map(|n| {
+        let store = Arc::clone(&store);
+        let twice =
+            vec![any(n, Some("one")), any(n + 7 * (n % 3), (n % 4 != 0).then_some("two")), any(n * 3 + 1, None)];
+        // Some conflict, some write a key twice, and many share a batch.
+        tokio::spawn(async move { store.commit(twice).await })
+    });
+    let commits: Vec<_> = commits.collect();
+    for commit in commits {
+        let _ = commit.await.unwrap();
+    }
+    store.close().await;
+    drop(store);
+    let unseal = || std::fs::remove_file(dir.path().join("seal")).unwrap();
+    unseal();
+    let rows = open(&dir).scan(Table::Device, None, 100).await.unwrap();
+    unseal();
+    let db = open_db(dir.path(), 1 << 20).unwrap();
+    db.remove(codec::raw_name(Table::Device, &rows[0].name)).unwrap();
+    drop(db);
+    let error = SledStore::open(dir.path(), options()).unwrap_err();
+    assert!(error.to_string().contains("that were committed"), "{error}");
+    std::fs::remove_file(dir.path().join("head")).unwrap();
+    assert_eq!(open(&dir).scan(Table::Device, None, 100).await.unwrap(), rows[1..], "the way around");
+}
+
+#[tokio::test]
+async fn below_the_watermark_no_writes_are_taken_until_space_is_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = SledStore::open(dir.path(), SledOptions { min_free_bytes: u64::MAX, ..options() }).unwrap();
+    let Health::ReadOnly(why) = store.health() else { panic!("writable without space") };
+    assert!(why.contains("bytes free"), "{why}");
+    let commit = || store.commit(vec![put(device("a"), Expect::Any, "x")]);
+    assert!(matches!(commit().await, Err(CommitError::ReadOnly(_))));
+    assert_eq!(store.get(&device("a")).await.unwrap(), None, "reads go on");
+    store.set_min_free_bytes(0);
+    assert_eq!(store.health(), Health::Writable);
+    commit().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_inbox_is_busy_and_everything_inside_is_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let bounds = SledOptions { inbox_max: 4, inbox_wait: Duration::from_millis(20), batch_max: 1, ..options() };
+    let store = Arc::new(SledStore::open(dir.path(), bounds).unwrap());
+    store.shared.hooks.hold(true);
+    let commits: Vec<_> = (0..12)
+        .map(|n| {
+            let store = Arc::clone(&store);
+            tokio::spawn(async move { store.commit(vec![put(device(&n.to_string()), Expect::Absent, "x")]).await })
+        })
+        .collect();
+    // One at the gate and four inside: the others give up.
+    while commits.iter().filter(|task| task.is_finished()).count() < 7 {
+        tokio::task::yield_now().await;
+    }
+    store.shared.hooks.hold(false);
+    let mut busy = 0;
+    for commit in commits {
+        match commit.await.unwrap() {
+            Ok(_) => {}
+            Err(CommitError::Busy) => busy += 1,
+            Err(other) => panic!("{other}"),
+        }
+    }
+    assert_eq!(busy, 7);
+    assert_eq!(store.scan(Table::Device, None, 100).await.unwrap().len(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_ack_comes_before_its_sync_and_syncs_are_shared() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Arc::new(open(&dir));
+    let tasks: Vec<_> = (0..64)
+        .map(|task| {
+            let store = Arc::clone(&store);
+            tokio::spawn(async move {
+                for n in 0..20 {
+                    store.commit(vec![put(device(&format!("{task}-{n}")), Expect::Absent, "x")]).await.unwrap();
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    assert_eq!(store.shared.hooks.acks_before_sync.load(Ordering::SeqCst), 0);
+    let stats = store.stats();
+    assert_eq!(stats.commits, 64 * 20);
+    assert!(stats.batches < stats.commits / 2, "{stats:?}");
+}
+
+/// A directory that a small file system is mounted on; gone when dropped.
+struct SmallDisk {
+    dir: TempDir,
+}
+
+impl SmallDisk {
+    /// `None` if this process may not mount.
+    fn mount() -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=24m", "tmpfs"]).arg(dir.path()).output();
+        mount.is_ok_and(|output| output.status.success()).then_some(Self { dir })
+    }
+
+    fn store(&self) -> std::path::PathBuf {
+        self.dir.path().join("store")
+    }
+
+    fn grow(&self) {
+        let grown = Command::new("mount").args(["-o", "remount,size=256m"]).arg(self.dir.path()).status().unwrap();
+        assert!(grown.success());
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(self.dir.path()).status();
+    }
+}
+
+/// Whoever runs out of space keeps sled's global locks, so that each step is a process of its own, as it is in service.
+#[test]
+fn a_full_disk_stops_acks_and_loses_none() {
+    let Some(disk) = SmallDisk::mount() else { return skip("needs a tmpfs mount") };
+    let step = |step: &str| {
+        let mut command = child_of("store::sled_store::tests::child_on_a_small_disk", &disk.store());
+        let (began, mut process) = (Instant::now(), command.env(CHILD_STEP, step).spawn().unwrap());
+        while process.try_wait().unwrap().is_none() {
+            if began.elapsed() > Duration::from_secs(60) {
+                process.kill().unwrap();
+                panic!("{step}: it hangs");
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let mut said = String::new();
+        std::io::Read::read_to_string(&mut process.stdout.take().unwrap(), &mut said).unwrap();
+        assert!(process.wait().unwrap().success(), "{step}: {said}");
+        said.lines().find_map(|line| line.strip_prefix("said ")).map(str::to_owned).unwrap()
+    };
+    let acked = step("fill");
+    let opened = step("open while full");
+    disk.grow();
+    let kept = step("open with room");
+    // The batch that failed may be there, or not.
+    assert!(kept.parse::<usize>().unwrap() >= acked.parse().unwrap(), "{kept} of {acked} batches are left");
+    eprintln!("{acked} batches acked before the disk was full; opening while full: {opened}");
+}
+
+const CHILD_STEP: &str = "STORE_TEST_CHILD_STEP";
+
+/// A step of the test above, in a process that it starts. Without the variable it does nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn child_on_a_small_disk() {
+    let Ok(step) = std::env::var(CHILD_STEP) else { return };
+    let path = std::path::PathBuf::from(std::env::var_os(CHILD_DIR).unwrap());
+    let opened = SledStore::open(&path, options());
+    let said = match (step.as_str(), opened) {
+        ("fill", Ok(store)) => fill(&store).await.to_string(),
+        ("open while full", opened) => opened.map_or_else(|error| error.to_string(), |_| "succeeds".to_owned()),
+        ("open with room", Ok(store)) => {
+            let (rows, last) = rows_of_batches(&store).await;
+            assert_eq!(rows, last * 100, "of {last} batches");
+            store.commit(vec![put(device("later"), Expect::Absent, "x")]).await.unwrap();
+            store.close().await;
+            last.to_string()
+        }
+        (step, opened) => panic!("{step}: {opened:?}"),
+    };
+    println!("\nsaid {said}");
+}
+
+/// Commits batches of a hundred until one fails; how many were acknowledged.
+async fn fill(store: &SledStore) -> usize {
+    let mut acked = 0_usize;
+    let error = loop {
+        let writes = (0..100).map(|n| put(device(&format!("{acked:06}-{n}")), Expect::Absent, [b'x'; 1000]));
+        match store.commit(writes.collect()).await {
+            Ok(_) => acked += 1,
+            Err(error) => break error,
+        }
+        assert!(acked < 10_000, "the disk never filled");
+    };
+    assert!(matches!(error, CommitError::Failed(_)), "{error}");
+    assert!(matches!(store.health(), Health::ReadOnly(_)));
+    let later = store.commit(vec![put(device("later"), Expect::Absent, "x")]).await;
+    assert!(matches!(later, Err(CommitError::ReadOnly(_))), "{later:?}");
+    store.close().await;
+    acked
+}
+
+/// How many rows there are of whole batches, and of how many.
+async fn rows_of_batches(store: &SledStore) -> (usize, usize) {
+    let (mut names, mut after): (Vec<String>, Option<Vec<u8>>) = (Vec::new(), None);
+    loop {
+        let rows = store.scan(Table::Device, after.as_deref(), MAX_WRITES).await.unwrap();
+        let Some(last) = rows.last() else { break };
+        after = Some(last.name.clone());
+        names.extend(rows.into_iter().map(|row| String::from_utf8(row.name).unwrap()));
+    }
+    let batches: HashSet<&str> = names.iter().map(|name| name.split('-').next().unwrap()).collect();
+    (names.len(), batches.len())
+}
+
+const CHILD_DIR: &str = "STORE_TEST_CHILD_DIR";
+const CHILD_COMMITS: &str = "STORE_TEST_CHILD_COMMITS";
+const CHILD: &str = "store::sled_store::tests::child_writes_until_killed";
+
+/// The child of the tests below, which start this binary again: it prints every acknowledged commit. Without the variable it does
+/// nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn child_writes_until_killed() {
+    let Some(dir) = std::env::var_os(CHILD_DIR) else { return };
+    let limit = std::env::var(CHILD_COMMITS).map_or(u64::MAX, |commits| commits.parse().unwrap());
+    let store = Arc::new(SledStore::open(Path::new(&dir), options()).unwrap());
+    let tasks: Vec<_> = (0..16)
+        .map(|task| {
+            let store = Arc::clone(&store);
+            tokio::spawn(async move {
+                for n in 0..limit {
+                    let [record, twin, blink] =
+                        ["record", "twin", "blink"].map(|what| format!("{what}-{task}-{}", n % 50));
+                    let mut writes =
+                        vec![put(device(&record), Expect::Any, [b'r'; 500]), put(device(&twin), Expect::Any, "t")];
+                    // Comes and goes, always in its first version.
+                    let there = (n / 50 % 2 == 0).then(|| Bytes::from(format!("{n}")));
+                    writes.push(Write { key: device(&blink), expect: Expect::Any, value: there });
+                    let versions = store.commit(writes).await.unwrap();
+                    println!("\nacked {record} {} {twin} {}", versions[0], versions[1]);
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+}
+
+fn child(dir: &Path) -> Command {
+    child_of(CHILD, dir)
+}
+
+/// This binary again, to run one test of it on `dir`.
+fn child_of(test: &str, dir: &Path) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", test, "--nocapture", "--test-threads", "1"]).env(CHILD_DIR, dir);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    command
+}
+
+/// Lets a child write until `commits` are acknowledged, kills it and notes every acknowledgement it gave.
+fn kill_after(dir: &Path, commits: usize, acked: &mut HashMap<String, Version>) {
+    let mut process = child(dir).spawn().unwrap();
+    let mut lines = BufReader::new(process.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let mut seen = 0;
+    for line in lines.by_ref() {
+        seen += note_ack(&line, acked);
+        if seen >= commits {
+            break;
+        }
+    }
+    process.kill().unwrap();
+    for line in lines {
+        seen += note_ack(&line, acked);
+    }
+    process.wait().unwrap();
+    assert!(seen > 0, "the child acknowledged nothing");
+}
+
+#[tokio::test]
+async fn kill_nine_loses_nothing_that_was_acked() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut acked: HashMap<String, Version> = HashMap::new();
+    let started = Instant::now();
+    let mut rounds = 0;
+    while rounds < 3 || (rounds < 10 && started.elapsed() < Duration::from_secs(6)) {
+        // Each round dies somewhere else.
+        kill_after(dir.path(), 200 + rounds * 137, &mut acked);
+        let store = open(&dir);
+        let rows = store.scan(Table::Device, None, MAX_WRITES).await.unwrap();
+        let found: HashMap<_, _> =
+            rows.into_iter().map(|row| (String::from_utf8(row.name).unwrap(), row.stored.version)).collect();
+        for (name, version) in &acked {
+            assert!(found.get(name).is_some_and(|found| found >= version), "{name} {version}: {:?}", found.get(name));
+        }
+        for (name, version) in found.iter().filter(|(name, _)| name.starts_with("record")) {
+            assert_eq!(found.get(&name.replace("record", "twin")), Some(version), "a commit was torn at {name}");
+        }
+        rounds += 1;
+    }
+    eprintln!("{rounds} kills, {} commits acked", acked.values().sum::<u64>() / 2);
+}
+
+/// Counts a whole line of the child; one that the kill cut short is not counted.
+fn note_ack(line: &str, acked: &mut HashMap<String, Version>) -> usize {
+    let words: Vec<&str> = line.split(' ').collect();
+    let ["acked", record, version, twin, twin_version] = words[..] else { return 0 };
+    if version != twin_version {
+        return 0;
+    }
+    let Ok(version) = version.parse::<Version>() else { return 0 };
+    for name in [record, twin] {
+        let newest = acked.entry(name.to_owned()).or_default();
+        *newest = version.max(*newest);
+    }
+    1
+}
+
+#[test]
+fn an_fdatasync_precedes_every_ack() {
+    let dir = tempfile::tempdir().unwrap();
+    let trace = dir.path().join("trace");
+    let plain = child(&dir.path().join("store"));
+    let mut command = Command::new("strace");
+    command.args(["-f", "-e", "trace=fdatasync,write", "-s", "80", "-o"]).arg(&trace);
+    command
+        .arg(plain.get_program())
+        .args(plain.get_args())
+        .env(CHILD_DIR, dir.path().join("store"))
+        .env(CHILD_COMMITS, "20");
+    let Ok(output) = command.output() else { return skip("needs strace") };
+    if !trace.exists() || !output.status.success() {
+        return skip("needs strace, allowed to trace a child");
+    }
+    // Sixteen writers wait for their acks one at a time, so no more than sixteen acks can share a sync.
+    let (mut acks, mut syncs, mut since_sync) = (0, 0, 0);
+    for line in std::fs::read_to_string(&trace).unwrap().lines() {
+        if line.contains("fdatasync") && line.contains("= 0") {
+            syncs += 1;
+            since_sync = 0;
+        } else if line.contains("write(1,") && line.contains("acked ") {
+            assert!(syncs > 0, "acknowledged before any sync");
+            acks += 1;
+            since_sync += 1;
+            assert!(since_sync <= 32, "{since_sync} acks after one sync");
+        }
+    }
+    assert_eq!(acks, 16 * 20, "every ack is in the trace");
+    eprintln!("{acks} acks, {syncs} syncs");
+}

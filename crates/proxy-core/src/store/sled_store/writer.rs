@@ -1,0 +1,297 @@
+//! The one thread that writes: it gathers commits, decides them, applies them, syncs once and acknowledges them all.
+//!
+//! Invariants:
+//! - A key enters the overlay before sled learns of its new value and leaves it after the sync, so no read shows what a crash
+//!   could take back.
+//! - Every commit is one batch of sled with the digest of what it leaves, so whatever prefix a crash leaves is vouched for.
+//! - Nothing is acknowledged, not even a conflict, before the sync of its batch: whoever lost a race finds the winner on
+//!   reading again.
+//! - After the first failure to write, nothing is ever written or acknowledged again, and the overlay stays: an fsync that
+//!   failed must not be repeated, because the kernel may have dropped the pages. Sled is then not even closed.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use sled::{Batch, Db, IVec};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::digest::{self, DIGEST_KEY, Digest};
+use super::disk::{self, DataFiles, Head};
+use super::{Shared, codec, panic_text};
+use crate::store::{CommitError, Expect, Version, Write};
+
+type Outcome = Result<Vec<Version>, CommitError>;
+
+pub(super) enum Message {
+    Commit(Pending),
+    Close,
+}
+
+pub(super) struct Pending {
+    pub(super) writes: Vec<Write>,
+    pub(super) reply: oneshot::Sender<Outcome>,
+}
+
+pub(super) struct Writer {
+    pub(super) shared: Arc<Shared>,
+    pub(super) inbox: mpsc::Receiver<Message>,
+    pub(super) batch_max: usize,
+    pub(super) files: DataFiles,
+    pub(super) head: Head,
+    /// Of what sled holds.
+    pub(super) digest: Digest,
+    pub(super) lock: File,
+    pub(super) finished: watch::Sender<bool>,
+}
+
+/// What a key holds as the next commit of the batch will find it, and what it held when the batch began.
+struct Slot {
+    durable: Option<IVec>,
+    current: Result<Version, String>,
+    /// The hash of what sled holds, as it goes.
+    hash: Option<u64>,
+}
+
+/// The batch as it is decided, before anything of it is written.
+#[derive(Default)]
+struct Plan {
+    slots: HashMap<Vec<u8>, Slot>,
+    apply: Vec<Applied>,
+    acks: Vec<(oneshot::Sender<Outcome>, Outcome)>,
+    /// A damaged row goes, and nobody knows what the digest counted for it.
+    recount: bool,
+}
+
+/// The writes of one commit, in sled's form.
+type Applied = Vec<(Vec<u8>, Option<Vec<u8>>)>;
+
+impl Writer {
+    pub(super) fn run(mut self) {
+        while let Some(message) = self.inbox.blocking_recv() {
+            let mut batch = Vec::new();
+            self.gather(message, &mut batch);
+            if !batch.is_empty() {
+                self.process(batch);
+            }
+        }
+        self.finish();
+    }
+
+    fn gather(&mut self, first: Message, batch: &mut Vec<Pending>) {
+        let mut next = Some(first);
+        while let Some(message) = next {
+            match message {
+                Message::Commit(pending) => batch.push(pending),
+                // What is already inside is still served; nothing more comes in.
+                Message::Close => self.inbox.close(),
+            }
+            next = if batch.len() < self.batch_max { self.inbox.try_recv().ok() } else { None };
+        }
+    }
+
+    fn process(&mut self, batch: Vec<Pending>) {
+        if let Err(why) = self.shared.writable() {
+            for pending in batch {
+                let _ = pending.reply.send(Err(CommitError::ReadOnly(why.clone())));
+            }
+            return;
+        }
+        let mut plan = Plan::default();
+        let written = catch_unwind(AssertUnwindSafe(|| self.write(batch, &mut plan)))
+            .unwrap_or_else(|panic| Err(format!("sled panicked: {}", panic_text(&*panic))));
+        match written {
+            Ok(()) => self.shared.overlay_clear(),
+            Err(why) => self.shared.fail(&why),
+        }
+        self.shared.count_batch(plan.apply.len());
+        self.acknowledge(plan.acks);
+    }
+
+    fn write(&mut self, batch: Vec<Pending>, plan: &mut Plan) -> Result<(), String> {
+        let db = self.shared.db.read().clone().ok_or("the store is closed")?;
+        let mut broken = None;
+        for pending in batch {
+            let outcome = match broken.clone() {
+                None => plan.decide(&db, pending.writes).unwrap_or_else(|why| {
+                    broken = Some(why.clone());
+                    Err(CommitError::Failed(why))
+                }),
+                Some(why) => Err(CommitError::Failed(why)),
+            };
+            plan.acks.push((pending.reply, outcome));
+        }
+        if let Some(why) = broken {
+            return Err(why);
+        }
+        if plan.apply.is_empty() {
+            return Ok(());
+        }
+        self.shared.overlay_fill(plan.apply.iter().flatten().map(|(key, _)| {
+            let durable = plan.slots.get(key).and_then(|slot| slot.durable.clone());
+            (key.clone(), durable)
+        }));
+        if plan.recount {
+            let found = Digest::of(&db, self.digest.sequence).map_err(|error| error.to_string())?;
+            self.digest = found.ok_or("a scan and a look-up of one row disagree")?;
+        }
+        self.apply(&db, plan).map_err(|error| error.to_string())?;
+        #[cfg(test)]
+        self.shared.hooks.pass_gate();
+        db.flush().map_err(|error| error.to_string())?;
+        self.files.sync().map_err(|error| error.to_string())?;
+        self.head.note(self.digest.sequence).map_err(|error| error.to_string())?;
+        #[cfg(test)]
+        self.shared.hooks.synced();
+        Ok(())
+    }
+
+    /// Hands the commits to sled: each atomically, with the digest of what it leaves, and one by one, so that the exclusive lock
+    /// of a batch is short for readers.
+    fn apply(&mut self, db: &Db, plan: &mut Plan) -> sled::Result<()> {
+        for commit in &plan.apply {
+            let mut batch = Batch::default();
+            for (key, value) in commit {
+                let new = value.as_ref().map(|raw| digest::hash(key, raw));
+                let old = plan.slots.get_mut(key).and_then(|slot| std::mem::replace(&mut slot.hash, new));
+                self.digest.replace(old, new);
+                match value {
+                    Some(value) => batch.insert(key.as_slice(), value.as_slice()),
+                    None => batch.remove(key.as_slice()),
+                }
+            }
+            self.digest.sequence += 1;
+            batch.insert(&DIGEST_KEY, self.digest.encode());
+            db.apply_batch(batch)?;
+        }
+        Ok(())
+    }
+
+    fn acknowledge(&self, acks: Vec<(oneshot::Sender<Outcome>, Outcome)>) {
+        let failed = self.shared.failure();
+        for (reply, outcome) in acks {
+            let outcome = match (&failed, outcome) {
+                (None, outcome) => outcome,
+                (Some(why), Ok(_) | Err(CommitError::Failed(_))) => Err(CommitError::Failed(why.clone())),
+                // It lost to something that may not have happened; of itself nothing was applied.
+                (Some(why), Err(_)) => Err(CommitError::ReadOnly(why.clone())),
+            };
+            #[cfg(test)]
+            if outcome.is_ok() {
+                self.shared.hooks.acked();
+            }
+            // Nobody listens when the commit's future was dropped: it is durable all the same.
+            let _ = reply.send(outcome);
+        }
+    }
+
+    fn finish(self) {
+        let finished = self.finished.clone();
+        // Waits for reads in progress; later ones find the store closed.
+        let db = self.shared.db.write().take();
+        if self.shared.failure().is_some() {
+            // Sled flushes when it is dropped, and after a failed write that may wait for ever, with a lock held that every other
+            // store of the process needs. So it is left alone, and the directory stays in use until the process ends.
+            std::mem::forget((db, self.lock));
+        } else {
+            self.close(db);
+        }
+        finished.send_replace(true);
+    }
+
+    fn close(mut self, db: Option<Db>) {
+        let flushed = catch_unwind(AssertUnwindSafe(|| {
+            if let Some(db) = &db {
+                db.flush().map_err(|error| error.to_string())?;
+                self.files.sync().and_then(|()| self.head.sync()).map_err(|error| error.to_string())?;
+            }
+            drop(db);
+            Ok::<(), String>(())
+        }))
+        .unwrap_or_else(|panic| Err(panic_text(&*panic)));
+        let path = &self.shared.path;
+        let released = disk::wait_until_released(path);
+        match flushed {
+            Ok(()) if released => {
+                if let Err(error) = self.files.sync().and_then(|()| disk::seal(path)) {
+                    tracing::warn!(path = %path.display(), %error, "the closed store is not sealed");
+                }
+            }
+            Ok(()) => {}
+            Err(error) => tracing::error!(path = %path.display(), %error, "closing the store failed"),
+        }
+    }
+}
+
+impl Plan {
+    /// `Err` if sled cannot be read at all.
+    fn decide(&mut self, db: &Db, writes: Vec<Write>) -> Result<Outcome, String> {
+        let mut undo: Vec<(Vec<u8>, Result<Version, String>)> = Vec::with_capacity(writes.len());
+        let mut versions = Vec::with_capacity(writes.len());
+        let mut applied = Applied::with_capacity(writes.len());
+        for (index, write) in writes.into_iter().enumerate() {
+            let key = codec::raw_key(&write.key);
+            let slot = self.slot(db, &key)?;
+            let next = match next_version(index, slot, &write) {
+                Ok(next) => next,
+                Err(refused) => {
+                    self.restore(undo);
+                    return Ok(Err(refused));
+                }
+            };
+            let damaged = slot.current.is_err();
+            undo.push((key.clone(), std::mem::replace(&mut slot.current, Ok(next))));
+            versions.push(next);
+            self.recount |= damaged;
+            let value = write.value.map(|payload| codec::encode(&key, next, &payload));
+            applied.push((key, value));
+        }
+        self.apply.push(applied);
+        Ok(Ok(versions))
+    }
+
+    fn slot(&mut self, db: &Db, key: &[u8]) -> Result<&mut Slot, String> {
+        if !self.slots.contains_key(key) {
+            let durable = db.get(key).map_err(|error| error.to_string())?;
+            let current = match &durable {
+                None => Ok(0),
+                Some(raw) => codec::open(key, raw).map(|(version, _)| version),
+            };
+            let hash = durable.as_ref().map(|raw| digest::hash(key, raw));
+            self.slots.insert(key.to_vec(), Slot { durable, current, hash });
+        }
+        self.slots.get_mut(key).ok_or_else(|| "a planned key is gone".to_owned())
+    }
+
+    fn restore(&mut self, undo: Vec<(Vec<u8>, Result<Version, String>)>) {
+        // Backwards, so that a key written twice gets its first value back.
+        for (key, current) in undo.into_iter().rev() {
+            if let Some(slot) = self.slots.get_mut(&key) {
+                slot.current = current;
+            }
+        }
+    }
+}
+
+fn next_version(index: usize, slot: &Slot, write: &Write) -> Result<Version, CommitError> {
+    let deletes = write.value.is_none();
+    let current = match (&slot.current, write.expect) {
+        (Ok(current), _) => *current,
+        // The one way to get rid of a damaged value.
+        (Err(_), Expect::Any) if deletes => return Ok(0),
+        (Err(why), _) => {
+            return Err(CommitError::Refused(format!("write {index} builds on a damaged value: {why}")));
+        }
+    };
+    let holds = match write.expect {
+        Expect::Absent => current == 0,
+        Expect::Version(version) => version != 0 && current == version,
+        Expect::Any => true,
+    };
+    match (holds, deletes) {
+        (false, _) => Err(CommitError::Conflict { index }),
+        (true, true) => Ok(0),
+        (true, false) => Ok(current.saturating_add(1)),
+    }
+}

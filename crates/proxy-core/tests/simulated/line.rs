@@ -1,0 +1,233 @@
+//! The line of one instance as a state machine, under random events and against its own forecasts.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+use proxy_core::entropy::Entropy;
+use proxy_core::line::{Class, Errand, Line, Next, Place};
+use proxy_core::time::{BootId, Mono};
+
+use crate::support::{id, millis, seconds, settings};
+
+fn at(millis: u64) -> Mono {
+    Mono::from_nanos(millis * 1_000_000)
+}
+
+fn line(quota: u32, length_max: usize, in_flight_max: usize) -> Line {
+    let mut settings = settings(&[("a", quota)]);
+    settings.line.length_max = length_max;
+    settings.registration.in_flight_max = in_flight_max;
+    let instance = settings.instances.values().next().unwrap();
+    Line::new(instance, &settings.line, &settings.registration, [], &BootId("boot".to_owned()), at(0))
+}
+
+#[derive(Debug, Clone)]
+enum Event {
+    Join { expedited: bool },
+    Confirm(usize),
+    LoseTheRace(usize),
+    Defer(usize, u64),
+    Leave(usize),
+    LeaveUnderWay(usize),
+    Depart,
+    Finish(usize),
+    ComeBack(usize, u64),
+    Throttled(u64),
+    Fails,
+    Works,
+    Wait(u64),
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let any = 0usize..1000;
+    prop_oneof![
+        6 => prop::bool::weighted(0.1).prop_map(|expedited| Event::Join { expedited }),
+        6 => any.clone().prop_map(Event::Confirm),
+        1 => any.clone().prop_map(Event::LoseTheRace),
+        1 => (any.clone(), 0u64..30_000).prop_map(|(which, wait)| Event::Defer(which, wait)),
+        1 => any.clone().prop_map(Event::Leave),
+        1 => any.clone().prop_map(Event::LeaveUnderWay),
+        8 => Just(Event::Depart),
+        5 => any.clone().prop_map(Event::Finish),
+        3 => (any, 0u64..10_000).prop_map(|(which, wait)| Event::ComeBack(which, wait)),
+        1 => (0u64..10_000).prop_map(Event::Throttled),
+        1 => Just(Event::Fails),
+        2 => Just(Event::Works),
+        6 => (0u64..5_000).prop_map(Event::Wait),
+    ]
+}
+
+/// Where each place is, as an onlooker keeps count.
+#[derive(Default)]
+struct Onlooker {
+    unconfirmed: BTreeSet<Place>,
+    ready: BTreeSet<Place>,
+    deferred: BTreeMap<Place, u64>,
+    under_way: BTreeMap<Place, Option<proxy_core::ledger::SlotId>>,
+    /// Of those under way, the ones that do not come back.
+    left: BTreeSet<Place>,
+    throttled_until: u64,
+}
+
+impl Onlooker {
+    /// Deferred places that are due go back to their lanes whenever the line is asked who goes next.
+    fn recalling(&mut self, now: u64, next: impl FnOnce() -> Next) -> Next {
+        let due: Vec<Place> =
+            self.deferred.iter().filter(|&(_, &until)| until <= now).map(|(&place, _)| place).collect();
+        for place in due {
+            self.deferred.remove(&place);
+            self.ready.insert(place);
+        }
+        next()
+    }
+
+    /// Who has to go next: the first of each lane, unless it is still being written.
+    fn front(&self) -> Option<Place> {
+        [Class::Expedited, Class::Ordinary].into_iter().find_map(|class| {
+            let first = |places: &BTreeSet<Place>| places.iter().find(|place| place.class == class).copied();
+            let ready = first(&self.ready)?;
+            first(&self.unconfirmed).is_none_or(|unconfirmed| ready < unconfirmed).then_some(ready)
+        })
+    }
+}
+
+fn pick<T: Copy>(items: impl Iterator<Item = T>, which: usize) -> Option<T> {
+    let items: Vec<T> = items.collect();
+    items.get(which % items.len().max(1)).copied()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_place_is_in_one_set_and_departures_keep_the_order(
+        quota in 1u32..80, length_max in 1usize..40, in_flight_max in 1usize..20,
+        events in prop::collection::vec(event(), 1..400),
+    ) {
+        let mut line = line(quota, length_max, in_flight_max);
+        let mut seen = Onlooker::default();
+        let mut entropy = Entropy::from_seed(7);
+        let (mut now, mut joined) = (0u64, 0u32);
+        for event in events {
+            match event {
+                Event::Join { expedited } => {
+                    let class = if expedited { Class::Expedited } else { Class::Ordinary };
+                    let waiting = seen.unconfirmed.len() + seen.ready.len() + seen.deferred.len();
+                    joined += 1;
+                    match line.reserve(id(&format!("device-{joined}")), class) {
+                        Ok(place) => prop_assert!(waiting < length_max && seen.unconfirmed.insert(place)),
+                        Err(full) => prop_assert!(waiting >= length_max && full.length_max == length_max),
+                    }
+                }
+                Event::Confirm(which) => if let Some(place) = pick(seen.unconfirmed.iter().copied(), which) {
+                    line.confirm(place);
+                    seen.unconfirmed.remove(&place);
+                    seen.ready.insert(place);
+                },
+                Event::LoseTheRace(which) => if let Some(place) = pick(seen.unconfirmed.iter().copied(), which) {
+                    prop_assert!(line.leave(place));
+                    seen.unconfirmed.remove(&place);
+                },
+                Event::Defer(which, wait) => if let Some(place) = pick(seen.ready.iter().copied(), which) {
+                    line.defer(place, at(now + wait));
+                    seen.ready.remove(&place);
+                    seen.deferred.insert(place, now + wait);
+                },
+                Event::Leave(which) => if let Some(place) = pick(seen.ready.iter().chain(seen.deferred.keys()).copied(), which) {
+                    prop_assert!(line.leave(place));
+                    prop_assert!(!line.leave(place), "it left");
+                    seen.ready.remove(&place);
+                    seen.deferred.remove(&place);
+                },
+                Event::LeaveUnderWay(which) => if let Some(place) = pick(seen.under_way.keys().copied(), which) {
+                    prop_assert!(!line.leave(place), "it does not wait");
+                    seen.left.insert(place);
+                },
+                Event::Depart => match seen.recalling(now, || line.next(at(now))) {
+                    Next::Depart(departure) => {
+                        prop_assert_eq!(Some(departure.place), seen.front());
+                        prop_assert!(now >= seen.throttled_until);
+                        prop_assert!(seen.under_way.len() < in_flight_max);
+                        seen.ready.remove(&departure.place);
+                        seen.under_way.insert(departure.place, departure.slot);
+                    }
+                    Next::WaitUntil(moment) => prop_assert!(moment > at(now)),
+                    Next::Idle => prop_assert!(seen.deferred.is_empty()),
+                },
+                Event::Finish(which) => if let Some(place) = pick(seen.under_way.keys().copied(), which) {
+                    line.answered(seen.under_way.remove(&place).unwrap(), at(now), millis(100));
+                    line.finish(place, true, at(now));
+                },
+                Event::ComeBack(which, wait) => if let Some(place) = pick(seen.under_way.keys().copied(), which) {
+                    line.abandoned(seen.under_way.remove(&place).unwrap(), at(now));
+                    line.come_back(place, Errand::Lookup, at(now + wait), at(now));
+                    if seen.left.contains(&place) {
+                        prop_assert_eq!(line.forecast(place, at(now)), None, "it was left");
+                    } else if wait == 0 {
+                        seen.ready.insert(place);
+                    } else {
+                        seen.deferred.insert(place, now + wait);
+                    }
+                },
+                Event::Throttled(wait) => {
+                    line.throttled_until(at(now + wait));
+                    seen.throttled_until = seen.throttled_until.max(now + wait);
+                }
+                Event::Fails => line.instance_failed(at(now), &mut entropy),
+                Event::Works => line.instance_works(),
+                Event::Wait(wait) => now += wait,
+            }
+            let status = line.status(at(now));
+            prop_assert_eq!(status.waiting, seen.unconfirmed.len() + seen.ready.len() + seen.deferred.len());
+            prop_assert_eq!(status.under_way, seen.under_way.len());
+            prop_assert!(status.budget <= quota);
+        }
+        let places: Vec<Place> = seen.unconfirmed.iter().chain(&seen.ready).chain(seen.deferred.keys()).copied().collect();
+        for place in places {
+            prop_assert!(line.forecast(place, at(now)).is_some_and(|forecast| forecast.position > 0));
+        }
+        for &place in seen.under_way.keys() {
+            prop_assert!(line.forecast(place, at(now)).is_some_and(|forecast| forecast.position == 0));
+        }
+    }
+
+    /// What the last device in an undisturbed line is told when it joins is what then happens.
+    #[test]
+    fn the_forecast_of_an_undisturbed_line_comes_true(quota in 1u32..200, length in 1usize..400, latency in 0u64..300) {
+        let mut line = line(quota, 1000, 1000);
+        let mut told = BTreeMap::new();
+        for number in 0..length {
+            let place = line.reserve(id(&format!("device-{number}")), Class::Ordinary).unwrap();
+            line.confirm(place);
+            told.insert(place, line.forecast(place, at(0)).unwrap());
+        }
+        let (mut now, mut answers) = (0u64, Vec::<(u64, Option<proxy_core::ledger::SlotId>)>::new());
+        // Registering takes the 4 s that are expected of it.
+        let typical = seconds(4);
+        let mut departed = 0;
+        while departed < length {
+            answers.retain(|&(due, slot)| {
+                if due <= now { line.answered(slot, at(due), millis(latency)); }
+                due > now
+            });
+            match line.next(at(now)) {
+                Next::Depart(departure) => {
+                    let forecast = told[&departure.place];
+                    departed += 1;
+                    prop_assert_eq!(forecast.position, departed);
+                    let done = at(now).after(typical);
+                    // One window's worth of latency error for each window waited.
+                    let slack = seconds(1) + millis(400) * u32::try_from(length / quota as usize + 1).unwrap();
+                    prop_assert!(done <= forecast.appointment.after(slack), "place {}: {:?} after {:?}", departed, done, forecast.appointment);
+                    prop_assert!(forecast.appointment <= done.after(slack), "place {}: {:?} before {:?}", departed, done, forecast.appointment);
+                    answers.push((now + latency, departure.slot));
+                }
+                Next::WaitUntil(moment) => {
+                    let wake = moment.as_nanos().div_ceil(1_000_000);
+                    now = answers.iter().map(|&(due, _)| due).filter(|&due| due > now).min().unwrap_or(wake).min(wake);
+                }
+                Next::Idle => now = answers.iter().map(|&(due, _)| due).filter(|&due| due > now).min().unwrap(),
+            }
+        }
+    }
+}

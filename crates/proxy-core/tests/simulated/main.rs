@@ -1,0 +1,14 @@
+//! The promises of the core on a simulated clock, against a DPS that counts for itself.
+//!
+//! Every test runs on one thread and on paused time, so that it replays exactly; where chance plays a part, its seed is in the
+//! message of a failure.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod belonging;
+mod line;
+mod operators;
+mod outcomes;
+mod places;
+mod quota;
+mod storage;
+mod support;

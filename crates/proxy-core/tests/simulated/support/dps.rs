@@ -1,0 +1,566 @@
+//! A DPS instance written for these tests: it counts by its own time of arrival and keeps everything it saw.
+//!
+//! A call is planned when it is sent: when it arrives (or never), what DPS does with it, and when the caller hears of it (or gives
+//! up). Arrival does not depend on the caller: a call that was given up, or whose process was killed, may still arrive up to
+//! [`MAX_DELAY`] later.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
+use proxy_core::ids::{DeviceId, HubName, InstanceName, OperationId};
+use proxy_core::settings::{Instance as InstanceSettings, RegistrationSettings};
+use proxy_core::time::WallTime;
+use proxy_core::upstream::{
+    Answer, CallResult, Caller, Connect, DpsError, NoAnswer, Progress, RegistrationState, Said, Status, Upstream,
+};
+use serde_json::Value;
+use tokio::time::Instant;
+
+use super::clock::{Dice, EPOCH_MILLIS};
+
+/// The longest that the network may keep a call which was given up.
+pub(crate) const MAX_DELAY: Duration = Duration::from_secs(30);
+
+/// What DPS does with a call that arrived.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Reply {
+    /// Its job.
+    Serve,
+    /// An error with DPS's own code in it.
+    Error { http_status: u16, error_code: Option<i64>, retry_after: Option<u64> },
+    /// Its job, and an answer that cannot be read.
+    Unreadable,
+    /// Accepts the registration, which then ends as failed with this code.
+    Fail(i64),
+    /// Accepts the registration, which then stays `assigning`.
+    Stuck,
+    /// Ends the registration as disabled.
+    Disabled,
+}
+
+/// The fate of one call.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Fate {
+    Answered {
+        there: Duration,
+        back: Duration,
+        reply: Reply,
+    },
+    /// The caller gives up after `gives_up`; the call arrives that long after it was sent, if at all.
+    Lost {
+        gives_up: Duration,
+        arrives: Option<Duration>,
+    },
+    NeverLeft,
+}
+
+impl Fate {
+    pub(crate) fn reply(reply: Reply) -> Self {
+        Self::Answered { there: Duration::from_millis(20), back: Duration::from_millis(20), reply }
+    }
+
+    pub(crate) fn error(http_status: u16, error_code: Option<i64>) -> Self {
+        Self::reply(Reply::Error { http_status, error_code, retry_after: None })
+    }
+
+    pub(crate) fn throttled(retry_after: Option<u64>) -> Self {
+        Self::reply(Reply::Error { http_status: 429, error_code: Some(429_001), retry_after })
+    }
+
+    pub(crate) fn lost_before_arrival() -> Self {
+        Self::Lost { gives_up: Duration::from_secs(5), arrives: None }
+    }
+
+    pub(crate) fn lost_after_commit() -> Self {
+        Self::Lost { gives_up: Duration::from_secs(5), arrives: Some(Duration::from_millis(200)) }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Call {
+    Register,
+    Poll,
+    Lookup,
+}
+
+/// A call as it left the gateway.
+#[derive(Debug, Clone)]
+pub(crate) struct Sent {
+    pub(crate) call: Call,
+    pub(crate) id: String,
+    pub(crate) at: Duration,
+    /// When the caller heard of it or gave up.
+    pub(crate) ended: Option<Duration>,
+    pub(crate) payload: Option<Value>,
+}
+
+/// A call as it arrived at DPS.
+#[derive(Debug, Clone)]
+pub(crate) struct Arrival {
+    pub(crate) call: Call,
+    pub(crate) id: String,
+    pub(crate) at: Duration,
+}
+
+/// How calls fare that no script names.
+#[derive(Debug, Clone)]
+pub(crate) struct Weather {
+    pub(crate) there: (u64, u64),
+    pub(crate) back: (u64, u64),
+    /// Out of 1000 calls.
+    pub(crate) lost: u64,
+    pub(crate) never_left: u64,
+    pub(crate) slow: u64,
+    pub(crate) throttled: u64,
+    pub(crate) failing: u64,
+    pub(crate) unreadable: u64,
+}
+
+impl Weather {
+    /// Every answer takes `millis`, and nothing goes wrong.
+    pub(crate) fn fair(millis: u64) -> Self {
+        let half = millis / 2;
+        Self {
+            there: (half, half),
+            back: (millis - half, millis - half),
+            lost: 0,
+            never_left: 0,
+            slow: 0,
+            throttled: 0,
+            failing: 0,
+            unreadable: 0,
+        }
+    }
+
+    pub(crate) fn foul() -> Self {
+        Self {
+            there: (0, 900),
+            back: (0, 900),
+            lost: 40,
+            never_left: 20,
+            slow: 60,
+            throttled: 10,
+            failing: 20,
+            unreadable: 10,
+        }
+    }
+
+    fn fate(&self, dice: &mut Dice) -> Fate {
+        let roll = dice.below(1000);
+        let mut bound = 0;
+        let mut falls = |share: u64| {
+            bound += share;
+            roll < bound
+        };
+        if falls(self.lost) {
+            let gives_up = dice.millis(10, 20_000);
+            let latest = u64::try_from((gives_up + MAX_DELAY).as_millis()).unwrap();
+            let arrives = dice.chance(700).then(|| dice.millis(0, latest));
+            return Fate::Lost { gives_up, arrives };
+        }
+        if falls(self.never_left) {
+            return Fate::NeverLeft;
+        }
+        let (mut there, mut back) = (dice.millis(self.there.0, self.there.1), dice.millis(self.back.0, self.back.1));
+        if falls(self.slow) {
+            there = dice.millis(0, 15_000);
+            back = dice.millis(0, 15_000);
+        }
+        let reply = if falls(self.throttled) {
+            Reply::Error { http_status: 429, error_code: None, retry_after: dice.chance(500).then_some(3) }
+        } else if falls(self.failing) {
+            Reply::Error { http_status: 500, error_code: Some(500_001), retry_after: None }
+        } else if falls(self.unreadable) {
+            Reply::Unreadable
+        } else {
+            Reply::Serve
+        };
+        Fate::Answered { there, back, reply }
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Registration {
+    hub: HubName,
+    etag: String,
+    updated: WallTime,
+}
+
+#[derive(Debug, Clone)]
+struct Operation {
+    name: String,
+    ready: Instant,
+    end: Reply,
+    done: bool,
+}
+
+#[derive(Debug)]
+struct Inner {
+    weather: Weather,
+    dice: Dice,
+    script: BTreeMap<(Call, String), VecDeque<Fate>>,
+    next: BTreeMap<Call, VecDeque<Fate>>,
+    reachable: bool,
+    assigning: Duration,
+    poll_after: Option<u64>,
+    skew_millis: i64,
+    hub: HubName,
+    device_ids: BTreeMap<String, DeviceId>,
+    sent: Vec<Sent>,
+    arrivals: Vec<Arrival>,
+    registrations: BTreeMap<String, Registration>,
+    operations: BTreeMap<String, Operation>,
+    operations_begun: u64,
+    commits: u64,
+}
+
+/// One DPS instance.
+#[derive(Debug)]
+pub(crate) struct Dps {
+    began: Instant,
+    inner: Mutex<Inner>,
+}
+
+impl Dps {
+    pub(crate) fn new(seed: u64, hub: &str) -> Arc<Self> {
+        Arc::new(Self {
+            began: Instant::now(),
+            inner: Mutex::new(Inner {
+                weather: Weather::fair(100),
+                dice: Dice::new(seed),
+                script: BTreeMap::new(),
+                next: BTreeMap::new(),
+                reachable: true,
+                assigning: Duration::from_millis(1500),
+                poll_after: None,
+                skew_millis: 0,
+                hub: HubName::parse(hub).unwrap(),
+                device_ids: BTreeMap::new(),
+                sent: Vec::new(),
+                arrivals: Vec::new(),
+                registrations: BTreeMap::new(),
+                operations: BTreeMap::new(),
+                operations_begun: 0,
+                commits: 0,
+            }),
+        })
+    }
+
+    // --- what a test sets -----------------------------------------------------------------------------------------
+
+    pub(crate) fn weather(&self, weather: Weather) {
+        self.inner.lock().weather = weather;
+    }
+
+    pub(crate) fn reachable(&self, reachable: bool) {
+        self.inner.lock().reachable = reachable;
+    }
+
+    pub(crate) fn assigning(&self, time: Duration) {
+        self.inner.lock().assigning = time;
+    }
+
+    pub(crate) fn skew_millis(&self, skew: i64) {
+        self.inner.lock().skew_millis = skew;
+    }
+
+    /// From now on, new allocations go to `hub`.
+    pub(crate) fn hub(&self, hub: &str) {
+        self.inner.lock().hub = HubName::parse(hub).unwrap();
+    }
+
+    pub(crate) fn device_id(&self, id: &str, device_id: &str) {
+        self.inner.lock().device_ids.insert(id.to_owned(), DeviceId::parse(device_id).unwrap());
+    }
+
+    /// The fate of the next call of this kind, whoever makes it; called again, of the one after that.
+    pub(crate) fn next(&self, call: Call, fate: Fate) {
+        self.inner.lock().next.entry(call).or_default().push_back(fate);
+    }
+
+    /// The same for the calls of one device.
+    pub(crate) fn next_of(&self, call: Call, id: &str, fate: Fate) {
+        self.inner.lock().script.entry((call, id.to_owned())).or_default().push_back(fate);
+    }
+
+    /// DPS has a registration of this device already, `age` old, at `hub`.
+    pub(crate) fn already_holds(&self, id: &str, hub: &str, age: Duration) {
+        let mut inner = self.inner.lock();
+        let now = wall(self.began, inner.skew_millis);
+        let updated = WallTime::from_unix_millis(now.unix_millis() - i64::try_from(age.as_millis()).unwrap());
+        let registration = Registration { hub: HubName::parse(hub).unwrap(), etag: "old".to_owned(), updated };
+        inner.registrations.insert(id.to_owned(), registration);
+    }
+
+    // --- what a test asks -----------------------------------------------------------------------------------------
+
+    pub(crate) fn sent(&self) -> Vec<Sent> {
+        self.inner.lock().sent.clone()
+    }
+
+    pub(crate) fn arrivals(&self) -> Vec<Arrival> {
+        self.inner.lock().arrivals.clone()
+    }
+
+    /// Calls of this kind that left the gateway.
+    pub(crate) fn count(&self, call: Call) -> usize {
+        self.inner.lock().sent.iter().filter(|sent| sent.call == call).count()
+    }
+
+    pub(crate) fn count_of(&self, call: Call, id: &str) -> usize {
+        self.inner.lock().sent.iter().filter(|sent| sent.call == call && sent.id == id).count()
+    }
+
+    pub(crate) fn calls(&self) -> usize {
+        self.inner.lock().sent.len()
+    }
+
+    // --- the service ----------------------------------------------------------------------------------------------
+
+    fn fate(&self, call: Call, id: &str) -> Fate {
+        let mut inner = self.inner.lock();
+        if !inner.reachable {
+            return Fate::NeverLeft;
+        }
+        if let Some(fate) = inner.script.get_mut(&(call, id.to_owned())).and_then(VecDeque::pop_front) {
+            return fate;
+        }
+        if let Some(fate) = inner.next.get_mut(&call).and_then(VecDeque::pop_front) {
+            return fate;
+        }
+        let Inner { weather, dice, .. } = &mut *inner;
+        weather.fate(dice)
+    }
+
+    fn arrive(&self, call: Call, id: &str, operation: Option<&str>, reply: &Reply) -> Answer {
+        let mut inner = self.inner.lock();
+        inner.arrivals.push(Arrival { call, id: id.to_owned(), at: self.began.elapsed() });
+        let date = wall(self.began, inner.skew_millis);
+        let said = inner.serve(call, id, operation, reply, date);
+        let retry_after = match (reply, call) {
+            (Reply::Error { retry_after, .. }, _) => retry_after.map(Duration::from_secs),
+            (_, Call::Register | Call::Poll) => inner.poll_after.map(Duration::from_secs),
+            (_, Call::Lookup) => None,
+        };
+        let date = Some(WallTime::from_unix_millis(date.unix_millis().div_euclid(1000) * 1000));
+        Answer { said, retry_after, date, request_id: Some("request-1".to_owned()) }
+    }
+
+    async fn call(self: Arc<Self>, process: Arc<Process>, call: Call, caller: &Caller, more: More<'_>) -> CallResult {
+        if process.is_dead() {
+            return std::future::pending().await;
+        }
+        let id = caller.registration_id.clone();
+        let fate = self.fate(call, &id);
+        if fate == Fate::NeverLeft {
+            tokio::time::sleep(Duration::from_millis(30)).await;
+            process.alive().await;
+            return Err(NoAnswer::NeverLeft("connection refused".to_owned()));
+        }
+        let index = {
+            let mut inner = self.inner.lock();
+            let at = self.began.elapsed();
+            inner.sent.push(Sent { call, id: id.clone(), at, ended: None, payload: more.payload.cloned() });
+            inner.sent.len() - 1
+        };
+        let (arrives, heard, reply, lost) = match fate {
+            Fate::Answered { there, back, reply } => (Some(there), there + back, reply, false),
+            Fate::Lost { gives_up, arrives } => (arrives, gives_up, Reply::Serve, true),
+            Fate::NeverLeft => unreachable!("handled above"),
+        };
+        let answer = Arc::new(Mutex::new(None));
+        if let Some(arrives) = arrives {
+            let (dps, answer, process) = (Arc::clone(&self), Arc::clone(&answer), Arc::clone(&process));
+            let operation = more.operation.map(str::to_owned);
+            let at = Instant::now() + arrives;
+            tokio::spawn(async move {
+                tokio::time::sleep_until(at).await;
+                if process.may_still_arrive() {
+                    *answer.lock() = Some(dps.arrive(call, &id, operation.as_deref(), &reply));
+                }
+            });
+        }
+        // One tick later, so that DPS never counts after it answered.
+        tokio::time::sleep(heard + Duration::from_millis(1)).await;
+        process.alive().await;
+        self.inner.lock().sent[index].ended = Some(self.began.elapsed());
+        let answer = answer.lock().take().filter(|_| !lost);
+        answer.ok_or_else(|| NoAnswer::Lost("connection reset".to_owned()))
+    }
+}
+
+impl Inner {
+    fn serve(&mut self, call: Call, id: &str, operation: Option<&str>, reply: &Reply, now: WallTime) -> Said {
+        if let Reply::Error { http_status, error_code, .. } = reply {
+            return error(*http_status, *error_code);
+        }
+        self.complete(id, now);
+        let said = match call {
+            Call::Register => self.register(id, reply.clone(), now),
+            Call::Poll => self.poll(id, operation.unwrap_or_default()),
+            Call::Lookup => self.lookup(id),
+        };
+        if *reply == Reply::Unreadable {
+            return Said::Unreadable { http_status: 200, detail: "half of a body".to_owned() };
+        }
+        said
+    }
+
+    /// Ends the operations of a device that are due.
+    fn complete(&mut self, id: &str, now: WallTime) {
+        let due = self.operations.get(id).filter(|operation| operation.ready <= Instant::now()).cloned();
+        let Some(operation) = due else { return };
+        if matches!(operation.end, Reply::Serve | Reply::Unreadable) && !operation.done {
+            self.commits += 1;
+            let late = i64::try_from(operation.ready.elapsed().as_millis()).unwrap();
+            let updated = WallTime::from_unix_millis(now.unix_millis() - late);
+            let registration = Registration { hub: self.hub.clone(), etag: format!("etag-{}", self.commits), updated };
+            self.registrations.insert(id.to_owned(), registration);
+        }
+        if let Some(operation) = self.operations.get_mut(id) {
+            operation.done = true;
+        }
+    }
+
+    fn register(&mut self, id: &str, end: Reply, now: WallTime) -> Said {
+        let forever = Duration::from_secs(1_000_000);
+        let ready = Instant::now() + if end == Reply::Stuck { forever } else { self.assigning };
+        self.operations_begun += 1;
+        let name = format!("5.0123456789abcdef.{}", self.operations_begun);
+        self.operations.insert(id.to_owned(), Operation { name: name.clone(), ready, end, done: false });
+        self.complete(id, now);
+        self.poll(id, &name)
+    }
+
+    fn poll(&self, id: &str, name: &str) -> Said {
+        let Some(operation) = self.operations.get(id).filter(|operation| operation.name == name) else {
+            return error(404, Some(404_202));
+        };
+        let operation_id = Some(OperationId::parse(name).unwrap());
+        let (status, state) = match &operation.end {
+            _ if !operation.done => (Status::Assigning, RegistrationState::default()),
+            Reply::Fail(code) => {
+                let words = Some("in DPS's words".to_owned());
+                let state =
+                    RegistrationState { error_code: Some(*code), error_message: words, ..RegistrationState::default() };
+                (Status::Failed, state)
+            }
+            Reply::Disabled => (Status::Disabled, RegistrationState::default()),
+            _ => (Status::Assigned, self.state(id)),
+        };
+        Said::Progress(Progress { operation_id, status, state })
+    }
+
+    fn lookup(&self, id: &str) -> Said {
+        if self.operations.get(id).is_some_and(|operation| !operation.done) {
+            let state = RegistrationState::default();
+            return Said::Progress(Progress { operation_id: None, status: Status::Assigning, state });
+        }
+        if !self.registrations.contains_key(id) {
+            return error(404, Some(404_201));
+        }
+        Said::Progress(Progress { operation_id: None, status: Status::Assigned, state: self.state(id) })
+    }
+
+    fn state(&self, id: &str) -> RegistrationState {
+        let Some(registration) = self.registrations.get(id) else { return RegistrationState::default() };
+        RegistrationState {
+            assigned_hub: Some(registration.hub.clone()),
+            device_id: Some(self.device_ids.get(id).cloned().unwrap_or_else(|| DeviceId::parse(id).unwrap())),
+            substatus: Some("initialAssignment".to_owned()),
+            etag: Some(registration.etag.clone()),
+            last_updated: Some(registration.updated),
+            ..RegistrationState::default()
+        }
+    }
+}
+
+fn error(http_status: u16, error_code: Option<i64>) -> Said {
+    let tracking_id = Some("tracking-1".to_owned());
+    Said::Error(DpsError { http_status, error_code, tracking_id, message: "in DPS's words".to_owned() })
+}
+
+fn wall(began: Instant, skew_millis: i64) -> WallTime {
+    WallTime::from_unix_millis(EPOCH_MILLIS + i64::try_from(began.elapsed().as_millis()).unwrap() + skew_millis)
+}
+
+struct More<'a> {
+    payload: Option<&'a Value>,
+    operation: Option<&'a str>,
+}
+
+/// One process of ours, as the network sees it: once killed it sends nothing and hears nothing.
+#[derive(Debug, Default)]
+pub(crate) struct Process {
+    died: Mutex<Option<Instant>>,
+}
+
+impl Process {
+    pub(crate) fn kill(&self) {
+        *self.died.lock() = Some(Instant::now());
+    }
+
+    pub(crate) fn is_dead(&self) -> bool {
+        self.died.lock().is_some()
+    }
+
+    /// Returns for a living process only.
+    async fn alive(&self) {
+        if self.is_dead() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    fn may_still_arrive(&self) -> bool {
+        self.died.lock().is_none_or(|died| died.elapsed() <= MAX_DELAY)
+    }
+}
+
+/// The network between one process and all instances.
+#[derive(Debug)]
+pub(crate) struct Network {
+    pub(crate) process: Arc<Process>,
+    pub(crate) instances: BTreeMap<InstanceName, Arc<Dps>>,
+}
+
+impl Connect for Network {
+    fn connect(
+        &self,
+        name: &InstanceName,
+        _instance: &InstanceSettings,
+        _registration: &RegistrationSettings,
+    ) -> Result<Arc<dyn Upstream>, String> {
+        let dps = self.instances.get(name).ok_or_else(|| format!("no such instance: {name}"))?;
+        Ok(Arc::new(Client { dps: Arc::clone(dps), process: Arc::clone(&self.process) }))
+    }
+}
+
+#[derive(Debug)]
+struct Client {
+    dps: Arc<Dps>,
+    process: Arc<Process>,
+}
+
+impl Client {
+    fn call<'a>(&'a self, call: Call, caller: &'a Caller, more: More<'a>) -> BoxFuture<'a, CallResult> {
+        Arc::clone(&self.dps).call(Arc::clone(&self.process), call, caller, more).boxed()
+    }
+}
+
+impl Upstream for Client {
+    fn register<'a>(&'a self, caller: &'a Caller, payload: Option<&'a Value>) -> BoxFuture<'a, CallResult> {
+        self.call(Call::Register, caller, More { payload, operation: None })
+    }
+
+    fn poll<'a>(&'a self, caller: &'a Caller, operation_id: &'a OperationId) -> BoxFuture<'a, CallResult> {
+        self.call(Call::Poll, caller, More { payload: None, operation: Some(operation_id.as_str()) })
+    }
+
+    fn lookup<'a>(&'a self, caller: &'a Caller) -> BoxFuture<'a, CallResult> {
+        self.call(Call::Lookup, caller, More { payload: None, operation: None })
+    }
+}
