@@ -1,0 +1,392 @@
+//! What an emulator is told before it starts, and the check that refuses a configuration that cannot work.
+//!
+//! Invariant: every default is either a documented figure of the service or the stricter reading of an open question, and
+//! every open question is a switch.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::faults::Fault;
+use crate::tls::TestCa;
+
+/// ID scope used when none is given; it has the documented form but belongs to nobody.
+pub const DEFAULT_ID_SCOPE: &str = "0ne00EMULATE";
+
+/// Everything an emulator can be told. Start from [`Config::default`].
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where devices connect. Port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Where the control interface listens (plain HTTP); none by default.
+    pub control: Option<SocketAddr>,
+    /// How the device listener is secured.
+    pub tls: Tls,
+    /// Further names or addresses for a generated certificate.
+    pub tls_names: Vec<String>,
+    /// Allows listening on an address that is not loopback.
+    pub allow_non_loopback: bool,
+    /// ID scope of the emulated instance.
+    pub id_scope: String,
+    /// Symmetric-key enrollment groups.
+    pub groups: Vec<GroupConfig>,
+    /// Symmetric-key individual enrollments.
+    pub enrollments: Vec<IndividualConfig>,
+    /// Linked hubs, with their allocation weights.
+    pub hubs: Vec<HubConfig>,
+    /// Registration quota. The service documents 1,000 per minute and instance.
+    pub quota: Quota,
+    /// Capacity of the bucket when the shape is [`QuotaShape::Bucket`]; a tenth of the quota by default. A bucket that is
+    /// smaller than a minute's worth is the stricter reading (the service does not document its burst).
+    pub bucket_burst: Option<u32>,
+    /// Whether a refused call (401, 429, 400 …) uses up quota. Not documented; "yes" is the stricter reading, under which
+    /// somebody who hammers a sliding window never gets in again.
+    pub rejected_count: bool,
+    /// Whether a registration status lookup draws on the registration quota. Microsoft's pages disagree; "yes" is the
+    /// stricter reading.
+    pub lookup_counts: bool,
+    /// Polls allowed per device. The service documents 5 per 10 seconds.
+    pub poll_limit: PollLimit,
+    /// Whether a poll needs a token that has not expired. By default a token that was valid when its operation was created
+    /// may poll it (IoT Edge signs for 30 s and never renews while it polls).
+    pub poll_expiry_enforced: bool,
+    /// How long an operation stays `assigning`.
+    pub assigning: Duration,
+    /// After how long an operation that never ends becomes `failed`. Not documented.
+    pub give_up: Duration,
+    /// How long an operation can be polled after its creation. Not documented.
+    pub operation_retention: Duration,
+    /// What a second registration of a device gets while the first one runs. Not documented.
+    pub concurrent: ConcurrentRegistration,
+    /// Substatus of a repeated registration that stays on its hub. Not documented.
+    pub stay_substatus: StaySubstatus,
+    /// Which spelling of the registration ID group keys are derived from. Whether the service folds case is not documented.
+    pub derive_from: DeriveFrom,
+    /// By how much a token may have expired and still be accepted.
+    pub clock_skew: Duration,
+    /// `Retry-After` of a 202, in seconds; published samples show 3, and 2 to 5 suit every SDK.
+    pub retry_after_seconds: u32,
+    /// Seed of operation IDs, tracking IDs, etags and of faults with a probability.
+    pub seed: u64,
+    /// How many requests the journal remembers; the oldest are forgotten first, the counters never.
+    pub journal_capacity: usize,
+    /// Faults that are there from the start.
+    pub faults: Vec<Fault>,
+    /// Worker threads of the device listener.
+    pub workers: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            control: None,
+            tls: Tls::Generated,
+            tls_names: Vec::new(),
+            allow_non_loopback: false,
+            id_scope: DEFAULT_ID_SCOPE.to_owned(),
+            groups: Vec::new(),
+            enrollments: Vec::new(),
+            hubs: Vec::new(),
+            quota: Quota::default(),
+            bucket_burst: None,
+            rejected_count: true,
+            lookup_counts: true,
+            poll_limit: PollLimit::default(),
+            poll_expiry_enforced: false,
+            assigning: Duration::from_millis(500),
+            give_up: Duration::from_mins(5),
+            operation_retention: Duration::from_hours(1),
+            concurrent: ConcurrentRegistration::NewOperation,
+            stay_substatus: StaySubstatus::InitialAssignment,
+            derive_from: DeriveFrom::Lower,
+            clock_skew: Duration::ZERO,
+            retry_after_seconds: 3,
+            seed: 1,
+            journal_capacity: 2_000_000,
+            faults: Vec::new(),
+            workers: 1,
+        }
+    }
+}
+
+/// How the device listener is secured. TLS 1.2 and 1.3 are both offered: the Python SDK speaks only 1.2.
+#[derive(Debug, Clone, Default)]
+pub enum Tls {
+    /// Plain HTTP. No SDK can use it; it is for tests and debugging.
+    Off,
+    /// A certificate authority made at start-up, with a certificate for localhost, 127.0.0.1, `::1` and
+    /// `global.azure-devices-provisioning.net`.
+    #[default]
+    Generated,
+    /// A certificate chain and its key, both PEM.
+    Files {
+        /// Certificate chain, leaf first.
+        cert: PathBuf,
+        /// Private key.
+        key: PathBuf,
+    },
+    /// A certificate issued by this authority, so that several emulators can share one.
+    Issued(TestCa),
+}
+
+/// A symmetric-key enrollment group.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GroupConfig {
+    /// The `enrollmentGroupId`.
+    pub name: String,
+    /// Primary group key: base64 of 16 to 64 bytes.
+    #[serde(rename = "key")]
+    pub key_base64: String,
+    /// Secondary group key.
+    #[serde(rename = "secondary-key", default)]
+    pub secondary_key_base64: Option<String>,
+    /// The one hub of a static allocation; hashed over the linked hubs if absent.
+    #[serde(default)]
+    pub hub: Option<String>,
+    /// What happens when a later allocation names another hub.
+    #[serde(default)]
+    pub reprovision: ReprovisionPolicy,
+    /// A disabled enrollment answers 401, as the service does.
+    #[serde(default)]
+    pub disabled: bool,
+}
+
+impl GroupConfig {
+    /// A group with hashed allocation and the default reprovisioning policy.
+    #[must_use]
+    pub fn new(name: impl Into<String>, key_base64: impl Into<String>) -> Self {
+        Self { name: name.into(), key_base64: key_base64.into(), ..Self::default() }
+    }
+}
+
+/// A symmetric-key individual enrollment; its key is used as it is, without derivation.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IndividualConfig {
+    /// Registration ID.
+    #[serde(rename = "id")]
+    pub registration_id: String,
+    /// Primary key: base64 of 16 to 64 bytes.
+    #[serde(rename = "key")]
+    pub key_base64: String,
+    /// Secondary key.
+    #[serde(rename = "secondary-key", default)]
+    pub secondary_key_base64: Option<String>,
+    /// Device ID at the hub; the registration ID if absent.
+    #[serde(rename = "device-id", default)]
+    pub device_id: Option<String>,
+    /// The one hub of a static allocation; hashed over the linked hubs if absent.
+    #[serde(default)]
+    pub hub: Option<String>,
+    /// What happens when a later allocation names another hub.
+    #[serde(default)]
+    pub reprovision: ReprovisionPolicy,
+    /// A disabled enrollment answers 401, as the service does.
+    #[serde(default)]
+    pub disabled: bool,
+}
+
+impl IndividualConfig {
+    /// An individual enrollment with hashed allocation and the default reprovisioning policy.
+    #[must_use]
+    pub fn new(registration_id: impl Into<String>, key_base64: impl Into<String>) -> Self {
+        Self { registration_id: registration_id.into(), key_base64: key_base64.into(), ..Self::default() }
+    }
+}
+
+/// A linked hub.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HubConfig {
+    /// Host name.
+    pub name: String,
+    /// `allocationWeight`, 1 to 1000; 1 if the service is told nothing.
+    #[serde(default = "one")]
+    pub weight: u32,
+}
+
+fn one() -> u32 {
+    1
+}
+
+impl HubConfig {
+    /// A hub of weight 1.
+    #[must_use]
+    pub fn new(name: impl Into<String>) -> Self {
+        Self { name: name.into(), weight: 1 }
+    }
+}
+
+/// How many registrations an instance takes in a window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Quota {
+    /// Registrations.
+    pub count: u32,
+    /// Window.
+    pub window: Duration,
+    /// How the window moves.
+    pub shape: QuotaShape,
+}
+
+impl Default for Quota {
+    fn default() -> Self {
+        Self { count: 1000, window: Duration::from_mins(1), shape: QuotaShape::Sliding }
+    }
+}
+
+/// How a quota's window moves. The service does not document it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum QuotaShape {
+    /// The window ends at each call.
+    #[default]
+    Sliding,
+    /// Windows follow each other, the first begins when the emulator starts.
+    Fixed,
+    /// A bucket that refills evenly.
+    Bucket,
+}
+
+/// How many polls one device may send in a sliding window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PollLimit {
+    /// Polls.
+    pub count: u32,
+    /// Window.
+    pub window: Duration,
+}
+
+impl Default for PollLimit {
+    fn default() -> Self {
+        Self { count: 5, window: Duration::from_secs(10) }
+    }
+}
+
+/// What happens when a device registers again and allocation names another hub.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReprovisionPolicy {
+    /// The device moves and its twin with it: `deviceDataMigrated`. The service's default.
+    #[default]
+    Migrate,
+    /// The device moves and starts with the initial twin: `deviceDataReset`.
+    Reset,
+    /// The device stays on its first hub.
+    Never,
+}
+
+/// What a second registration of a device gets while the first one runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ConcurrentRegistration {
+    /// An operation of its own.
+    #[default]
+    NewOperation,
+    /// HTTP 409 with error code 409203.
+    Conflict,
+}
+
+/// Substatus of a repeated registration that stays on its hub.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StaySubstatus {
+    /// `initialAssignment`
+    #[default]
+    InitialAssignment,
+    /// `reprovisionedToInitialAssignment`
+    Reprovisioned,
+}
+
+/// Which spelling of a registration ID a group key is derived with.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeriveFrom {
+    /// The lower-case form.
+    #[default]
+    Lower,
+    /// The spelling in the request's path.
+    AsGiven,
+}
+
+/// Why a configuration was refused.
+#[derive(Debug, thiserror::Error, Clone, PartialEq, Eq)]
+#[error("{0}")]
+pub struct ConfigError(pub(crate) String);
+
+impl ConfigError {
+    pub(crate) fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+}
+
+pub(crate) fn check_hubs(hubs: &[HubConfig]) -> Result<(), ConfigError> {
+    for (index, hub) in hubs.iter().enumerate() {
+        let ok = !hub.name.is_empty()
+            && hub.name.len() <= 253
+            && hub.name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.');
+        if !ok {
+            return Err(ConfigError::new(format!("`{}` is not a host name", hub.name)));
+        }
+        if !(1..=1000).contains(&hub.weight) {
+            return Err(ConfigError::new(format!("weight {} of {} is not within 1 to 1000", hub.weight, hub.name)));
+        }
+        if hubs[..index].iter().any(|other| other.name.eq_ignore_ascii_case(&hub.name)) {
+            return Err(ConfigError::new(format!("hub {} is named twice", hub.name)));
+        }
+    }
+    if hubs.len() > 50 {
+        return Err(ConfigError::new("an instance links at most 50 hubs"));
+    }
+    Ok(())
+}
+
+pub(crate) fn check_quota(quota: Quota) -> Result<(), ConfigError> {
+    if quota.count == 0 || quota.window.is_zero() || quota.window > Duration::from_hours(24) {
+        return Err(ConfigError::new("a quota is at least 1 in a window of more than nothing and at most a day"));
+    }
+    Ok(())
+}
+
+impl Config {
+    /// Finds what cannot work before anything is bound.
+    ///
+    /// # Errors
+    /// Names the first setting that is wrong.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        for address in std::iter::once(self.listen).chain(self.control) {
+            if !address.ip().is_loopback() && !self.allow_non_loopback {
+                return Err(ConfigError::new(format!(
+                    "{address} is not a loopback address; this is an emulator, not a service. \
+                     If others really must reach it, say --let-strangers-reach-this-emulator"
+                )));
+            }
+        }
+        let scope_ok =
+            (1..=64).contains(&self.id_scope.len()) && self.id_scope.bytes().all(|b| b.is_ascii_alphanumeric());
+        if !scope_ok {
+            return Err(ConfigError::new(format!("`{}` is not an ID scope (letters and digits)", self.id_scope)));
+        }
+        check_quota(self.quota)?;
+        check_hubs(&self.hubs)?;
+        if self.poll_limit.count == 0 || self.poll_limit.window.is_zero() {
+            return Err(ConfigError::new("the poll limit is at least 1 in a window of more than nothing"));
+        }
+        if self.bucket_burst == Some(0) {
+            return Err(ConfigError::new("a bucket holds at least 1"));
+        }
+        if !(1..=300).contains(&self.retry_after_seconds) {
+            return Err(ConfigError::new("Retry-After is within 1 to 300 seconds: the C SDK treats others as 1"));
+        }
+        if self.workers == 0 || self.workers > 64 {
+            return Err(ConfigError::new("workers is within 1 to 64"));
+        }
+        if self.give_up.is_zero() || self.operation_retention < self.give_up {
+            return Err(ConfigError::new("operations are kept at least as long as they can run"));
+        }
+        Ok(())
+    }
+}

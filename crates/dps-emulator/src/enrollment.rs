@@ -1,0 +1,236 @@
+//! Who may register, and on which hub: enrollments, keys and allocation.
+//!
+//! Invariant: an individual enrollment decides before any group; the first match decides, also if it is disabled.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+use crate::config::{Config, ConfigError, DeriveFrom, GroupConfig, HubConfig, IndividualConfig, ReprovisionPolicy};
+use crate::faults::mix;
+use crate::sas::{Token, derive_device_key};
+use crate::wire::is_registration_id;
+
+struct Keys {
+    primary: Vec<u8>,
+    secondary: Option<Vec<u8>>,
+}
+
+impl Keys {
+    /// Keys are base64 of 16 to 64 bytes ("Symmetric key attestation").
+    fn parse(of: &str, primary: &str, secondary: Option<&str>) -> Result<Self, ConfigError> {
+        let decode = |text: &str| {
+            let bytes =
+                STANDARD.decode(text).map_err(|_| ConfigError::new(format!("the key of `{of}` is not base64")))?;
+            if !(16..=64).contains(&bytes.len()) {
+                return Err(ConfigError::new(format!("the key of `{of}` is {} bytes, not 16 to 64", bytes.len())));
+            }
+            Ok(bytes)
+        };
+        Ok(Self { primary: decode(primary)?, secondary: secondary.map(decode).transpose()? })
+    }
+
+    fn each(&self) -> impl Iterator<Item = &[u8]> {
+        std::iter::once(self.primary.as_slice()).chain(self.secondary.as_deref())
+    }
+}
+
+/// What an enrollment says about a device that has proved itself.
+#[derive(Debug, Clone)]
+pub(crate) struct Terms {
+    pub(crate) group: Option<Arc<str>>,
+    pub(crate) device_id: Option<Arc<str>>,
+    pub(crate) hub: Option<Arc<str>>,
+    pub(crate) reprovision: ReprovisionPolicy,
+}
+
+struct Enrollment {
+    keys: Keys,
+    terms: Terms,
+    disabled: bool,
+}
+
+pub(crate) struct Enrollments {
+    individual: HashMap<Box<str>, Enrollment>,
+    groups: Vec<Enrollment>,
+    derive_from: DeriveFrom,
+}
+
+impl Enrollments {
+    pub(crate) fn new(config: &Config) -> Result<Self, ConfigError> {
+        let mut this = Self { individual: HashMap::new(), groups: Vec::new(), derive_from: config.derive_from };
+        for group in &config.groups {
+            if this.groups.iter().any(|known| known.terms.group.as_deref() == Some(group.name.as_str())) {
+                return Err(ConfigError::new(format!("group `{}` is named twice", group.name)));
+            }
+            this.put_group(group)?;
+        }
+        for enrollment in &config.enrollments {
+            if this.individual.contains_key(enrollment.registration_id.to_ascii_lowercase().as_str()) {
+                return Err(ConfigError::new(format!("enrollment `{}` is named twice", enrollment.registration_id)));
+            }
+            this.put_individual(enrollment)?;
+        }
+        Ok(this)
+    }
+
+    /// Creates or replaces a group.
+    pub(crate) fn put_group(&mut self, config: &GroupConfig) -> Result<(), ConfigError> {
+        if !is_registration_id(&config.name) {
+            return Err(ConfigError::new(format!("`{}` is not an enrollment group ID", config.name)));
+        }
+        check_static_hub(config.hub.as_deref())?;
+        let name: Arc<str> = Arc::from(config.name.as_str());
+        let enrollment = Enrollment {
+            keys: Keys::parse(&config.name, &config.key_base64, config.secondary_key_base64.as_deref())?,
+            terms: Terms {
+                group: Some(Arc::clone(&name)),
+                device_id: None,
+                hub: config.hub.as_deref().map(Arc::from),
+                reprovision: config.reprovision,
+            },
+            disabled: config.disabled,
+        };
+        let known = self.groups.iter().position(|group| group.terms.group.as_ref() == Some(&name));
+        match known {
+            Some(index) => self.groups[index] = enrollment,
+            // The service's limit is 100 symmetric-key groups, not adjustable.
+            None if self.groups.len() == 100 => {
+                return Err(ConfigError::new("an instance has at most 100 symmetric-key groups"));
+            }
+            None => self.groups.push(enrollment),
+        }
+        Ok(())
+    }
+
+    /// Creates or replaces an individual enrollment.
+    pub(crate) fn put_individual(&mut self, config: &IndividualConfig) -> Result<(), ConfigError> {
+        if !is_registration_id(&config.registration_id) {
+            return Err(ConfigError::new(format!("`{}` is not a registration ID", config.registration_id)));
+        }
+        check_static_hub(config.hub.as_deref())?;
+        let id = config.registration_id.to_ascii_lowercase();
+        let enrollment = Enrollment {
+            keys: Keys::parse(&id, &config.key_base64, config.secondary_key_base64.as_deref())?,
+            terms: Terms {
+                group: None,
+                device_id: config.device_id.as_deref().map(Arc::from),
+                hub: config.hub.as_deref().map(Arc::from),
+                reprovision: config.reprovision,
+            },
+            disabled: config.disabled,
+        };
+        self.individual.insert(id.into(), enrollment);
+        Ok(())
+    }
+
+    /// Finds the enrollment whose key signed the token. The error is for the journal; clients learn no reason.
+    pub(crate) fn authenticate(&self, token: &Token<'_>, as_given: &str, folded: &str) -> Result<Terms, &'static str> {
+        if let Some(enrollment) = self.individual.get(folded) {
+            if !enrollment.keys.each().any(|key| token.is_signed_with(key)) {
+                return Err("signature does not match the individual enrollment");
+            }
+            return if enrollment.disabled { Err("enrollment is disabled") } else { Ok(enrollment.terms.clone()) };
+        }
+        let derived_from = match self.derive_from {
+            DeriveFrom::Lower => folded,
+            DeriveFrom::AsGiven => as_given,
+        };
+        for group in &self.groups {
+            if group.keys.each().any(|key| token.is_signed_with(&derive_device_key(key, derived_from))) {
+                return if group.disabled { Err("enrollment group is disabled") } else { Ok(group.terms.clone()) };
+            }
+        }
+        Err("no enrollment has a key that made this signature")
+    }
+}
+
+fn check_static_hub(hub: Option<&str>) -> Result<(), ConfigError> {
+    hub.map_or(Ok(()), |name| crate::config::check_hubs(&[HubConfig::new(name)]))
+}
+
+/// The linked hubs, for hashed allocation.
+pub(crate) struct Hubs {
+    hubs: Vec<(Arc<str>, u64, f64)>,
+}
+
+impl Hubs {
+    pub(crate) fn new(hubs: &[HubConfig]) -> Self {
+        let hash_name = |name: &str| hash(name.to_ascii_lowercase().as_bytes());
+        Self {
+            hubs: hubs.iter().map(|h| (Arc::from(h.name.as_str()), hash_name(&h.name), f64::from(h.weight))).collect(),
+        }
+    }
+
+    /// Weighted rendezvous hashing: even by weight, the same for ever, and a change of hubs moves only the devices it must.
+    /// The service documents "hashed" as even by weight and says no more.
+    pub(crate) fn hashed(&self, registration_id: &str) -> Option<Arc<str>> {
+        let device = hash(registration_id.as_bytes());
+        let score = |(_, name, weight): &&(Arc<str>, u64, f64)| {
+            let unit = ((mix(device ^ name) >> 11) as f64 + 0.5) / (1_u64 << 53) as f64;
+            -unit.ln() / weight
+        };
+        self.hubs.iter().min_by(|a, b| score(a).total_cmp(&score(b))).map(|(name, ..)| Arc::clone(name))
+    }
+}
+
+/// FNV-1a, scattered; it must be the same in every build and run.
+fn hash(bytes: &[u8]) -> u64 {
+    mix(bytes
+        .iter()
+        .fold(0xCBF2_9CE4_8422_2325, |state, byte| (state ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01B3)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn spread(hubs: &[HubConfig], devices: u32) -> BTreeMap<String, u32> {
+        let hubs = Hubs::new(hubs);
+        let mut counts = BTreeMap::new();
+        for i in 0..devices {
+            *counts.entry(hubs.hashed(&format!("device-{i:04}")).unwrap().to_string()).or_default() += 1;
+        }
+        counts
+    }
+
+    #[test]
+    fn hashing_is_even_by_weight() {
+        let equal = spread(&["a", "b", "c", "d"].map(HubConfig::new), 40_000);
+        assert!(equal.values().all(|&n| (9_600..10_400).contains(&n)), "{equal:?}");
+        let weighted = [HubConfig { name: "a".into(), weight: 3 }, HubConfig::new("b")];
+        let counts = spread(&weighted, 40_000);
+        assert!((29_500..30_500).contains(&counts["a"]), "{counts:?}");
+    }
+
+    #[test]
+    fn hashing_never_changes_between_builds() {
+        let hubs = Hubs::new(&["hub-a.azure-devices.net", "hub-b.azure-devices.net"].map(HubConfig::new));
+        let got: String =
+            (0..16).map(|i| hubs.hashed(&format!("device-{i:04}")).unwrap().as_bytes()[4] as char).collect();
+        assert_eq!(got, GOLDEN);
+    }
+
+    const GOLDEN: &str = "ababaabbabaaaaba";
+
+    #[test]
+    fn a_new_hub_takes_devices_and_moves_no_others() {
+        let (before, after) =
+            (Hubs::new(&["a", "b"].map(HubConfig::new)), Hubs::new(&["a", "b", "c"].map(HubConfig::new)));
+        let mut moved = 0;
+        for i in 0..3000 {
+            let id = format!("d{i}");
+            let (old, new) = (before.hashed(&id).unwrap(), after.hashed(&id).unwrap());
+            if old != new {
+                assert_eq!(&*new, "c");
+                moved += 1;
+            }
+        }
+        assert!((850..1150).contains(&moved), "{moved}");
+        assert_eq!(Hubs::new(&[]).hashed("d"), None);
+    }
+}

@@ -1,0 +1,113 @@
+//! The device listener: a thin adapter from actix-web to [`crate::Dps`].
+//!
+//! A reset is a real one: the socket is told not to linger and the response's body fails before its first byte is flushed,
+//! so the client gets a TCP reset and not a single byte of an answer.
+
+use std::any::Any;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix_tls::accept::rustls_0_23::TlsStream;
+use actix_web::dev::{Extensions, Server};
+use actix_web::http::StatusCode;
+use actix_web::rt::net::TcpStream;
+use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
+use bytes::{Bytes, BytesMut};
+use futures_util::{StreamExt as _, stream};
+
+use crate::device_api::{Answer, Request};
+use crate::server::Shared;
+use crate::wire::MESSAGE_BYTES_MAX;
+
+/// A second handle to a connection's socket.
+struct Socket(socket2::Socket);
+
+fn remember_socket(connection: &dyn Any, extensions: &mut Extensions) {
+    let tcp = connection
+        .downcast_ref::<TlsStream<TcpStream>>()
+        .map(|tls| tls.get_ref().0)
+        .or_else(|| connection.downcast_ref::<TcpStream>());
+    if let Some(socket) = tcp.and_then(|tcp| socket2::SockRef::from(tcp).try_clone().ok()) {
+        extensions.insert(Socket(socket));
+    }
+}
+
+pub(crate) fn server(
+    shared: Arc<Shared>,
+    listener: std::net::TcpListener,
+    tls: Option<rustls::ServerConfig>,
+    workers: usize,
+) -> io::Result<Server> {
+    let data = web::Data::from(shared);
+    let server = HttpServer::new(move || App::new().app_data(data.clone()).default_service(web::to(handle)))
+        .workers(workers)
+        .disable_signals()
+        .shutdown_timeout(1)
+        // Longer than clients keep idle connections (reqwest: 90 s), so that the server is never the one who closes.
+        .keep_alive(Duration::from_secs(120))
+        .client_request_timeout(Duration::from_secs(30))
+        .on_connect(remember_socket);
+    let server = match tls {
+        Some(config) => server.listen_rustls_0_23(listener, config)?,
+        None => server.listen(listener)?,
+    };
+    Ok(server.run())
+}
+
+async fn handle(request: HttpRequest, mut payload: web::Payload, shared: web::Data<Shared>) -> HttpResponse {
+    let mut body = BytesMut::new();
+    // One byte too many is enough to know that the message is too large.
+    while body.len() <= MESSAGE_BYTES_MAX {
+        match payload.next().await {
+            Some(Ok(chunk)) => body.extend_from_slice(&chunk[..chunk.len().min(MESSAGE_BYTES_MAX + 1 - body.len())]),
+            Some(Err(_)) => return HttpResponse::BadRequest().finish(),
+            None => break,
+        }
+    }
+    let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
+    let host = header("host").map_or_else(|| shared.addr().to_string(), str::to_owned);
+    let origin = format!("{}://{host}", shared.scheme());
+    let reply = shared.handle(&Request {
+        method: request.method().as_str(),
+        path: request.uri().path(),
+        query: request.uri().query().unwrap_or_default(),
+        origin: &origin,
+        authorization: header("authorization"),
+        content_type: header("content-type"),
+        body: &body,
+    });
+    if !reply.delay.is_zero() {
+        actix_web::rt::time::sleep(reply.delay).await;
+    }
+    match reply.answer {
+        Some(answer) => respond(answer),
+        None => reset(&request),
+    }
+}
+
+fn respond(answer: Answer) -> HttpResponse {
+    let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut response = HttpResponse::build(status);
+    for (name, value) in answer.headers {
+        response.insert_header((name, value));
+    }
+    let mut response = if answer.body.is_empty() {
+        response.finish()
+    } else {
+        // Chunked, as the service sends its bodies.
+        response.streaming(stream::once(std::future::ready(Ok::<_, io::Error>(Bytes::from(answer.body)))))
+    };
+    response.head_mut().set_camel_case_headers(true);
+    response
+}
+
+fn reset(request: &HttpRequest) -> HttpResponse {
+    if let Some(Socket(socket)) = request.conn_data::<Socket>()
+        && let Err(error) = socket.set_linger(Some(Duration::ZERO))
+    {
+        tracing::warn!(%error, "cannot reset this connection; it is closed instead");
+    }
+    let failing = stream::once(std::future::ready(Err::<Bytes, _>(io::Error::from(io::ErrorKind::ConnectionReset))));
+    HttpResponse::Ok().streaming(failing)
+}
