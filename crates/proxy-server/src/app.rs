@@ -1,0 +1,347 @@
+//! The service: bound first, run afterwards, so that every address is known before the first request.
+
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use actix_web::dev::{Server, ServerHandle};
+use actix_web::{HttpServer, web};
+use anyhow::{Context as _, bail};
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use proxy_core::entropy::Entropy;
+use proxy_core::gateway::{Fixed, Gateway};
+use proxy_core::settings::Settings;
+use proxy_core::store::Store;
+use proxy_core::store::sled_store::{SledOptions, SledStore};
+use proxy_core::time::SystemClock;
+use proxy_core::upstream::https::HttpsConnect;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::sync::{Semaphore, mpsc};
+
+use crate::config::{
+    ConfigWatcher, FilesRead, HttpSettings, LiveServer, Loaded, ServerSettings, StoreBackend, StoreSettings,
+};
+use crate::http::middleware::{self, HeaderBounds};
+use crate::http::{backend, device, no_such_path, operator};
+use crate::metrics::{Metrics, Plane};
+use crate::reload;
+use crate::tls::{Certificate, Renewal};
+
+/// File descriptors needed beside connections in use: the store, idle upstream connections, the runtime.
+const DESCRIPTORS_BESIDE: u64 = 512;
+
+/// Where the configuration came from, to load it anew.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// The file.
+    pub path: PathBuf,
+    /// The environment as it was at the start.
+    pub environment: Vec<(String, String)>,
+}
+
+/// What every handler can reach.
+#[derive(Debug)]
+pub struct App {
+    /// The gateway.
+    pub gateway: Arc<Gateway>,
+    /// What is fixed.
+    pub server: ServerSettings,
+    /// What the server takes over live.
+    pub live: ArcSwap<LiveServer>,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// Room for streams of changes.
+    pub change_streams: Arc<Semaphore>,
+    /// Where the configuration came from.
+    pub source: Option<Source>,
+    /// One reload at a time, so that the configuration that was read last is the one in force.
+    pub reloading: tokio::sync::Mutex<()>,
+    certificates: Vec<Arc<Certificate>>,
+    watcher: Mutex<Option<ConfigWatcher>>,
+    ready: AtomicBool,
+}
+
+impl App {
+    /// Whether the main job can be done. A store that has gone read-only does not change that: known devices are still answered.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Relaxed) && !self.gateway.is_stopping()
+    }
+
+    /// Watches these files from now on, if files are watched.
+    pub fn watch(&self, files: FilesRead) {
+        if let Some(watcher) = &*self.watcher.lock() {
+            watcher.set_files(files);
+        }
+    }
+
+    /// Reads the listeners' certificates anew; those in use stay until [`renew`](Renewal::renew).
+    ///
+    /// # Errors
+    /// What is wrong with each.
+    pub fn read_certificates(&self) -> Result<Vec<Renewal<'_>>, Vec<String>> {
+        let (mut read, mut problems) = (Vec::new(), Vec::new());
+        for certificate in &self.certificates {
+            match certificate.read_anew() {
+                Ok(renewal) => read.push(renewal),
+                Err(error) => problems.push(format!("{error:#}")),
+            }
+        }
+        if problems.is_empty() { Ok(read) } else { Err(problems) }
+    }
+}
+
+/// The addresses that were bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Addresses {
+    /// Devices.
+    pub device: SocketAddr,
+    /// Backends.
+    pub backend: SocketAddr,
+    /// Operators.
+    pub operator: SocketAddr,
+}
+
+struct Bound {
+    plane: Plane,
+    settings: HttpSettings,
+    listener: TcpListener,
+    certificate: Option<Arc<Certificate>>,
+}
+
+/// A service that is bound and knows its addresses.
+pub struct Application {
+    app: web::Data<App>,
+    listeners: [Bound; 3],
+    addresses: Addresses,
+    files: FilesRead,
+}
+
+impl std::fmt::Debug for Application {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Application").field("addresses", &self.addresses).finish_non_exhaustive()
+    }
+}
+
+impl Application {
+    /// Binds the listeners, opens the store and rebuilds the lines. Nothing is answered yet.
+    ///
+    /// # Errors
+    /// Whatever of it fails, in words for an operator.
+    pub async fn build(loaded: Loaded, source: Option<Source>) -> anyhow::Result<Self> {
+        let Loaded { server, live, settings, warnings, files } = loaded;
+        for warning in &warnings {
+            tracing::warn!(%warning, "configuration");
+        }
+        require_descriptors(&server, &settings)?;
+        let listeners = [
+            bind(Plane::Device, &server.device.http)?,
+            bind(Plane::Backend, &server.backend.http)?,
+            bind(Plane::Operator, &server.operator.http)?,
+        ];
+        let certificates = listeners.iter().filter_map(|bound| bound.certificate.clone()).collect();
+        let address = |bound: &Bound| bound.listener.local_addr().context("a bound listener has an address");
+        let addresses = Addresses {
+            device: address(&listeners[0])?,
+            backend: address(&listeners[1])?,
+            operator: address(&listeners[2])?,
+        };
+        let fixed = Fixed {
+            parked_max: server.device.parked_max,
+            repeat_burst: server.device.repeat_burst,
+            repeat_interval: server.device.repeat_per,
+        };
+        let store = open_store(&server.store).await?;
+        let clock = Arc::new(SystemClock::new());
+        let gateway =
+            Gateway::open(store, clock, Arc::new(HttpsConnect), settings, fixed, Entropy::from_system()).await?;
+        let app = web::Data::new(App {
+            gateway,
+            change_streams: Arc::new(Semaphore::new(server.backend.change_streams_max)),
+            server,
+            live: ArcSwap::from_pointee(live),
+            metrics: Metrics::new(),
+            source,
+            reloading: tokio::sync::Mutex::new(()),
+            certificates,
+            watcher: Mutex::new(None),
+            ready: AtomicBool::new(false),
+        });
+        Ok(Self { app, listeners, addresses, files })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// What the handlers reach.
+    #[must_use]
+    pub fn app(&self) -> web::Data<App> {
+        self.app.clone()
+    }
+
+    /// Serves until `stop` is ready, then drains: readiness off, a pause for load balancers, no new work, what is under way to its
+    /// end or durable, the operator plane last.
+    ///
+    /// # Errors
+    /// If a listener cannot be served.
+    pub async fn run_until(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+        let Self { app, listeners, addresses, files } = self;
+        let reloading = tokio::spawn(reload_on_change(app.clone(), files));
+        let drain = app.server.shutdown.drain_timeout;
+        let mut handles = Vec::new();
+        let mut servers = Vec::new();
+        for bound in listeners {
+            let server = serve(bound, &app, drain)?;
+            handles.push(server.handle());
+            servers.push(tokio::spawn(server));
+        }
+        app.ready.store(true, Ordering::Relaxed);
+        tracing::info!(device = %addresses.device, backend = %addresses.backend, operator = %addresses.operator, "ready");
+        stop.await;
+        tracing::info!("stopping: readiness is off");
+        app.ready.store(false, Ordering::Relaxed);
+        tokio::time::sleep(app.server.shutdown.readiness_delay).await;
+        let left = drain_and_stop(&app, &handles, drain).await;
+        reloading.abort();
+        for server in servers {
+            server.await.context("a listener's task")?.context("a listener")?;
+        }
+        tracing::info!(left_with_dps = left, "stopped; every place and every answer is on disk");
+        Ok(())
+    }
+}
+
+async fn drain_and_stop(app: &App, handles: &[ServerHandle], drain: Duration) -> usize {
+    let (last, first) = handles.split_last().expect("there are three planes");
+    // No new places from here on, and those who wait are answered, so the listeners drain quickly. The store stays open until they
+    // have: requests under way are still answered from it.
+    app.gateway.begin_stop();
+    futures_util::future::join_all(first.iter().map(|handle| handle.stop(true))).await;
+    let left = app.gateway.stop(drain).await;
+    last.stop(true).await;
+    left
+}
+
+async fn open_store(settings: &StoreSettings) -> anyhow::Result<Arc<dyn Store>> {
+    match settings.backend {
+        StoreBackend::Sled => {
+            let options = SledOptions {
+                cache_capacity: settings.cache_mib.saturating_mul(1024 * 1024),
+                min_free_bytes: settings.free_space_min_mib.saturating_mul(1024 * 1024),
+                inbox_max: settings.inbox_max,
+                ..SledOptions::default()
+            };
+            let path = settings.path.clone();
+            // Keys of devices are in it, so it is for its owner alone; a directory that exists keeps what it was given.
+            std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&path)
+                .with_context(|| format!("store.path: cannot create {}", path.display()))?;
+            // Opening reads the whole log after a crash; it must not hold up the runtime.
+            let store = tokio::task::spawn_blocking(move || SledStore::open(&path, options))
+                .await
+                .context("opening the store")??;
+            Ok(Arc::new(store))
+        }
+    }
+}
+
+fn bind(plane: Plane, settings: &HttpSettings) -> anyhow::Result<Bound> {
+    let address = settings.listen;
+    let open = || -> std::io::Result<TcpListener> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(i32::try_from(settings.backlog).unwrap_or(i32::MAX))?;
+        socket.set_nonblocking(true)?;
+        Ok(socket.into())
+    };
+    let listener = open().with_context(|| format!("{}.listen: cannot listen on {address}", plane.as_str()))?;
+    let certificate = settings.tls.as_ref().map(Certificate::load).transpose()?;
+    Ok(Bound { plane, settings: settings.clone(), listener, certificate })
+}
+
+fn serve(bound: Bound, app: &web::Data<App>, drain: Duration) -> anyhow::Result<Server> {
+    let Bound { plane, settings, listener, certificate } = bound;
+    let app = app.clone();
+    let bounds = HeaderBounds::of(&settings);
+    let server = HttpServer::new(move || {
+        actix_web::App::new()
+            .app_data(app.clone())
+            .wrap(actix_web::middleware::from_fn(move |request, next| {
+                middleware::observe(plane, bounds, request, next)
+            }))
+            .configure(match plane {
+                Plane::Device => device::routes,
+                Plane::Backend => backend::routes,
+                Plane::Operator => operator::routes,
+            })
+            .default_service(web::to(no_such_path))
+    })
+    .workers(settings.workers)
+    .max_connections(settings.per_worker(settings.connections_max))
+    .max_connection_rate(settings.per_worker(settings.handshakes_max))
+    .client_request_timeout(settings.request_timeout)
+    .keep_alive(settings.keep_alive)
+    // Answers are small and final: waiting to fill a segment would cost 40 ms with a peer that delays its acknowledgements.
+    .tcp_nodelay(true)
+    .shutdown_timeout(drain.as_secs().max(1))
+    .disable_signals();
+    let server = match certificate {
+        Some(certificate) => server.listen_rustls_0_23(listener, certificate.server_config()?)?,
+        None => server.listen(listener)?,
+    };
+    Ok(server.run())
+}
+
+/// Raises the soft limit of file descriptors as far as it goes, and refuses a configuration that needs more.
+fn require_descriptors(server: &ServerSettings, settings: &Settings) -> anyhow::Result<()> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let planes = [&server.device.http, &server.backend.http, &server.operator.http];
+    let listeners: usize = planes.iter().map(|http| http.connections_max).sum();
+    let upstream = settings.registration.connections_max.saturating_mul(settings.instances.len());
+    let needed = (listeners as u64).saturating_add(upstream as u64).saturating_add(DESCRIPTORS_BESIDE);
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_some_and(|current| current < needed) {
+        let _best_effort = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    }
+    match getrlimit(Resource::Nofile).current {
+        Some(current) if current < needed => bail!(
+            "connections_max of the three listeners ({listeners}) and registration.connections_max for each of {} instances \
+             ({upstream}) need {needed} file descriptors, but this process may open {current}: lower device.connections_max or \
+             registration.connections_max, or raise the limit (ulimit -n, LimitNOFILE)",
+            settings.instances.len()
+        ),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// Takes over the configuration whenever its files change and on SIGHUP.
+async fn reload_on_change(app: web::Data<App>, files: FilesRead) {
+    let Some(source) = &app.source else { return };
+    let (sender, mut changed) = mpsc::channel(1);
+    match ConfigWatcher::start(&source.path, files, sender) {
+        Ok(watcher) => *app.watcher.lock() = Some(watcher),
+        Err(error) => tracing::error!(%error, "the configuration is not watched; use SIGHUP or POST /v1/config/reload"),
+    }
+    let Ok(mut hangup) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup()) else {
+        return tracing::error!("SIGHUP cannot be caught; use POST /v1/config/reload");
+    };
+    loop {
+        tokio::select! {
+            Some(()) = changed.recv() => {}
+            Some(()) = hangup.recv() => {}
+            else => return,
+        }
+        // The outcome is in the log either way.
+        let _logged = reload::reload(&app).await;
+    }
+}

@@ -1,0 +1,163 @@
+//! The command line: `serve`, `demo`, `check-config`.
+//!
+//! Exit codes: 0 done; 1 it failed while it ran (a demo: a device was not assigned); 2 wrong usage or a configuration that
+//! cannot be used.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::app::{Application, Source};
+use crate::config::{self, Loaded};
+use crate::{demo, telemetry, tls};
+
+const AFTER_HELP: &str = "\
+Try it without Azure:   dps-proxy demo
+Check a configuration:  dps-proxy check-config /etc/dps-proxy/dps-proxy.toml
+Run the service:        dps-proxy serve --config /etc/dps-proxy/dps-proxy.toml
+
+Every key of the file can be overridden by the environment: DPS_PROXY__SECTION__KEY=value.
+Rates, bursts, bounds, weights, draining and enrollments are taken over from a changed file within a second, without a restart.
+Exit codes: 0 done, 1 failed while running, 2 wrong usage or configuration.";
+
+/// Registers devices with many Azure IoT Hub Device Provisioning Service (DPS) instances, within their quotas.
+#[derive(Debug, Parser)]
+#[command(name = "dps-proxy", version, about, after_help = AFTER_HELP)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the service.
+    Serve {
+        /// The configuration file.
+        #[arg(long, env = "DPS_PROXY_CONFIG", default_value = "/etc/dps-proxy/dps-proxy.toml")]
+        config: PathBuf,
+    },
+    /// Show the whole job on this machine: emulated DPS instances, the service and a fleet of devices. Needs no Azure account.
+    Demo(demo::Options),
+    /// Check a configuration and report all of its problems at once. Binds and writes nothing.
+    CheckConfig {
+        /// The configuration file.
+        #[arg(default_value = "/etc/dps-proxy/dps-proxy.toml")]
+        file: PathBuf,
+    },
+}
+
+/// Runs the command line of this process.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    tls::install_provider();
+    match cli.command {
+        Command::CheckConfig { file } => check_config(&file),
+        Command::Serve { config } => serve(config),
+        Command::Demo(options) => match run(demo::run(options)) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
+            Err(error) => failed(&error),
+        },
+    }
+}
+
+/// Runs a future on the service's runtime: all of tokio's threads for the gateway, actix's own for HTTP.
+fn run<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    actix_web::rt::System::with_tokio_rt(|| {
+        tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .expect("threads for the runtime can be started")
+    })
+    .block_on(future)
+}
+
+fn environment() -> Vec<(String, String)> {
+    // What is not Unicode cannot be one of our keys.
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect()
+}
+
+fn load(path: &Path) -> Result<Loaded, ExitCode> {
+    config::load(path, environment()).map_err(|problems| {
+        report(&problems.to_string());
+        ExitCode::from(2)
+    })
+}
+
+fn check_config(path: &Path) -> ExitCode {
+    match load(path) {
+        Ok(loaded) => {
+            for warning in &loaded.warnings {
+                report(&format!("warning: {warning}"));
+            }
+            let counts = (loaded.settings.instances.len(), loaded.settings.enrollments.len());
+            let _closed_pipe = writeln!(
+                std::io::stdout(),
+                "{}: sound ({} instances, {} enrollments)",
+                path.display(),
+                counts.0,
+                counts.1
+            );
+            ExitCode::SUCCESS
+        }
+        Err(code) => code,
+    }
+}
+
+fn serve(path: PathBuf) -> ExitCode {
+    let loaded = match load(&path) {
+        Ok(loaded) => loaded,
+        Err(code) => return code,
+    };
+    telemetry::start(&loaded.server.log);
+    let source = Source { path, environment: environment() };
+    let serving = run(async {
+        let application = Application::build(loaded, Some(source)).await?;
+        application.run_until(stop_signal()).await
+    });
+    match serving {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&error),
+    }
+}
+
+fn failed(error: &anyhow::Error) -> ExitCode {
+    report(&format!("dps-proxy: {error:#}"));
+    ExitCode::FAILURE
+}
+
+fn report(text: &str) {
+    let _closed_pipe = writeln!(std::io::stderr(), "{text}");
+}
+
+/// Ready on SIGTERM or SIGINT.
+pub(crate) async fn stop_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+        (Ok(mut terminate), Ok(mut interrupt)) => {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        }
+        (Err(error), _) | (_, Err(error)) => {
+            tracing::error!(%error, "signals cannot be caught; only SIGKILL ends this process");
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,145 @@
+//! The inventory of DPS instances.
+//!
+//! Invariant: no DPS instance is in it twice. Two entries for one would be two ledgers for one quota.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proxy_core::ids::{HubName, IdScope, InstanceName, TenantName};
+use proxy_core::settings::Instance;
+
+use super::reader::{Document, Section};
+use super::secrets;
+
+/// What was read.
+#[derive(Debug)]
+pub(super) struct Instances {
+    /// Those without problems.
+    pub(super) instances: BTreeMap<InstanceName, Instance>,
+    /// Every name that stands in the file.
+    pub(super) names: BTreeSet<String>,
+}
+
+impl Instances {
+    /// Whether each that stands in the file could be read.
+    pub(super) fn are_complete(&self) -> bool {
+        self.instances.len() == self.names.len()
+    }
+}
+
+pub(super) fn read(root: &Section<'_>) -> Instances {
+    let mut instances = BTreeMap::new();
+    let mut names = BTreeSet::new();
+    for (name, section) in root.named("instances") {
+        let parsed = InstanceName::parse(&name);
+        let instance = instance(&section);
+        if let Err(rule) = &parsed {
+            root.document().problem(section.path(), rule.to_string());
+        }
+        if let (Ok(name), Some(instance)) = (parsed, instance) {
+            instances.insert(name, instance);
+        }
+        names.insert(name);
+    }
+    if names.is_empty() {
+        root.problem("instances", "there is none; describe each DPS instance under [instances.NAME]");
+    }
+    check_twice(root.document(), &instances);
+    Instances { instances, names }
+}
+
+fn instance(section: &Section<'_>) -> Option<Instance> {
+    let before = section.document().problem_count();
+    let id_scope = section.parsed("id_scope", "ID scope", "", IdScope::parse);
+    if !section.has("id_scope") {
+        section
+            .problem("id_scope", "is missing; it is on the overview page of the DPS instance, such as \"0ne000AB12C\"");
+    }
+    let endpoint = section.text("endpoint", "URL", "https://global.azure-devices-provisioning.net");
+    let endpoint = endpoint.and_then(|text| base_url(&text).map_err(|rule| section.problem("endpoint", rule)).ok());
+    let extra_ca_pem = secrets::roots(section, "extra_ca_file");
+    let quota_per_minute: u32 = section.whole("quota_per_minute", 1000, 1..=1_000_000);
+    let burst = section.whole("burst", 10, 1..=1000);
+    // An instance with a tiny quota needs no second key to be right.
+    let burst = if section.has("burst") { burst } else { burst.min(quota_per_minute) };
+    if burst > quota_per_minute {
+        let message = format!(
+            "{burst} is more than quota_per_minute ({quota_per_minute}); a burst is part of the quota, lower it"
+        );
+        section.problem("burst", message);
+    }
+    let capacity = section.whole("capacity", 1_000_000, 1..=1_000_000_000_000);
+    let external_count = section.whole("external_count", 0, 0..=1_000_000_000_000);
+    if external_count >= capacity {
+        section.warning("external_count", "leaves no room below `capacity`, so the instance takes no new devices");
+    }
+    let weight = section.whole("weight", 1, 1..=1_000_000);
+    let region = section.text("region", "text", "");
+    let labels = section.texts("labels", "table of texts");
+    let hubs = section.list("hubs", "list of host names", |text| HubName::parse(text).map_err(|rule| rule.to_string()));
+    let tenant = section.parsed("tenant", "name", "", TenantName::parse);
+    let draining = section.flag("draining", false);
+    section.check_unknown();
+    let sound = section.document().problem_count() == before;
+    sound.then_some(())?;
+    Some(Instance {
+        id_scope: id_scope?,
+        endpoint: endpoint?,
+        extra_ca_pem,
+        quota_per_minute,
+        burst,
+        capacity,
+        external_count,
+        weight,
+        region,
+        labels,
+        hubs: hubs.into_iter().collect(),
+        tenant,
+        draining,
+    })
+}
+
+/// The endpoint in its shortest spelling. No message repeats it: a URL may hold a password.
+fn base_url(text: &str) -> Result<String, String> {
+    const RULE: &str = "must be a base URL such as \"https://global.azure-devices-provisioning.net\"";
+    let url = reqwest::Url::parse(text).map_err(|error| format!("{RULE}: {error}"))?;
+    let host = url.host_str().ok_or(RULE)?;
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(format!("{RULE}, without user name and password"));
+    }
+    if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
+        return Err(format!("{RULE}, without anything after the host name and port"));
+    }
+    match url.scheme() {
+        "https" => {}
+        "http" if is_loopback(host) => {}
+        "http" => return Err("must begin with https:// ; plain HTTP is for loopback addresses only".to_owned()),
+        _ => return Err(RULE.to_owned()),
+    }
+    Ok(url.as_str().trim_end_matches('/').to_owned())
+}
+
+fn is_loopback(host: &str) -> bool {
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+}
+
+fn check_twice(document: &Document, instances: &BTreeMap<InstanceName, Instance>) {
+    let on_loopback = |instance: &Instance| {
+        let url = reqwest::Url::parse(&instance.endpoint).ok();
+        url.and_then(|url| url.host_str().map(is_loopback)).unwrap_or(false)
+    };
+    for (name, instance) in instances {
+        // An ID scope is unique in Azure whatever endpoint leads to it; two emulators may well share one.
+        let same = |other: &Instance| {
+            let scope = other.id_scope.as_str().eq_ignore_ascii_case(instance.id_scope.as_str());
+            scope && (other.endpoint == instance.endpoint || !(on_loopback(other) || on_loopback(instance)))
+        };
+        if let Some((earlier, _)) = instances.range(..name.clone()).find(|(_, other)| same(other)) {
+            let message = format!(
+                "is the ID scope of instances.{earlier} too; one DPS instance under two names would be sent twice its quota, \
+                 keep one of them"
+            );
+            document.problem(&format!("instances.{name}.id_scope"), message);
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! `dps-proxy demo`: emulated DPS instances, the service and a fleet on one machine, over real HTTPS on loopback.
+//!
+//! Nothing is staged: the service is the same [`Application`] that `serve` runs, from a configuration file that the demo writes and
+//! that can be edited while it runs; the report's counts come from the devices on one side and from the emulators' own journals on
+//! the other.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use clap::Args;
+use dps_emulator::{Emulator, TestCa};
+use proxy_core::entropy::Entropy;
+use tokio::sync::oneshot;
+
+use crate::app::{Addresses, Application, Source};
+use crate::config::{self, LogFormat, LogSettings};
+use crate::{cli, telemetry};
+
+mod fleet;
+mod report;
+mod scene;
+
+use fleet::Fleet;
+use report::Report;
+
+/// What the demo shows.
+#[derive(Debug, Clone, Args)]
+pub struct Options {
+    /// Simulated microcontrollers; each knows only its hardware ID and its own key.
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    devices: u32,
+    /// Emulated DPS instances.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=50))]
+    instances: u32,
+    /// Linked hubs of each instance.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=50))]
+    hubs: u32,
+    /// Registrations that each instance accepts per minute.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    quota: u32,
+    /// Keep store, keys, certificates and configuration in this directory (default: a temporary one, removed at the end).
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Keep everything running after the report, until Ctrl-C.
+    #[arg(long)]
+    keep_running: bool,
+    /// What is logged to standard error, in the language of RUST_LOG.
+    #[arg(long, default_value = "warn", env = "RUST_LOG")]
+    log: String,
+}
+
+/// Runs the demo. True if every device was assigned.
+///
+/// # Errors
+/// If something cannot be started.
+pub async fn run(options: Options) -> anyhow::Result<bool> {
+    telemetry::start(&LogSettings { format: LogFormat::Auto, filter: options.log.clone() });
+    let temporary =
+        if options.data.is_none() { Some(tempfile::tempdir().context("a temporary directory")?) } else { None };
+    let directory = match (&options.data, &temporary) {
+        (Some(directory), _) => directory.clone(),
+        (None, Some(temporary)) => temporary.path().to_owned(),
+        (None, None) => anyhow::bail!("no directory to work in"),
+    };
+    std::fs::create_dir_all(&directory).with_context(|| format!("{}", directory.display()))?;
+    let kept = options.data.is_some() || options.keep_running;
+    let assigned_all = play(&options, &directory, kept).await?;
+    drop(temporary);
+    Ok(assigned_all)
+}
+
+async fn play(options: &Options, directory: &Path, kept: bool) -> anyhow::Result<bool> {
+    let mut entropy = Entropy::from_system();
+    let ca = TestCa::generate().map_err(anyhow::Error::from)?;
+    let secrets = scene::Secrets::make(directory, &ca, &mut entropy)?;
+    report::say(&format!(
+        "Starting {} emulated DPS instances (quota {} registrations per minute each, {} hubs each) and the proxy …",
+        options.instances, options.quota, options.hubs
+    ));
+    let emulators = scene::start_emulators(options, &ca, &secrets, &mut entropy).await?;
+    let file = scene::write_config(options, directory, &emulators)?;
+    let (addresses, stop, serving) = start_service(file.clone()).await?;
+    if kept {
+        report::say(&format!(
+            "Configuration: {} (edit it while this runs: rates change within a second)",
+            file.display()
+        ));
+    }
+    let fleet = Fleet::new(options, addresses, &secrets, &mut entropy)?;
+    let began = Instant::now();
+    let outcomes = fleet.run().await;
+    let report = Report { options, outcomes: &outcomes, took: began.elapsed(), emulators: &emulators };
+    let assigned_all = report.print();
+    scene::print_curls(addresses, &secrets, directory, options.keep_running);
+    if options.keep_running {
+        report::say("Still running; Ctrl-C ends it.");
+        cli::stop_signal().await;
+    }
+    let _already_gone = stop.send(());
+    serving.await.context("the service's task")??;
+    for emulator in emulators {
+        emulator.stop().await;
+    }
+    Ok(assigned_all)
+}
+
+type Serving = tokio::task::JoinHandle<anyhow::Result<()>>;
+
+async fn start_service(file: PathBuf) -> anyhow::Result<(Addresses, oneshot::Sender<()>, Serving)> {
+    let loaded = config::load(&file, Vec::new())?;
+    let source = Source { path: file, environment: Vec::new() };
+    let application = Application::build(loaded, Some(source)).await?;
+    let (addresses, app) = (application.addresses(), application.app());
+    let (stop, stopped) = oneshot::channel::<()>();
+    // The sender is dropped when the demo fails; the service then ends as well.
+    let mut serving = actix_web::rt::spawn(application.run_until(async { drop(stopped.await) }));
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !app.is_ready() {
+        tokio::select! {
+            ended = &mut serving => { ended.context("the service's task")??; anyhow::bail!("the service ended before it was ready") }
+            () = tokio::time::sleep(Duration::from_millis(5)) => {}
+        }
+        anyhow::ensure!(Instant::now() < deadline, "the service was not ready within 10 s");
+    }
+    Ok((addresses, stop, serving))
+}
+
+/// The name of the emulated instance of this number, from 0.
+fn instance_name(number: usize) -> String {
+    format!("dps-{}", number + 1)
+}
+
+/// An emulator and what the demo calls it.
+type Emulators = Vec<Emulator>;

@@ -1,0 +1,159 @@
+//! The backend plane: which hub is this device on?
+
+use std::collections::BTreeSet;
+
+use actix_web::http::header::{CACHE_CONTROL, ETAG, IF_NONE_MATCH};
+use actix_web::{HttpRequest, HttpResponse, web};
+use proxy_core::gateway::backend::{AssignmentView, Found};
+use proxy_core::ids::{HubName, TenantName};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::problem::Problem;
+use super::{bearer, body, middleware, path_parameter, resource};
+use crate::app::App;
+use crate::config::BackendToken;
+
+/// Longest reason that is kept.
+const REASON_CHARS_MAX: usize = 200;
+
+const ASSIGNMENT: &str = "/v1/devices/{deviceId}/assignment";
+const INVALIDATE: &str = "/v1/devices/{deviceId}/assignment/invalidate";
+const LOOKUP: &str = "/v1/assignments/lookup";
+const CHANGES: &str = "/v1/assignments/changes";
+const INVALIDATE_HUB: &str = "/v1/hubs/{hostName}/invalidate";
+
+/// The paths of this plane.
+pub(super) const PATHS: [&str; 5] = [ASSIGNMENT, INVALIDATE, LOOKUP, CHANGES, INVALIDATE_HUB];
+
+/// The routes of this plane.
+pub fn routes(config: &mut web::ServiceConfig) {
+    config
+        .service(resource(ASSIGNMENT, "GET").route(web::get().to(assignment)))
+        .service(resource(INVALIDATE, "POST").route(web::post().to(invalidate)))
+        .service(resource(LOOKUP, "POST").route(web::post().to(lookup)))
+        .service(resource(CHANGES, "GET").route(web::get().to(super::changes::changes)))
+        .service(resource(INVALIDATE_HUB, "POST").route(web::post().to(invalidate_hub)));
+}
+
+/// The tenants a request may see: the token's, narrowed by `?tenant=`.
+pub(super) fn visible_tenants(
+    token: &BackendToken,
+    request: &HttpRequest,
+) -> Result<Option<BTreeSet<TenantName>>, Problem> {
+    let query = web::Query::<Vec<(String, String)>>::from_query(request.query_string())
+        .map_err(|_| Problem::bad_request("invalid-query", "the query is not percent-encoded UTF-8"))?;
+    let Some((_, wanted)) = query.iter().find(|(name, _)| name == "tenant") else { return Ok(token.tenants.clone()) };
+    let wanted =
+        TenantName::parse(wanted).map_err(|error| Problem::bad_request("invalid-query", format!("tenant: {error}")))?;
+    let visible = token.tenants.as_ref().is_none_or(|tenants| tenants.contains(&wanted));
+    Ok(Some(visible.then_some(wanted).into_iter().collect()))
+}
+
+/// Changes with every change that a backend could care about, and is never the same for two records that follow each other.
+fn etag(view: &AssignmentView) -> String {
+    format!("\"{}-{:x}\"", view.revision, view.last_confirmed_at.unix_millis())
+}
+
+async fn assignment(app: web::Data<App>, request: HttpRequest) -> Result<HttpResponse, Problem> {
+    let token = bearer::backend(&app, &request)?;
+    let tenants = visible_tenants(&token, &request)?;
+    let device_id = path_parameter(&request, "deviceId")?;
+    let view = match app.gateway.find(&device_id, tenants.as_ref()).await? {
+        Found::Assignment(view) => view,
+        other @ (Found::InLine | Found::NeverSeen | Found::Ambiguous(_)) => return Err(other.into()),
+    };
+    middleware::about_device(view.registration_id.as_str());
+    middleware::about_instance(view.instance.as_str());
+    let etag = etag(&view);
+    let known = request
+        .headers()
+        .get_all(IF_NONE_MATCH)
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','));
+    let unchanged = known.map(|value| value.trim().trim_start_matches("W/")).any(|value| value == etag || value == "*");
+    let mut response = if unchanged { HttpResponse::NotModified() } else { HttpResponse::Ok() };
+    response.insert_header((CACHE_CONTROL, "no-cache")).insert_header((ETAG, etag));
+    Ok(if unchanged { response.finish() } else { response.json(&*view) })
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct LookupBody {
+    device_ids: Vec<String>,
+}
+
+async fn lookup(app: web::Data<App>, request: HttpRequest, payload: web::Payload) -> Result<HttpResponse, Problem> {
+    let token = bearer::backend(&app, &request)?;
+    let tenants = visible_tenants(&token, &request)?;
+    let limits = &app.server.backend;
+    let body: LookupBody =
+        body::json(&request, payload, limits.http.body_max_bytes, limits.http.request_timeout).await?;
+    if body.device_ids.len() > limits.lookup_ids_max {
+        let detail = format!(
+            "{} device IDs; a lookup takes at most {} (backend.lookup_ids_max)",
+            body.device_ids.len(),
+            limits.lookup_ids_max
+        );
+        return Err(Problem::bad_request("too-many-ids", detail));
+    }
+    let mut answers = Vec::with_capacity(body.device_ids.len());
+    for device_id in &body.device_ids {
+        let found = app.gateway.find(device_id, tenants.as_ref()).await?;
+        answers.push(lookup_answer(device_id, found));
+    }
+    Ok(HttpResponse::Ok().insert_header((CACHE_CONTROL, "no-cache")).json(json!({ "assignments": answers })))
+}
+
+fn lookup_answer(device_id: &str, found: Found) -> Value {
+    match found {
+        Found::Assignment(view) => json!({ "deviceId": device_id, "found": true, "assignment": view }),
+        other @ (Found::InLine | Found::NeverSeen | Found::Ambiguous(_)) => {
+            json!({ "deviceId": device_id, "found": false, "code": Problem::from(other).code() })
+        }
+    }
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct InvalidateBody {
+    #[serde(default)]
+    reason: Option<String>,
+}
+
+impl InvalidateBody {
+    /// Goes into the timeline, so it is bounded and printable.
+    fn reason(&self) -> String {
+        let reason = self.reason.as_deref().unwrap_or("no reason given");
+        reason.chars().filter(|character| !character.is_control()).take(REASON_CHARS_MAX).collect()
+    }
+}
+
+async fn invalidate(app: web::Data<App>, request: HttpRequest, payload: web::Payload) -> Result<HttpResponse, Problem> {
+    let token = bearer::backend(&app, &request)?;
+    let tenants = visible_tenants(&token, &request)?;
+    let device_id = path_parameter(&request, "deviceId")?;
+    let http = &app.server.backend.http;
+    let body: InvalidateBody =
+        body::optional_json(&request, payload, http.body_max_bytes, http.request_timeout).await?;
+    let view = app.gateway.invalidate(&device_id, tenants.as_ref(), &body.reason()).await?;
+    tracing::info!(registration_id = %view.registration_id, instance = %view.instance, backend = token.name, reason = body.reason(), "assignment invalidated");
+    Ok(HttpResponse::Ok().json(view))
+}
+
+async fn invalidate_hub(
+    app: web::Data<App>,
+    request: HttpRequest,
+    payload: web::Payload,
+) -> Result<HttpResponse, Problem> {
+    let token = bearer::backend(&app, &request)?;
+    let tenants = visible_tenants(&token, &request)?;
+    let hub = HubName::parse(&path_parameter(&request, "hostName")?)
+        .map_err(|error| Problem::bad_request("invalid-host-name", error.to_string()))?;
+    let http = &app.server.backend.http;
+    let body: InvalidateBody =
+        body::optional_json(&request, payload, http.body_max_bytes, http.request_timeout).await?;
+    let invalidated = app.gateway.invalidate_hub(&hub, tenants.as_ref(), &body.reason()).await?;
+    tracing::warn!(assigned_hub = %hub, backend = token.name, invalidated, reason = body.reason(), "hub invalidated");
+    Ok(HttpResponse::Ok().json(json!({ "hub": hub, "invalidated": invalidated })))
+}

@@ -1,0 +1,62 @@
+//! Tokens of backends and operators. A token of one plane opens no other.
+
+use actix_web::HttpRequest;
+use actix_web::http::StatusCode;
+use actix_web::http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
+use std::time::Duration;
+
+use super::problem::Problem;
+use crate::app::App;
+use crate::config::{BackendToken, OperatorRole, OperatorToken};
+
+fn presented(request: &HttpRequest) -> &str {
+    let header = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or("");
+    match header.split_once(' ') {
+        Some((scheme, token)) if scheme.eq_ignore_ascii_case("Bearer") => token.trim(),
+        Some(_) | None => "",
+    }
+}
+
+fn unauthorized() -> Problem {
+    Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", "this plane needs its own bearer token")
+        .header(WWW_AUTHENTICATE, "Bearer")
+        .retry_after(Duration::from_secs(1))
+}
+
+/// Who asks the backend plane.
+///
+/// # Errors
+/// 401.
+pub fn backend(app: &App, request: &HttpRequest) -> Result<BackendToken, Problem> {
+    let token = presented(request);
+    let live = app.live.load();
+    // All are compared, so that the time tells nothing.
+    let found = live
+        .backend_tokens
+        .iter()
+        .fold(None, |found, known| if known.digest.matches(token) { Some(known) } else { found });
+    found.cloned().ok_or_else(unauthorized)
+}
+
+/// Who asks the operator plane, if the token allows `role`.
+///
+/// # Errors
+/// 401; 403 if the token may only look.
+pub fn operator(app: &App, request: &HttpRequest, role: OperatorRole) -> Result<OperatorToken, Problem> {
+    let token = presented(request);
+    let live = app.live.load();
+    let found = live
+        .operator_tokens
+        .iter()
+        .fold(None, |found, known| if known.digest.matches(token) { Some(known) } else { found });
+    let found = found.cloned().ok_or_else(unauthorized)?;
+    if found.role < role {
+        let problem = Problem::new(
+            StatusCode::FORBIDDEN,
+            "read-only-token",
+            "this token may look, not act (its role is \"read\")",
+        );
+        return Err(problem.retry_after(Duration::from_secs(1)));
+    }
+    Ok(found)
+}

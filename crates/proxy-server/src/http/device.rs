@@ -1,0 +1,189 @@
+//! The device plane: `POST /v1/provision` and `GET /v1/time`.
+
+use std::time::{Duration, Instant};
+
+use actix_web::http::header::{AUTHORIZATION, CACHE_CONTROL, HOST, HeaderMap, HeaderName, RETRY_AFTER};
+use actix_web::{HttpRequest, HttpResponse, web};
+use proxy_core::attestation::{HandedCredential, Presented};
+use proxy_core::gateway::provision::{Answered, Assigned, Question, Queued};
+use proxy_core::ids::RegistrationId;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::problem::{Problem, server_time};
+use super::{body, middleware, resource};
+use crate::app::App;
+
+const PROVISION: &str = "/v1/provision";
+const TIME: &str = "/v1/time";
+
+/// The paths of this plane.
+pub(super) const PATHS: [&str; 2] = [PROVISION, TIME];
+
+/// The routes of this plane.
+pub fn routes(config: &mut web::ServiceConfig) {
+    config
+        .service(resource(PROVISION, "POST").route(web::post().to(provision)))
+        .service(resource(TIME, "GET").route(web::get().to(time)));
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct ProvisionBody {
+    hardware_id: String,
+    #[serde(default)]
+    payload: Option<Map<String, Value>>,
+    #[serde(default)]
+    reprovision: bool,
+}
+
+async fn provision(app: web::Data<App>, request: HttpRequest, payload: web::Payload) -> Result<HttpResponse, Problem> {
+    let limits = &app.server.device;
+    let body: ProvisionBody =
+        body::json(&request, payload, limits.http.body_max_bytes, limits.http.request_timeout).await?;
+    if let Ok(id) = RegistrationId::parse(&body.hardware_id) {
+        middleware::about_device(id.as_str());
+    }
+    let payload = checked_payload(body.payload, limits.payload_max_bytes)?;
+    let host = host_name(request.headers());
+    let question = Question {
+        presented: Presented {
+            authorization: request.headers().get(AUTHORIZATION).map(|value| value.to_str().unwrap_or("\u{fffd}")),
+            host: host.as_deref(),
+            hardware_id: &body.hardware_id,
+        },
+        payload,
+        reprovision: body.reprovision,
+        wait: preferred_wait(request.headers()).min(limits.wait_max),
+    };
+    let asked = Instant::now();
+    let answered = app.gateway.provision(&question).await?;
+    Ok(respond(&answered, question.wait, asked.elapsed()))
+}
+
+/// `wait` is what the device asked for, within `device.wait_max`; `waited` is how long it did.
+fn respond(answered: &Answered, wait: Duration, waited: Duration) -> HttpResponse {
+    let mut response = match answered {
+        Answered::Assigned(_) => HttpResponse::Ok(),
+        Answered::Queued(_) => HttpResponse::Accepted(),
+    };
+    response.insert_header((CACHE_CONTROL, "no-store"));
+    // A place that is told early was not waited for: too many requests are held, or the service is about to stop.
+    let honoured = matches!(answered, Answered::Assigned(_)) || waited >= wait;
+    if honoured && !wait.is_zero() {
+        response.insert_header((HeaderName::from_static("preference-applied"), format!("wait={}", wait.as_secs())));
+    }
+    match answered {
+        Answered::Assigned(assigned) => response.json(assigned_body(assigned)),
+        Answered::Queued(queued) => {
+            let Queued { retry_after_seconds, appointment, position } = queued;
+            response.insert_header((RETRY_AFTER, *retry_after_seconds));
+            response.json(json!({
+                "status": "queued", "retryAfter": retry_after_seconds, "appointment": appointment, "position": position,
+            }))
+        }
+    }
+}
+
+fn assigned_body(assigned: &Assigned) -> Value {
+    let mut body = json!({
+        "status": "assigned",
+        "registrationId": assigned.registration_id,
+        "deviceId": assigned.device_id,
+        "assignedHub": assigned.hub,
+        "assignedAt": assigned.assigned_at,
+    });
+    let optional = [
+        ("substatus", assigned.substatus.as_ref().map(|substatus| json!(substatus))),
+        ("payload", assigned.payload.clone()),
+        ("credential", assigned.credential.as_ref().map(credential_body)),
+    ];
+    for (name, value) in optional {
+        if let Some(value) = value {
+            body[name] = value;
+        }
+    }
+    body
+}
+
+fn credential_body(credential: &HandedCredential) -> Value {
+    match credential {
+        HandedCredential::HubSas { token, expires_at } => {
+            json!({ "type": "hub-sas", "token": token, "expiresAt": expires_at })
+        }
+        HandedCredential::DerivedKey { key } => json!({ "type": "derived-key", "key": key }),
+    }
+}
+
+fn checked_payload(payload: Option<Map<String, Value>>, bytes_max: usize) -> Result<Option<Value>, Problem> {
+    let Some(payload) = payload.map(Value::Object) else { return Ok(None) };
+    if payload.to_string().len() > bytes_max {
+        let detail = format!("payload exceeds {bytes_max} bytes of JSON (device.payload_max_bytes)");
+        return Err(Problem::new(actix_web::http::StatusCode::PAYLOAD_TOO_LARGE, "payload-too-large", detail));
+    }
+    Ok(Some(payload))
+}
+
+/// The host the device called, without port.
+fn host_name(headers: &HeaderMap) -> Option<String> {
+    let host = headers.get(HOST)?.to_str().ok()?;
+    let name = host
+        .rsplit_once(':')
+        .filter(|(_, port)| port.bytes().all(|byte| byte.is_ascii_digit()))
+        .map_or(host, |(name, _)| name);
+    Some(name.to_ascii_lowercase())
+}
+
+/// `Prefer: wait=N` (RFC 7240), in seconds; zero if there is none that can be read.
+fn preferred_wait(headers: &HeaderMap) -> Duration {
+    let preferences = headers.get_all(HeaderName::from_static("prefer")).filter_map(|value| value.to_str().ok());
+    let wait = preferences.flat_map(|value| value.split(',')).find_map(|preference| {
+        let (name, value) = preference.split(';').next()?.split_once('=')?;
+        name.trim().eq_ignore_ascii_case("wait").then(|| value.trim().trim_matches('"').parse().ok()).flatten()
+    });
+    Duration::from_secs(wait.unwrap_or(0))
+}
+
+async fn time() -> HttpResponse {
+    let now = server_time();
+    HttpResponse::Ok()
+        .insert_header((CACHE_CONTROL, "no-store"))
+        .json(json!({ "time": now, "unixSeconds": now.unix_seconds() }))
+}
+
+#[cfg(test)]
+mod tests {
+    use actix_web::http::header::HeaderValue;
+
+    use super::*;
+
+    fn headers(name: &str, value: &str) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(HeaderName::try_from(name).unwrap(), HeaderValue::from_str(value).unwrap());
+        headers
+    }
+
+    #[test]
+    fn prefer_wait_is_read_as_rfc_7240_writes_it() {
+        for (value, seconds) in [
+            ("wait=10", 10),
+            ("respond-async, wait=5", 5),
+            ("Wait = \"7\"; foo=bar", 7),
+            ("wait=x", 0),
+            ("respond-async", 0),
+        ] {
+            assert_eq!(preferred_wait(&headers("prefer", value)), Duration::from_secs(seconds), "{value}");
+        }
+    }
+
+    #[test]
+    fn the_host_is_taken_without_its_port() {
+        for (value, expected) in [
+            ("Gateway.example.com:443", "gateway.example.com"),
+            ("gateway.example.com", "gateway.example.com"),
+            ("[::1]", "[::1]"),
+        ] {
+            assert_eq!(host_name(&headers("host", value)).as_deref(), Some(expected));
+        }
+    }
+}

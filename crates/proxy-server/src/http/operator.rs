@@ -1,0 +1,164 @@
+//! The operator plane: health, metrics, instances, and what can be done about one device.
+
+use std::time::Duration;
+
+use actix_web::http::StatusCode;
+use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
+use actix_web::{HttpRequest, HttpResponse, web};
+use proxy_core::ids::{InstanceName, RegistrationId};
+use serde::Deserialize;
+use serde_json::json;
+use tracing::Instrument as _;
+
+use super::problem::Problem;
+use super::{bearer, body, import, middleware, no_such_path, path_parameter, resource};
+use crate::app::App;
+use crate::config::OperatorRole;
+use crate::reload;
+
+/// Longest reason that is kept.
+const REASON_CHARS_MAX: usize = 200;
+
+const HEALTHZ: &str = "/healthz";
+const READYZ: &str = "/readyz";
+const METRICS: &str = "/metrics";
+const INSTANCES: &str = "/v1/instances";
+const RELOAD: &str = "/v1/config/reload";
+const IMPORT: &str = "/v1/registrations/import";
+const REGISTRATION: &str = "/v1/registrations/{registrationId}";
+const ACTION: &str = "/v1/registrations/{registrationId}/{action}";
+
+/// The paths of this plane; the first that fits a request serves it.
+pub(super) const PATHS: [&str; 8] = [HEALTHZ, READYZ, METRICS, INSTANCES, RELOAD, IMPORT, REGISTRATION, ACTION];
+
+/// The routes of this plane.
+pub fn routes(config: &mut web::ServiceConfig) {
+    config
+        .service(resource(HEALTHZ, "GET").route(web::get().to(healthz)))
+        .service(resource(READYZ, "GET").route(web::get().to(readyz)))
+        .service(resource(METRICS, "GET").route(web::get().to(metrics)))
+        .service(resource(INSTANCES, "GET").route(web::get().to(instances)))
+        .service(resource(RELOAD, "POST").route(web::post().to(reload_config)))
+        .service(resource(IMPORT, "POST").route(web::post().to(import::import)))
+        .service(
+            resource(REGISTRATION, "GET, DELETE").route(web::get().to(registration)).route(web::delete().to(delete)),
+        )
+        .service(resource(ACTION, "POST").route(web::post().to(act)));
+}
+
+async fn healthz() -> HttpResponse {
+    HttpResponse::Ok().insert_header((CACHE_CONTROL, "no-store")).json(json!({ "status": "alive" }))
+}
+
+async fn readyz(app: web::Data<App>) -> HttpResponse {
+    let (mut response, status) =
+        if app.is_ready() { (HttpResponse::Ok(), "ready") } else { (HttpResponse::ServiceUnavailable(), "not-ready") };
+    if status != "ready" {
+        response.insert_header((RETRY_AFTER, 1));
+    }
+    response.insert_header((CACHE_CONTROL, "no-store")).json(json!({ "status": status }))
+}
+
+async fn metrics(app: web::Data<App>, request: HttpRequest) -> Result<HttpResponse, Problem> {
+    bearer::operator(&app, &request, OperatorRole::Read)?;
+    let text = app.metrics.encode(&app.gateway);
+    Ok(HttpResponse::Ok()
+        .insert_header((CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8"))
+        .body(text))
+}
+
+async fn instances(app: web::Data<App>, request: HttpRequest) -> Result<HttpResponse, Problem> {
+    bearer::operator(&app, &request, OperatorRole::Read)?;
+    Ok(HttpResponse::Ok()
+        .insert_header((CACHE_CONTROL, "no-store"))
+        .json(json!({ "instances": app.gateway.instances() })))
+}
+
+async fn reload_config(app: web::Data<App>, request: HttpRequest) -> Result<HttpResponse, Problem> {
+    let token = bearer::operator(&app, &request, OperatorRole::Operate)?;
+    tracing::info!(operator = token.name, "reload of the configuration asked for");
+    // In a task of its own: an operator who hangs up must not leave half of it done.
+    let reloading = tokio::spawn(async move { reload::reload(&app).await }.in_current_span());
+    match reloading.await.unwrap_or_else(|error| Err(vec![format!("the reload broke off: {error}")])) {
+        Ok(applied) => Ok(HttpResponse::Ok().json(json!({
+            "applied": true, "restartNeeded": applied.restart_needed, "warnings": applied.warnings,
+        }))),
+        Err(problems) => {
+            let detail = "the configuration is refused whole; the values in force stay: see problems";
+            Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-configuration", detail)
+                .retry_after(Duration::from_secs(1))
+                .member("problems", json!(problems)))
+        }
+    }
+}
+
+fn registration_id(request: &HttpRequest) -> Result<RegistrationId, Problem> {
+    let text = path_parameter(request, "registrationId")?;
+    let id = RegistrationId::parse(&text)
+        .map_err(|error| Problem::bad_request("invalid-registration-id", error.to_string()))?;
+    middleware::about_device(id.as_str());
+    Ok(id)
+}
+
+async fn registration(app: web::Data<App>, request: HttpRequest) -> Result<HttpResponse, Problem> {
+    bearer::operator(&app, &request, OperatorRole::Read)?;
+    let view = app.gateway.registration(&registration_id(&request)?).await?;
+    Ok(HttpResponse::Ok().insert_header((CACHE_CONTROL, "no-store")).json(view))
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct DeleteQuery {
+    #[serde(default)]
+    dps_record_deleted: bool,
+}
+
+async fn delete(app: web::Data<App>, request: HttpRequest) -> Result<HttpResponse, Problem> {
+    let token = bearer::operator(&app, &request, OperatorRole::Operate)?;
+    let id = registration_id(&request)?;
+    let query = web::Query::<DeleteQuery>::from_query(request.query_string()).map_err(|_| {
+        Problem::bad_request("invalid-query", "the only query parameter is dpsRecordDeleted=true or false")
+    })?;
+    let left = app.gateway.retire(&id, query.dps_record_deleted).await?;
+    tracing::info!(registration_id = %id, operator = token.name, tombstone = left.is_some(), "retired");
+    match left {
+        None => Ok(HttpResponse::NoContent().finish()),
+        Some(_) => Ok(HttpResponse::Ok().json(app.gateway.registration(&id).await?)),
+    }
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct ActionBody {
+    #[serde(default)]
+    reason: Option<String>,
+    #[serde(default)]
+    instance: Option<String>,
+}
+
+async fn act(app: web::Data<App>, request: HttpRequest, payload: web::Payload) -> Result<HttpResponse, Problem> {
+    let token = bearer::operator(&app, &request, OperatorRole::Operate)?;
+    let id = registration_id(&request)?;
+    let action = path_parameter(&request, "action")?;
+    let http = &app.server.operator.http;
+    let body: ActionBody = body::optional_json(&request, payload, http.body_max_bytes, http.request_timeout).await?;
+    match action.as_str() {
+        "block" => drop(
+            app.gateway.block(&id, body.reason.map(|reason| reason.chars().take(REASON_CHARS_MAX).collect())).await?,
+        ),
+        "unblock" => drop(app.gateway.unblock(&id).await?),
+        "retry" => drop(app.gateway.retry(&id).await?),
+        "expedite" => drop(app.gateway.expedite(&id).await?),
+        "move" => {
+            let wanted = body
+                .instance
+                .ok_or_else(|| Problem::bad_request("invalid-request", "instance: name the instance to move to"))?;
+            let instance = InstanceName::parse(&wanted)
+                .map_err(|error| Problem::bad_request("invalid-request", format!("instance: {error}")))?;
+            drop(app.gateway.move_to(&id, &instance).await?);
+        }
+        _ => return no_such_path().await,
+    }
+    tracing::info!(registration_id = %id, operator = token.name, action, "done for an operator");
+    Ok(HttpResponse::Ok().json(app.gateway.registration(&id).await?))
+}

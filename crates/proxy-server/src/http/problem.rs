@@ -1,0 +1,360 @@
+//! The one place where an error becomes a status, headers and a body (RFC 9457 problem details).
+//!
+//! Invariants:
+//! - `code` is stable and for programs; `detail` is for people and names the limit or rule that was hit. Neither holds a secret.
+//! - Every 401, 403, 422, 429 and 503 says when to come back, in whole seconds, at least 1; refusals that many devices may get
+//!   at once are spread at random.
+//! - The match over each core error is exhaustive: a new failure cannot be forgotten.
+
+use std::time::Duration;
+
+use actix_web::http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use actix_web::http::{StatusCode, header};
+use actix_web::{HttpResponse, ResponseError};
+use proxy_core::attestation::NotBelieved;
+use proxy_core::entropy::Entropy;
+use proxy_core::gateway::StoreError;
+use proxy_core::gateway::backend::{BackendError, Found};
+use proxy_core::gateway::operator::OperatorError;
+use proxy_core::gateway::provision::ProvisionError;
+use proxy_core::record::Refusal;
+use proxy_core::store::{CommitError, ReadError};
+use proxy_core::time::WallTime;
+use serde_json::{Map, Value, json};
+
+use super::middleware;
+
+/// A problem document in the making.
+#[derive(Debug)]
+pub struct Problem {
+    status: StatusCode,
+    code: &'static str,
+    detail: String,
+    retry_after: Option<Duration>,
+    headers: Vec<(HeaderName, HeaderValue)>,
+    members: Map<String, Value>,
+}
+
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.code, self.detail)
+    }
+}
+
+impl Problem {
+    /// A problem with this status and code.
+    #[must_use]
+    pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+        Self { status, code, detail: detail.into(), retry_after: None, headers: Vec::new(), members: Map::new() }
+    }
+
+    /// 400.
+    #[must_use]
+    pub fn bad_request(code: &'static str, detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, code, detail)
+    }
+
+    /// 404.
+    #[must_use]
+    pub fn not_found(code: &'static str, detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, code, detail)
+    }
+
+    /// 503, to come back between `least` and three times that.
+    #[must_use]
+    pub fn unavailable(code: &'static str, detail: impl Into<String>, least: Duration) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, code, detail).retry_spread(least, least * 2)
+    }
+
+    /// When to come back.
+    #[must_use]
+    pub fn retry_after(mut self, wait: Duration) -> Self {
+        self.retry_after = Some(wait);
+        self
+    }
+
+    /// When to come back, spread at random.
+    #[must_use]
+    pub fn retry_spread(self, least: Duration, spread: Duration) -> Self {
+        let wait = least + Entropy::from_system().up_to(spread);
+        self.retry_after(wait)
+    }
+
+    /// A further header.
+    #[must_use]
+    pub fn header(mut self, name: HeaderName, value: &'static str) -> Self {
+        self.headers.push((name, HeaderValue::from_static(value)));
+        self
+    }
+
+    /// A further member of the document.
+    #[must_use]
+    pub fn member(mut self, name: &str, value: Value) -> Self {
+        self.members.insert(name.to_owned(), value);
+        self
+    }
+
+    /// The stable code.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        self.code
+    }
+}
+
+impl ResponseError for Problem {
+    fn status_code(&self) -> StatusCode {
+        self.status
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        let mut body = Map::new();
+        body.insert("type".to_owned(), json!("about:blank"));
+        body.insert("title".to_owned(), json!(self.status.canonical_reason().unwrap_or("Error")));
+        body.insert("status".to_owned(), json!(self.status.as_u16()));
+        body.insert("code".to_owned(), json!(self.code));
+        body.insert("detail".to_owned(), json!(self.detail));
+        if let Some(request_id) = middleware::request_id() {
+            body.insert("requestId".to_owned(), json!(request_id));
+        }
+        let mut response = HttpResponse::build(self.status);
+        if let Some(wait) = self.retry_after {
+            let seconds = (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1);
+            body.insert("retryAfter".to_owned(), json!(seconds));
+            response.insert_header((RETRY_AFTER, seconds));
+        }
+        for (name, value) in &self.headers {
+            response.append_header((name.clone(), value.clone()));
+        }
+        body.extend(self.members.clone());
+        response.insert_header((CONTENT_TYPE, "application/problem+json"));
+        response.insert_header((header::CACHE_CONTROL, "no-store"));
+        response.body(Value::Object(body).to_string())
+    }
+}
+
+const UNAUTHORIZED_WAIT: Duration = Duration::from_secs(60);
+const FORBIDDEN_WAIT: Duration = Duration::from_secs(3600);
+const UNAVAILABLE_WAIT: Duration = Duration::from_secs(20);
+/// A refused device asks again at least this often: an operator may have mended the cause.
+const REFUSED_WAIT_MAX: Duration = Duration::from_secs(900);
+
+impl From<ProvisionError> for Problem {
+    fn from(error: ProvisionError) -> Self {
+        let text = error.to_string();
+        match error {
+            ProvisionError::IllFormedId(_) => Self::bad_request("invalid-hardware-id", text),
+            ProvisionError::NotBelieved(reason) => unauthorized_device(reason),
+            ProvisionError::Blocked => forbidden("blocked", text),
+            ProvisionError::Retired => forbidden("retired", text),
+            ProvisionError::OtherTenant => forbidden("belongs-to-another-tenant", text),
+            ProvisionError::Refused(refusal) => refused(&refusal),
+            ProvisionError::TooFast(wait) => Self::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "too-fast",
+                format!("{text} (device.repeat_burst, device.repeat_per)"),
+            )
+            .retry_after(wait),
+            ProvisionError::LineFull(_) => Self::unavailable("line-full", text, UNAVAILABLE_WAIT * 3),
+            ProvisionError::NoRoom(_) => Self::unavailable("no-room", text, UNAVAILABLE_WAIT * 15),
+            ProvisionError::Store(error) => store_problem(&error),
+            ProvisionError::Stopping => Self::unavailable("shutting-down", text, Duration::from_secs(5)),
+        }
+    }
+}
+
+fn unauthorized_device(reason: NotBelieved) -> Problem {
+    let (code, detail) = match reason {
+        NotBelieved::Unauthorized => {
+            ("unauthorized", "no valid credential: check key, audience (sr), hardware ID and token lifetime")
+        }
+        NotBelieved::Expired => {
+            ("credential-expired", "the credential's se lies in the past of serverTime: make a fresh one")
+        }
+    };
+    let problem = Problem::new(StatusCode::UNAUTHORIZED, code, detail)
+        .header(WWW_AUTHENTICATE, "SharedAccessSignature")
+        .header(WWW_AUTHENTICATE, "Bearer")
+        .retry_spread(UNAUTHORIZED_WAIT, UNAUTHORIZED_WAIT / 2);
+    match reason {
+        NotBelieved::Unauthorized => problem,
+        NotBelieved::Expired => problem.member("serverTime", json!(server_time())),
+    }
+}
+
+/// The server's time, for devices without a clock.
+#[must_use]
+pub fn server_time() -> WallTime {
+    proxy_core::time::SystemClock::read().wall
+}
+
+fn forbidden(code: &'static str, detail: String) -> Problem {
+    Problem::new(StatusCode::FORBIDDEN, code, detail).retry_spread(FORBIDDEN_WAIT, FORBIDDEN_WAIT / 10)
+}
+
+fn refused(refusal: &Refusal) -> Problem {
+    let left = refusal.until.since(server_time()).min(REFUSED_WAIT_MAX);
+    let upstream = json!({
+        "instance": refusal.instance, "reason": refusal.code, "errorCode": refusal.error_code, "trackingId": refusal.tracking_id,
+        "at": refusal.at,
+    });
+    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "refused-by-dps", refusal.detail.clone())
+        .retry_spread(left, left / 10)
+        .member("upstream", upstream)
+}
+
+/// What a failing store looks like outside. Its own words stay in the log: they name paths.
+fn store_problem(error: &StoreError) -> Problem {
+    tracing::error!(%error, "the store failed a request");
+    let (code, detail) = match error {
+        StoreError::Read(ReadError::Corrupt { .. }) | StoreError::Commit(CommitError::Refused(_)) => {
+            ("store-damaged", "the stored record of this device cannot be read; an operator has to mend the store")
+        }
+        StoreError::Read(ReadError::Unavailable(_)) => ("store-unavailable", "the store cannot be read now"),
+        StoreError::Commit(CommitError::Busy) | StoreError::Contended => {
+            ("store-busy", "the store is behind; try again")
+        }
+        StoreError::Commit(CommitError::Conflict { .. } | CommitError::ReadOnly(_) | CommitError::Failed(_)) => (
+            "store-read-only",
+            "the store takes no writes now, so no place can be kept; known devices are still answered",
+        ),
+    };
+    Problem::unavailable(code, detail, UNAVAILABLE_WAIT)
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        store_problem(&error)
+    }
+}
+
+impl From<ReadError> for Problem {
+    fn from(error: ReadError) -> Self {
+        store_problem(&error.into())
+    }
+}
+
+impl From<Found> for Problem {
+    /// What a device ID that has no assignment is told as.
+    fn from(found: Found) -> Self {
+        match found {
+            Found::Assignment(_) | Found::NeverSeen => {
+                Self::not_found("never-seen", "no device of that ID has ever been given a place")
+            }
+            Found::InLine => Self::not_found("in-line", "the device waits in line for its first assignment"),
+            Found::Ambiguous(tenants) => {
+                let names: Vec<String> = tenants.iter().map(ToString::to_string).collect();
+                let detail =
+                    format!("tenants {} each have a device of that ID: name one with ?tenant=", names.join(", "));
+                Self::new(StatusCode::CONFLICT, "ambiguous-device-id", detail)
+            }
+        }
+    }
+}
+
+impl From<BackendError> for Problem {
+    fn from(error: BackendError) -> Self {
+        match error {
+            BackendError::NotFound(found) => found.into(),
+            BackendError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<OperatorError> for Problem {
+    fn from(error: OperatorError) -> Self {
+        match error {
+            OperatorError::Unknown => {
+                Self::not_found("unknown-registration", "no device of that registration ID is known")
+            }
+            OperatorError::NotNow(detail) => Self::new(StatusCode::CONFLICT, "not-now", detail),
+            OperatorError::Wrong(detail) => Self::bad_request("invalid-request", detail),
+            OperatorError::NoPlace(error) => (*error).into(),
+            OperatorError::Store(error) => error.into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proxy_core::attestation::NotBelieved;
+    use proxy_core::ids::{InstanceName, RegistrationId};
+    use proxy_core::line::LineFull;
+    use proxy_core::placement::NoRoom;
+    use proxy_core::store::Table;
+
+    use super::*;
+
+    fn refusal(left: Duration) -> Refusal {
+        Refusal {
+            code: "not-enrolled".to_owned(),
+            detail: "DPS does not know the device".to_owned(),
+            error_code: None,
+            tracking_id: None,
+            instance: InstanceName::parse("eu-1").unwrap(),
+            at: server_time(),
+            until: server_time().after(left),
+            settings_mark: 0,
+        }
+    }
+
+    fn store_errors() -> Vec<StoreError> {
+        vec![
+            ReadError::Corrupt { table: Table::Device, detail: "checksum".to_owned() }.into(),
+            ReadError::Unavailable("gone".to_owned()).into(),
+            CommitError::Conflict { index: 0 }.into(),
+            CommitError::ReadOnly("full".to_owned()).into(),
+            CommitError::Busy.into(),
+            CommitError::Refused("too large".to_owned()).into(),
+            CommitError::Failed("broken".to_owned()).into(),
+            StoreError::Contended,
+        ]
+    }
+
+    fn provision_errors() -> Vec<ProvisionError> {
+        let mut errors = vec![
+            RegistrationId::parse("-").unwrap_err().into(),
+            NotBelieved::Unauthorized.into(),
+            NotBelieved::Expired.into(),
+            ProvisionError::Blocked,
+            ProvisionError::Retired,
+            ProvisionError::OtherTenant,
+            ProvisionError::Refused(Box::new(refusal(Duration::ZERO))),
+            ProvisionError::Refused(Box::new(refusal(Duration::from_secs(86_400)))),
+            ProvisionError::TooFast(Duration::from_millis(1)),
+            LineFull { length_max: 1 }.into(),
+            NoRoom::NoneFits.into(),
+            NoRoom::AllFull("eu-1".to_owned()).into(),
+            ProvisionError::Stopping,
+        ];
+        errors.extend(store_errors().into_iter().map(ProvisionError::from));
+        errors
+    }
+
+    #[test]
+    fn every_401_403_422_429_and_503_says_when_to_come_back_and_nothing_else_does() {
+        let mut problems: Vec<Problem> = provision_errors().into_iter().map(Problem::from).collect();
+        problems.extend(provision_errors().into_iter().map(|error| OperatorError::NoPlace(Box::new(error)).into()));
+        problems.extend(store_errors().into_iter().map(|error| BackendError::Store(error).into()));
+        problems.extend(store_errors().into_iter().map(|error| OperatorError::Store(error).into()));
+        problems.push(BackendError::NotFound(Found::NeverSeen).into());
+        problems.push(OperatorError::Unknown.into());
+        problems.push(OperatorError::NotNow("it waits".to_owned()).into());
+        problems.push(OperatorError::Wrong("no such instance".to_owned()).into());
+        for problem in problems {
+            let (what, status) = (problem.to_string(), problem.status_code().as_u16());
+            let response = problem.error_response();
+            let told = response.headers().get(RETRY_AFTER).map(|value| value.to_str().unwrap().parse::<u64>().unwrap());
+            assert_eq!(told.is_some(), matches!(status, 401 | 403 | 422 | 429 | 503), "{status} {what}");
+            assert_ne!(told, Some(0), "{status} {what}");
+        }
+    }
+
+    #[test]
+    fn a_refused_device_comes_back_when_the_refusal_is_over_but_not_much_later_than_in_a_quarter_of_an_hour() {
+        let told = |left| refused(&refusal(left)).retry_after.unwrap();
+        for _ in 0..100 {
+            assert!((295..=330).contains(&told(Duration::from_secs(300)).as_secs()));
+            assert!((900..=990).contains(&told(Duration::from_secs(86_400)).as_secs()));
+        }
+    }
+}

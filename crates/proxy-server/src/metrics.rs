@@ -1,0 +1,210 @@
+//! Metrics: one registry owned by the service; names `dps_proxy_<owner>_<what>_<unit>`.
+//!
+//! Invariant: labels are closed sets (plane, matched route, status, instance name from the configuration): never an ID or a raw path.
+
+use std::fmt;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _};
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+use proxy_core::gateway::Gateway;
+use proxy_core::gateway::operator::InstanceView;
+use proxy_core::store::Health;
+
+/// Which listener a request came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Plane {
+    /// Devices.
+    Device,
+    /// Backends.
+    Backend,
+    /// Operators.
+    Operator,
+}
+
+impl Plane {
+    /// Its name in logs and labels.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Device => "device",
+            Self::Backend => "backend",
+            Self::Operator => "operator",
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    plane: &'static str,
+    route: &'static str,
+    status: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PlaneLabels {
+    plane: &'static str,
+}
+
+/// What the service counts itself. What the core counts is read when it is asked for.
+pub struct Metrics {
+    registry: Mutex<Registry>,
+    requests: Family<RequestLabels, Counter>,
+    seconds: Family<PlaneLabels, Histogram>,
+    reloads: Counter,
+    reloads_refused: Counter,
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Metrics")
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// A registry with everything at zero.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("dps_proxy");
+        let requests = Family::<RequestLabels, Counter>::default();
+        registry.register("http_requests", "Requests answered, by plane, matched route and status", requests.clone());
+        let seconds = Family::<PlaneLabels, Histogram>::new_with_constructor(|| {
+            Histogram::new(exponential_buckets(0.0005, 2.0, 16))
+        });
+        registry.register_with_unit(
+            "http_request_duration",
+            "Time from the head of a request to the head of its answer",
+            Unit::Seconds,
+            seconds.clone(),
+        );
+        let (reloads, reloads_refused) = (Counter::default(), Counter::default());
+        registry.register("config_reloads", "Configurations that were taken over", reloads.clone());
+        registry.register("config_reloads_refused", "Configurations that were refused whole", reloads_refused.clone());
+        Self { registry: Mutex::new(registry), requests, seconds, reloads, reloads_refused }
+    }
+
+    /// A request was answered.
+    pub fn answered(&self, plane: Plane, route: &'static str, status: u16, took: Duration) {
+        let plane = plane.as_str();
+        self.requests.get_or_create(&RequestLabels { plane, route, status }).inc();
+        self.seconds.get_or_create(&PlaneLabels { plane }).observe(took.as_secs_f64());
+    }
+
+    /// A changed configuration was taken over, or refused.
+    pub fn reloaded(&self, applied: bool) {
+        if applied {
+            self.reloads.inc()
+        } else {
+            self.reloads_refused.inc()
+        };
+    }
+
+    /// Everything in the OpenMetrics text format.
+    #[must_use]
+    pub fn encode(&self, gateway: &Gateway) -> String {
+        let mut core = Registry::with_prefix("dps_proxy");
+        core.register_collector(Box::new(Core {
+            instances: gateway.instances(),
+            parked: gateway.parked(),
+            store_writable: gateway.store_health() == Health::Writable,
+        }));
+        let (mut own, mut text) = (String::new(), String::new());
+        let encoded = encode(&mut own, &self.registry.lock()).and_then(|()| encode(&mut text, &core));
+        if encoded.is_err() {
+            tracing::error!("metrics could not be written as text");
+        }
+        // Each part ends with the end mark; only the last one may keep it.
+        format!("{}{text}", own.trim_end_matches("# EOF\n"))
+    }
+}
+
+/// What the core knows, at one moment.
+#[derive(Debug)]
+struct Core {
+    instances: Vec<InstanceView>,
+    parked: usize,
+    store_writable: bool,
+}
+
+type Reading = (&'static str, &'static str, fn(&InstanceView) -> f64);
+
+const GAUGES: [Reading; 9] = [
+    ("instance_quota_per_minute", "Registrations the instance takes per minute, as configured", |view| {
+        f64::from(view.quota_per_minute)
+    }),
+    ("instance_budget", "Registrations that could leave now without breaking the quota", |view| f64::from(view.budget)),
+    ("instance_line_length", "Devices that wait", |view| view.line_length as f64),
+    ("instance_under_way", "Devices whose registration is under way", |view| view.under_way as f64),
+    ("instance_registered", "Devices that may have a record at the instance, tombstones included", |view| {
+        view.registered_count as f64
+    }),
+    ("instance_capacity", "Records the instance may hold", |view| view.capacity as f64),
+    ("instance_breaker_open", "1 while calls to the instance fail and nobody goes", |view| {
+        f64::from(u8::from(view.breaker == "open"))
+    }),
+    ("instance_consecutive_failures", "Failures of the instance in a row", |view| f64::from(view.consecutive_failures)),
+    ("instance_draining", "1 if the instance takes no new devices", |view| f64::from(u8::from(view.draining))),
+];
+
+const COUNTERS: [Reading; 9] = [
+    ("instance_registrations_sent", "Registrations sent", |view| view.counts.registrations as f64),
+    (
+        "instance_registrations_repeated",
+        "Registrations sent again because an earlier one had no clear outcome",
+        |view| view.counts.repeated as f64,
+    ),
+    ("instance_lookups_sent", "Status lookups sent", |view| view.counts.lookups as f64),
+    ("instance_polls_sent", "Polls sent", |view| view.counts.polls as f64),
+    ("instance_calls_lost", "Calls without an answer", |view| view.counts.lost as f64),
+    ("instance_calls_unreachable", "Calls for which no connection came about", |view| view.counts.unreachable as f64),
+    ("instance_throttled", "Calls that DPS throttled", |view| view.counts.throttled as f64),
+    ("instance_devices_assigned", "Devices assigned", |view| view.counts.assigned as f64),
+    ("instance_devices_refused", "Devices refused by DPS", |view| view.counts.refused as f64),
+];
+
+impl Collector for Core {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let writable = ConstGauge::new(i64::from(self.store_writable));
+        writable.encode(encoder.encode_descriptor(
+            "store_writable",
+            "1 while the store takes writes",
+            None,
+            writable.metric_type(),
+        )?)?;
+        let parked = ConstGauge::new(i64::try_from(self.parked).unwrap_or(i64::MAX));
+        parked.encode(encoder.encode_descriptor(
+            "requests_parked",
+            "Requests held open by Prefer: wait",
+            None,
+            parked.metric_type(),
+        )?)?;
+        for (name, help, read) in GAUGES {
+            let mut family = encoder.encode_descriptor(name, help, None, ConstGauge::new(0.0).metric_type())?;
+            for view in &self.instances {
+                let labels = [("instance", view.name.as_str())];
+                ConstGauge::new(read(view)).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        for (name, help, read) in COUNTERS {
+            let mut family = encoder.encode_descriptor(name, help, None, ConstCounter::new(0.0).metric_type())?;
+            for view in &self.instances {
+                let labels = [("instance", view.name.as_str())];
+                ConstCounter::new(read(view)).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
+}
