@@ -1,0 +1,100 @@
+//! What the service says about itself.
+
+use dps_proxy_tests::device::FLEET_KEY;
+use dps_proxy_tests::gateway::{BACKEND_TOKEN, OPERATOR_TOKEN, READ_TOKEN};
+use dps_proxy_tests::{Recorder, TestDevice, TestDps, TestGateway};
+use serde_json::json;
+
+const INDIVIDUAL_KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+
+#[tokio::test]
+async fn every_line_is_json_and_those_about_a_device_name_it_its_instance_and_the_request() {
+    let dps = TestDps::start().await;
+    let mut gateway = TestGateway::builder()
+        .instance("eu-1", &dps)
+        .set("log.filter", "\"info,proxy_core=debug,proxy_server=debug\"")
+        .start()
+        .await;
+    let device = TestDevice::of_fleet("sn-1");
+    gateway.assigned(&device).await;
+    let request_id = gateway.provision(&device).await.ok().header("x-request-id").to_owned();
+    gateway.logged("the request's line", |line| line.to_string().contains(&request_id)).await;
+    gateway.terminate().await;
+    for line in gateway.log_lines() {
+        let json: serde_json::Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("not JSON: {line}"));
+        assert!(json["timestamp"].is_string() && json["level"].is_string() && json["message"].is_string(), "{line}");
+    }
+    let logs = gateway.logs();
+    let about = |member: &str| logs.iter().filter(|line| line[member] == "sn-1").collect::<Vec<_>>();
+    assert!(about("registration_id").iter().any(|line| line["instance"] == "eu-1"), "{logs:?}");
+    let answered = logs.iter().find(|line| line["span"]["request_id"] == request_id.as_str()).unwrap();
+    assert_eq!(answered["span"]["plane"], "device");
+}
+
+#[tokio::test]
+async fn no_secret_is_in_the_log_however_much_is_logged() {
+    let dps = TestDps::start_with(|config| {
+        config.tls = dps_emulator::Tls::Off;
+        config.enrollments.push(dps_emulator::IndividualConfig::new("own-1", INDIVIDUAL_KEY));
+    })
+    .await;
+    let recorder = Recorder::start(dps.emulator.addr()).await;
+    let builder = TestGateway::builder()
+        .instance("eu-1", &dps)
+        .unset("instances.eu-1.extra_ca_file")
+        .set("instances.eu-1.endpoint", &format!("\"{}\"", recorder.url()))
+        .set("log.filter", "\"trace\"")
+        .set("enrollments.fleet.credential", "\"derived-key\"")
+        .set("enrollments.own.upstream", "\"individual\"")
+        .set("enrollments.own.membership", "\"allow-list\"")
+        .set("enrollments.own.audiences", "[\"own.test\"]")
+        .set("enrollments.own.credential", "\"hub-sas\"");
+    let mut gateway = builder.start().await;
+    gateway
+        .import_csv(format!("hardwareId,enrollment,key\nown-1,own,{INDIVIDUAL_KEY}\nown-2,own,{INDIVIDUAL_KEY}!\n"))
+        .await
+        .ok();
+    let device = TestDevice::of_fleet("sn-1");
+    let payload = json!({ "pairing": "payload-is-private" });
+    gateway.ask(&device).with("payload", payload).wait(20).send().await.ok();
+    let handed = gateway.assigned(&device).await.json["credential"]["key"].as_str().unwrap().to_owned();
+    let own = gateway.assigned_by(&TestDevice::with_key(INDIVIDUAL_KEY, "own-1"), "own.test").await;
+    let hub_token = own.json["credential"]["token"].as_str().unwrap().to_owned();
+    gateway.ask(&device).authorization("Bearer a-wrong-bearer-token").send().await.problem(401, "unauthorized");
+    gateway
+        .ask(&device)
+        .authorization("SharedAccessSignature sr=x&sig=bm90LWEtc2lnbmF0dXJl&se=1")
+        .send()
+        .await
+        .problem(401, "unauthorized");
+    gateway.edit_config(|config| {
+        config.set("backend.lookup_ids_max", "\"wrong\"");
+    });
+    gateway
+        .logged("the refusal", |line| line["message"].as_str().is_some_and(|message| message.contains("refused whole")))
+        .await;
+    gateway.terminate().await;
+
+    let log = gateway.log_lines().join("\n");
+    assert!(log.contains("sn-1") && log.len() > 10_000, "much was logged");
+    let sent_signature = recorder.sent();
+    let upstream = sent_signature.split("&sig=").nth(1).and_then(|rest| rest.split('&').next()).unwrap().to_owned();
+    let secrets = [
+        FLEET_KEY,
+        INDIVIDUAL_KEY,
+        BACKEND_TOKEN,
+        OPERATOR_TOKEN,
+        READ_TOKEN,
+        &handed,
+        &hub_token,
+        &upstream,
+        "a-wrong-bearer-token",
+        "bm90LWEtc2lnbmF0dXJl",
+        "sig=",
+        "payload-is-private",
+    ];
+    for secret in secrets {
+        let found = log.lines().find(|line| line.contains(secret));
+        assert_eq!(found, None, "{secret:?} is in the log");
+    }
+}

@@ -1,0 +1,20 @@
+//! Black-box tests: each is named by the sentence it proves, and sees only what a device, a backend or an operator sees.
+
+#![allow(clippy::unwrap_used, reason = "a failed expectation is a failed test, and the line says which")]
+
+mod answers;
+mod backend;
+mod changes;
+mod check_config;
+mod credentials;
+mod golden;
+mod hostile;
+mod import;
+mod logs;
+mod malformed;
+mod operator;
+mod planes;
+mod refusals;
+mod shutdown;
+mod tls;
+mod tuning;

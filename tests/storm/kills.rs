@@ -1,0 +1,302 @@
+//! `kill -9` at random moments with sends in flight and the quotas nearly used up, again and again on one store.
+//!
+//! Devices stream in all the time, so that the ledger is always nearly full; each retries through every broken connection. Afterwards
+//! the devices' diaries, the emulators' journals, the operator plane and the backend plane must agree: no acknowledged place and no
+//! acknowledged assignment is lost, order is kept, a registration is repeated only where a kill had left an outcome unknown, and no
+//! window ever held more than the quota.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crate::support::{
+    Device, Dice, Instance, Plan, Said, Site, counted_in_last_minute, emulator_config, registers, unix_ms, until,
+};
+use dps_emulator::{CallKind, Emulator, Fault, FaultAction, JournalEntry};
+use futures_util::{StreamExt as _, stream};
+
+const KILLS: usize = 36;
+const QUOTA: u32 = 300;
+const BURST: u32 = 20;
+/// Devices that are in line or under way at any time.
+const CROWD: usize = 220;
+/// How long each register call is on its way at DPS: what makes sends be in flight.
+const LATENCY: Duration = Duration::from_millis(300);
+const INSTANCES: [&str; 2] = ["eu-1", "eu-2"];
+
+/// What a device lived through, in Unix milliseconds.
+#[derive(Debug, Clone, Default)]
+struct Diary {
+    first_asked: u64,
+    place_acknowledged: Option<u64>,
+    hub: Option<String>,
+    broken: u32,
+}
+
+#[derive(Default)]
+struct Storm {
+    next: AtomicU64,
+    over: AtomicBool,
+    boots: AtomicU64,
+    boots_broken: AtomicU64,
+    diaries: Mutex<HashMap<String, Diary>>,
+    complaints: Mutex<Vec<String>>,
+}
+
+impl Storm {
+    /// One spot of the crowd: a device after the other, until the storm is over.
+    async fn spot(self: Arc<Self>, site: Arc<Site>) {
+        while !self.over.load(Ordering::Relaxed) {
+            let number = self.next.fetch_add(1, Ordering::Relaxed);
+            self.live(&site.device(&format!("SN-{number:05}"))).await;
+        }
+    }
+
+    async fn live(&self, device: &Device) {
+        self.diaries.lock().unwrap().insert(device.id.clone(), Diary { first_asked: unix_ms(), ..Diary::default() });
+        let note = |write: &dyn Fn(&mut Diary)| write(self.diaries.lock().unwrap().get_mut(&device.id).unwrap());
+        loop {
+            // Every second device is held on the line, so that kills hit requests as well.
+            let held = u64::from(device.id.ends_with(['1', '3', '5', '7', '9'])) * 5;
+            let said = device.ask_waiting(held).await;
+            let now = unix_ms();
+            let wait = match said {
+                Said::Hub(hub) => return note(&|diary| diary.hub = Some(hub.clone())),
+                Said::Queued { wait, .. } => {
+                    note(&|diary| diary.place_acknowledged = diary.place_acknowledged.or(Some(now)));
+                    wait
+                }
+                Said::Nothing(_) => {
+                    note(&|diary| diary.broken += 1);
+                    Duration::from_millis(250)
+                }
+                Said::Problem { status, wait, body } => {
+                    self.complaints.lock().unwrap().push(format!("{}: {status} {body}", device.id));
+                    wait.unwrap_or(Duration::from_secs(1))
+                }
+            };
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// Devices with a hub that boot again and again: each must hear of the same hub.
+    async fn boot_again(self: Arc<Self>, site: Arc<Site>, mut dice: Dice) {
+        while !self.over.load(Ordering::Relaxed) {
+            tokio::time::sleep(Duration::from_millis(40)).await;
+            let Some((id, hub)) = self.any_assigned(&mut dice) else { continue };
+            match site.device(&id).ask().await {
+                Said::Hub(now) if now == hub => drop(self.boots.fetch_add(1, Ordering::Relaxed)),
+                Said::Nothing(_) => drop(self.boots_broken.fetch_add(1, Ordering::Relaxed)),
+                Said::Problem { status: 429, .. } => {}
+                other => self.complaints.lock().unwrap().push(format!("{id} was at {hub}, and is told {other:?}")),
+            }
+        }
+    }
+
+    /// Devices that were told of a place and have no hub yet.
+    fn waiting(&self) -> Vec<String> {
+        let diaries = self.diaries.lock().unwrap();
+        let waits = |diary: &Diary| diary.place_acknowledged.is_some() && diary.hub.is_none();
+        diaries.iter().filter(|(_, diary)| waits(diary)).map(|(id, _)| id.clone()).collect()
+    }
+
+    /// A device that has a hub, any.
+    fn any_assigned(&self, dice: &mut Dice) -> Option<(String, String)> {
+        let diaries = self.diaries.lock().unwrap();
+        let mut assigned: Vec<_> =
+            diaries.iter().filter_map(|(id, diary)| Some((id.clone(), diary.hub.clone()?))).collect();
+        assigned.sort();
+        let lucky = usize::try_from(dice.below(assigned.len() as u64)).unwrap_or(0);
+        assigned.get(lucky).cloned()
+    }
+}
+
+/// One kill, as the emulators saw it.
+#[derive(Debug, Clone, Copy)]
+struct Kill {
+    at: u64,
+    ready: u64,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_acknowledged_is_lost_and_no_quota_broken_by_kill_9() {
+    let mut dice = Dice::new("kills");
+    let mut emulators = Vec::new();
+    let mut instances = Vec::new();
+    for name in INSTANCES {
+        let emulator = Emulator::start(emulator_config(name, QUOTA)).await.unwrap();
+        emulator.add_fault(Fault::new(FaultAction::Delay { delay: LATENCY }).on(CallKind::Register));
+        instances.push(Instance { name: name.to_owned(), endpoint: emulator.url(), quota: QUOTA, burst: BURST });
+        emulators.push(emulator);
+    }
+    let registration = "upstream_max_delay = \"1s\"\nconnect_timeout = \"2s\"\nrequest_timeout = \"5s\"".to_owned();
+    let site = Arc::new(Site::new(&Plan { instances, registration, ..Plan::default() }));
+    let mut service = site.start().await;
+
+    let storm = Arc::new(Storm::default());
+    let crowd: Vec<_> = (0..CROWD).map(|_| tokio::spawn(Arc::clone(&storm).spot(Arc::clone(&site)))).collect();
+    let boots: Vec<_> =
+        (0..3).map(|_| tokio::spawn(Arc::clone(&storm).boot_again(Arc::clone(&site), dice.fork()))).collect();
+    let used = || emulators.iter().map(|dps| counted_in_last_minute(&dps.journal(), unix_ms())).collect::<Vec<_>>();
+    until("nine tenths of both quotas are used", Duration::from_secs(90), async || {
+        used().iter().all(|&used| used * 10 >= QUOTA as usize * 9)
+    })
+    .await;
+
+    let mut kills = Vec::new();
+    let (mut shares, mut in_flight) = (Vec::new(), Vec::new());
+    for _ in 0..KILLS {
+        tokio::time::sleep(dice.millis(2_000, 4_500)).await;
+        let at = service.kill().await;
+        for emulator in &emulators {
+            let journal = emulator.journal();
+            shares.push(counted_in_last_minute(&journal, at) as f64 / f64::from(QUOTA));
+            in_flight.push(unanswered_at(&journal, at));
+        }
+        service = site.start().await;
+        kills.push(Kill { at, ready: unix_ms() });
+        check_places(&site, &storm, &mut dice).await;
+    }
+
+    storm.over.store(true, Ordering::Relaxed);
+    let drained =
+        tokio::time::timeout(Duration::from_secs(120), futures_util::future::join_all(crowd.into_iter().chain(boots)))
+            .await;
+    assert!(drained.is_ok(), "not all devices came to an end: {:?}", storm.waiting());
+    // Once more, so that the last word is the disk's.
+    let _last = service.kill().await;
+    let service = site.start().await;
+
+    let diaries = storm.diaries.lock().unwrap().clone();
+    let journals: Vec<Vec<JournalEntry>> = emulators.iter().map(Emulator::journal).collect();
+    check_assignments(&site, &diaries, &emulators).await;
+    let late = check_order(&diaries, &journals, &kills);
+    let registered: usize = journals.iter().map(|journal| registers(journal).count()).sum();
+    let repeated = registered - diaries.len();
+    let unknown: usize = in_flight.iter().sum();
+    let mean_share = shares.iter().sum::<f64>() / shares.len() as f64;
+    let least_share = shares.iter().copied().fold(1.0, f64::min);
+    let downtime = kills.iter().map(|kill| kill.ready - kill.at).sum::<u64>() / kills.len() as u64;
+    let broken: u32 = diaries.values().map(|diary| diary.broken).sum();
+    println!(
+        "kills: {} kills, mean downtime {downtime} ms; {} devices, {registered} registrations, {repeated} repeated, {unknown} in flight at \
+         kills ({} of {} times at least one); quota used at kills {:.1} % on average, {:.1} % at least; {late} devices after one that came \
+         later, all in flight at a kill; {} requests of devices in line broken; {} boots of assigned devices, {} broken",
+        kills.len(),
+        diaries.len(),
+        in_flight.iter().filter(|&&count| count > 0).count(),
+        in_flight.len(),
+        mean_share * 100.0,
+        least_share * 100.0,
+        broken,
+        storm.boots.load(Ordering::Relaxed),
+        storm.boots_broken.load(Ordering::Relaxed),
+    );
+    for (name, emulator) in INSTANCES.iter().zip(&emulators) {
+        let stats = emulator.stats();
+        println!(
+            "kills: {name}: {} counted, at most {} in any sliding and {} in any fixed minute of {QUOTA}, {} throttled, {} lookups, \
+             {} second registrations while one ran, {} polls over the limit",
+            stats.registrations_counted,
+            stats.registrations_max_sliding,
+            stats.registrations_max_fixed,
+            stats.throttled,
+            stats.lookups,
+            stats.concurrent_registrations + stats.concurrent_after_lost_reply,
+            stats.poll_limit_violations,
+        );
+        assert!(stats.registrations_max_sliding <= QUOTA && stats.registrations_max_fixed <= QUOTA, "{stats:?}");
+        assert_eq!((stats.over_quota_sliding, stats.throttled), (0, 0));
+    }
+    assert_eq!(*storm.complaints.lock().unwrap(), Vec::<String>::new(), "nobody is refused for a restart");
+    assert!(mean_share >= 0.9, "the ledger was not nearly full at the kills: {mean_share}");
+    assert!(
+        in_flight.iter().filter(|&&count| count > 0).count() * 10 >= in_flight.len() * 8,
+        "too few in flight: {in_flight:?}"
+    );
+    assert!(broken as usize >= KILLS, "the kills hit too few requests: {broken}");
+    assert!(repeated <= unknown, "{repeated} registrations repeated, but only {unknown} outcomes unknown");
+    service.stop().await;
+}
+
+/// Registrations that DPS had received and the killed process had no or only just an answer to.
+fn unanswered_at(journal: &[JournalEntry], kill: u64) -> usize {
+    // The answer leaves after the latency; what the service does with it then takes a moment, on a busy machine a long one.
+    let window = u64::try_from(LATENCY.as_millis()).unwrap() + 100;
+    registers(journal).filter(|entry| entry.unix_ms + window >= kill && entry.unix_ms <= kill + 50).count()
+}
+
+/// Acknowledged places are there after a restart: the operator sees each device in line, under way, or assigned.
+async fn check_places(site: &Site, storm: &Storm, dice: &mut Dice) {
+    let waiting = storm.waiting();
+    let skip = usize::try_from(dice.below(4)).unwrap();
+    let mut asked: Vec<String> = waiting.into_iter().skip(skip).step_by(4).collect();
+    asked.sort();
+    let views = stream::iter(&asked).map(async |id| (id, site.operator(&format!("/v1/registrations/{id}")).await));
+    let views: Vec<_> = views.buffer_unordered(8).collect().await;
+    for (id, (status, view)) in views {
+        assert_eq!(status, 200, "{id} was told of its place, and nothing is known of it: {view}");
+        assert!(view["pending"].is_object() || view["assignment"].is_object(), "{id} lost its place: {view}");
+    }
+}
+
+/// Whoever was told a hub is told the same for ever, by every plane and by DPS itself.
+async fn check_assignments(site: &Site, diaries: &HashMap<String, Diary>, emulators: &[Emulator]) {
+    let ids: Vec<String> = diaries.keys().cloned().collect();
+    let again: HashMap<String, Option<String>> = stream::iter(ids.clone())
+        .map(|id| {
+            let device = site.device(&id);
+            async move { (id, device.ask().await.hub()) }
+        })
+        .buffer_unordered(32)
+        .collect()
+        .await;
+    let backend = site.lookup(&ids).await;
+    assert_eq!(backend.len(), ids.len());
+    for (id, answer) in ids.iter().zip(&backend) {
+        let told = diaries[id].hub.as_deref();
+        assert!(told.is_some(), "{id} never got a hub");
+        assert_eq!(again[id].as_deref(), told, "{id} was told another hub");
+        assert_eq!(answer["assignment"]["assignedHub"].as_str(), told, "{id}: {answer}");
+        let at_dps: Vec<String> = emulators
+            .iter()
+            .filter_map(|emulator| emulator.registration(id))
+            .filter_map(|known| known.assigned_hub)
+            .collect();
+        assert_eq!(at_dps.iter().map(String::as_str).collect::<Vec<_>>(), [told.unwrap()], "{id} at DPS");
+    }
+}
+
+/// A device whose place was acknowledged before another device asked at all is registered before it, if both are in the line of one
+/// instance. Calls that leave within one burst overtake each other on the network; and a kill may end a send before it reaches DPS.
+/// Returns how many were late for that reason.
+fn check_order(diaries: &HashMap<String, Diary>, journals: &[Vec<JournalEntry>], kills: &[Kill]) -> usize {
+    const OVERTAKING: u64 = 1_000;
+    let mut late = 0;
+    for journal in journals {
+        let mut seen = std::collections::HashSet::new();
+        let arrivals: Vec<(&str, u64)> = registers(journal)
+            .filter_map(|entry| Some((entry.registration_id.as_deref()?, entry.unix_ms)))
+            .filter(|(id, _)| seen.insert(*id))
+            .collect();
+        for (index, &(id, arrived)) in arrivals.iter().enumerate() {
+            let Some(acknowledged) = diaries[id].place_acknowledged else { continue };
+            let younger = |(other, _): &&(&str, u64)| diaries[*other].first_asked > acknowledged;
+            let Some(&(other, before)) = arrivals[..index].iter().find(younger) else { continue };
+            if arrived - before <= OVERTAKING {
+                continue;
+            }
+            let excused = kills
+                .iter()
+                .any(|kill| kill.at + OVERTAKING >= before && kill.at <= arrived && arrived <= kill.ready + 10_000);
+            assert!(
+                excused,
+                "{id} (told of its place at {acknowledged}) was registered {} ms after {other}, which came later",
+                arrived - before
+            );
+            late += 1;
+        }
+    }
+    late
+}
