@@ -65,6 +65,9 @@ async fn handle(request: HttpRequest, mut payload: web::Payload, shared: web::Da
             None => break,
         }
     }
+    if shared.is_paused() {
+        return reset(&request);
+    }
     let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
     let host = header("host").map_or_else(|| shared.addr().to_string(), str::to_owned);
     let origin = format!("{}://{host}", shared.scheme());

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use actix_web::dev::{Server, ServerHandle};
@@ -45,9 +46,15 @@ pub(crate) struct Shared {
     started: Instant,
     addr: SocketAddr,
     scheme: &'static str,
+    /// Connections of workers that are still about to end are reset meanwhile.
+    paused: AtomicBool,
 }
 
 impl Shared {
+    pub(crate) fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::Acquire)
+    }
+
     pub(crate) fn addr(&self) -> SocketAddr {
         self.addr
     }
@@ -173,7 +180,13 @@ impl Emulator {
         let listener = listen(config.listen)?;
         let addr = listener.local_addr().map_err(|source| StartError::Listen { address: config.listen, source })?;
         let scheme = if tls.is_some() { "https" } else { "http" };
-        let shared = Arc::new(Shared { dps: Mutex::new(dps), started: Instant::now(), addr, scheme });
+        let shared = Arc::new(Shared {
+            dps: Mutex::new(dps),
+            started: Instant::now(),
+            addr,
+            scheme,
+            paused: AtomicBool::new(false),
+        });
 
         let (control, control_addr) = match config.control {
             None => (None, None),
@@ -200,6 +213,7 @@ impl Emulator {
 
     async fn serve_devices(&self, listener: TcpListener) -> Result<(), StartError> {
         let (shared, tls, workers) = (Arc::clone(&self.shared), self.tls.clone(), self.workers);
+        shared.paused.store(false, Ordering::Release);
         let server = move || crate::http::server(shared, listener, tls, workers);
         let listening = Listening::start("dps-emulator-devices", server).await?;
         *self.devices.lock() = Some(listening);
@@ -218,6 +232,7 @@ impl Emulator {
     /// Closes the device listener and all device connections: new ones are refused. The state stays, as does the control
     /// interface.
     pub async fn pause(&self) {
+        self.shared.paused.store(true, Ordering::Release);
         let devices = self.devices.lock().take();
         if let Some(devices) = devices {
             devices.stop().await;

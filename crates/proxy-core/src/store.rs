@@ -163,7 +163,8 @@ pub enum CommitError {
     /// This commit can never be applied as it is: a bound is exceeded, or a value it builds on is damaged. The store goes on.
     #[error("the commit is refused: {0}")]
     Refused(String),
-    /// The backend failed while it wrote: the outcome is unknown until the store is opened again, and it is read-only from here on.
+    /// The backend failed while it wrote: the outcome is unknown until the store is opened again (all of it, none or a part may have
+    /// been applied), and it is read-only from here on.
     #[error("the store failed while writing: {0}")]
     Failed(String),
 }

@@ -14,7 +14,8 @@
 //! After a kill there is no seal, and sled takes a damaged byte for the torn end of its log and silently drops an update, or all
 //! that follow. Then the start reads all rows once and compares them with the [`digest`] that was committed with them, and the
 //! digest with the file `head`, which counts the acknowledged batches: a row that was lost, rolled back or raised from the dead
-//! is refused. By then sled has changed its files, so a refused store stays refused.
+//! is refused. By then sled has changed its files, so a refused store stays refused. Only after a write that failed (a full disk)
+//! the rows are taken as they are, because sled keeps parts of the batch that it could not write.
 //!
 //! Not noticed: after the loss of power, damage that only takes back batches younger than the last `head` the kernel wrote down
 //! by itself (half a minute by default); that bytes went missing together with the file `head`; damage to a running store until
@@ -45,7 +46,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{CommitError, Health, Key, ReadError, Row, Store, Stored, Table, Version, Write, validate};
 use digest::{DIGEST_KEY, Digest};
-use disk::{DataFiles, Head};
+use disk::{DataFiles, Head, Noted};
 use writer::{Message, Pending, Writer};
 
 mod codec;
@@ -524,8 +525,8 @@ fn open_db(path: &Path, cache_capacity: u64) -> Result<Db, OpenError> {
 enum Vouched {
     /// No byte changed since it was closed cleanly.
     BySeal,
-    /// As many batches were acknowledged at least, if the file is there.
-    ByHead(Option<u64>),
+    /// What the last owner noted, if the file is there.
+    ByHead(Option<Noted>),
 }
 
 struct Prepared {
@@ -595,12 +596,17 @@ fn verify(path: &Path, db: &Db, vouched: Vouched) -> Result<Digest, OpenError> {
         (_, None) => return Err(damaged(path, "its digest is gone")),
         (Vouched::ByHead(Some(head)), Some(noted)) => (noted, head),
     };
-    if noted.sequence < head {
-        let lost = head - noted.sequence;
-        return Err(damaged(path, &format!("the newest {lost} of {head} acknowledged batches are gone{ANYWAY}")));
+    if noted.sequence < head.sequence {
+        let (lost, of) = (head.sequence - noted.sequence, head.sequence);
+        return Err(damaged(path, &format!("the newest {lost} of {of} acknowledged batches are gone{ANYWAY}")));
     }
     let started = Instant::now();
     let found = count(noted.sequence)?;
+    if !found.fits(noted) && head.write_failed {
+        // Sled keeps whatever part of a batch it had written when a write failed. Nothing of it was acknowledged.
+        tracing::warn!(path = %path.display(), rows = found.rows, "the last write failed half way; the store is taken as it is");
+        return Ok(found);
+    }
     if !found.fits(noted) {
         let (found, noted) = (found.rows, noted.rows);
         return Err(damaged(path, &format!("its {found} rows are not the {noted} that were committed{ANYWAY}")));

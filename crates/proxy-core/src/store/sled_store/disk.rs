@@ -19,6 +19,8 @@ use super::OpenError;
 const LOCK: &str = "owner.lock";
 const SEAL: &str = "seal";
 const HEAD: &str = "head";
+/// The head of a store whose last write failed.
+const HEAD_FAILED: &str = "head.failed";
 const IDENTITY: &str = "identity";
 const DB: &str = "db";
 const BLOBS: &str = "blobs";
@@ -252,17 +254,31 @@ pub(super) struct Head {
     file: File,
 }
 
+/// What the last owner noted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Noted {
+    /// So many batches were acknowledged at least.
+    pub(super) sequence: u64,
+    /// Its last batch failed while it was written, so some of it may be there.
+    pub(super) write_failed: bool,
+}
+
 impl Head {
     /// What the last owner noted.
-    pub(super) fn read(path: &Path) -> Result<Option<u64>, OpenError> {
-        let text = match fs::read(path.join(HEAD)) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(OpenError::Io { path: path.to_owned(), source }),
+    pub(super) fn read(path: &Path) -> Result<Option<Noted>, OpenError> {
+        let read = |name: &str| match fs::read(path.join(name)) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(OpenError::Io { path: path.to_owned(), source }),
         };
-        let noted = str::from_utf8(&text).ok().and_then(|text| text.split(' ').nth(3)?.parse().ok());
-        match noted.filter(|sequence| head_text(*sequence).as_bytes() == text) {
-            Some(sequence) => Ok(Some(sequence)),
+        let (text, write_failed) = match (read(HEAD)?, read(HEAD_FAILED)?) {
+            (Some(text), _) => (text, false),
+            (None, Some(text)) => (text, true),
+            (None, None) => return Ok(None),
+        };
+        let sequence = str::from_utf8(&text).ok().and_then(|text| text.split(' ').nth(3)?.parse().ok());
+        match sequence.filter(|sequence| head_text(*sequence).as_bytes() == text) {
+            Some(sequence) => Ok(Some(Noted { sequence, write_failed })),
             None => {
                 let detail = "its file `head` is unreadable (to open what is there anyway, remove that file)";
                 Err(OpenError::Damaged { path: path.to_owned(), detail: detail.into() })
@@ -273,6 +289,10 @@ impl Head {
     /// Makes `sequence`, which is durable, the durable head.
     pub(super) fn create(path: &Path, sequence: u64) -> io::Result<Self> {
         write_durably(path, HEAD, head_text(sequence).as_bytes())?;
+        match fs::remove_file(path.join(HEAD_FAILED)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
         Ok(Self { file: OpenOptions::new().write(true).open(path.join(HEAD))? })
     }
 
@@ -283,6 +303,12 @@ impl Head {
 
     pub(super) fn sync(&self) -> io::Result<()> {
         self.file.sync_data()
+    }
+
+    /// Notes that a batch failed while it was written. A renaming, because that needs no room on the disk.
+    pub(super) fn note_failure(path: &Path) -> io::Result<()> {
+        fs::rename(path.join(HEAD), path.join(HEAD_FAILED))?;
+        sync_dir(path)
     }
 }
 
@@ -329,7 +355,12 @@ mod tests {
         assert_eq!(Head::read(dir.path()).unwrap(), None);
         let head = Head::create(dir.path(), 9).unwrap();
         head.note(10).unwrap();
-        assert_eq!(Head::read(dir.path()).unwrap(), Some(10));
+        let noted = |write_failed| Some(Noted { sequence: 10, write_failed });
+        assert_eq!(Head::read(dir.path()).unwrap(), noted(false));
+        Head::note_failure(dir.path()).unwrap();
+        assert_eq!(Head::read(dir.path()).unwrap(), noted(true));
+        Head::create(dir.path(), 10).unwrap();
+        assert_eq!(Head::read(dir.path()).unwrap(), noted(false));
         let text = fs::read(dir.path().join(HEAD)).unwrap();
         for at in 0..text.len() {
             let mut damaged = text.clone();

@@ -103,7 +103,12 @@ impl Writer {
             .unwrap_or_else(|panic| Err(format!("sled panicked: {}", panic_text(&*panic))));
         match written {
             Ok(()) => self.shared.overlay_clear(),
-            Err(why) => self.shared.fail(&why),
+            Err(why) => {
+                self.shared.fail(&why);
+                if let Err(error) = Head::note_failure(&self.shared.path) {
+                    tracing::error!(path = %self.shared.path.display(), %error, "the failure cannot be noted; the next start may take its remains for damage");
+                }
+            }
         }
         self.shared.count_batch(plan.apply.len());
         self.acknowledge(plan.acks);
