@@ -1,10 +1,13 @@
 //! What one decision costs, without disk or network: tokens, the ledger, a place in line.
 
+use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::time::Duration;
 
-use criterion::{Criterion, criterion_group, criterion_main};
-use proxy_core::lane::Lane;
+use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
+use proxy_core::ids::{RegistrationId, TenantName};
+use proxy_core::lane::{Errand, Waiting};
+use proxy_core::lanes::{Class, Fairness, Lanes, Place};
 use proxy_core::ledger::Ledger;
 use proxy_core::sas::{self, SasToken};
 use proxy_core::secret::SymmetricKey;
@@ -47,24 +50,46 @@ fn ledger(criterion: &mut Criterion) {
     });
 }
 
-fn lane(criterion: &mut Criterion) {
+/// What a join costs the line, and what asking for one's appointment does, with few and with many that wait.
+fn line(criterion: &mut Criterion) {
+    let tenant = TenantName::parse("default").expect("a tenant");
     for waiting in [1_000_u64, 1_000_000] {
-        let mut lane = Lane::default();
+        let fairness = Fairness { urgent_share_percent: 10, handicap: 6000, weights: BTreeMap::new() };
+        let mut lanes = Lanes::new(fairness);
+        let place = |sequence| Place { class: Class::First, sequence };
+        let device = |sequence| {
+            let id = RegistrationId::parse(&format!("sn-007-888-abc-mac-a1-b2-c3-d4-e5-f6-{sequence:011}"));
+            let joined = u32::try_from(sequence / 100).unwrap_or(u32::MAX);
+            Waiting { id: id.expect("an ID"), errand: Errand::Register, confirmed: true, joined }
+        };
         for sequence in 0..waiting {
-            lane.insert(sequence, ());
+            lanes.insert(&tenant, place(sequence), device(sequence));
         }
         let mut next = waiting;
-        criterion.bench_function(&format!("lane: join, ask for one's rank, leave, {waiting} waiting"), |bench| {
+        criterion.bench_function(&format!("line: join, and the front departs, {waiting} waiting"), |bench| {
+            bench.iter_batched(
+                || {
+                    next += 1;
+                    (place(next - 1), device(next - 1))
+                },
+                |(place, device)| {
+                    lanes.insert(&tenant, place, device);
+                    let turn = lanes.front().expect("somebody waits");
+                    lanes.depart(&turn)
+                },
+                BatchSize::SmallInput,
+            );
+        });
+        let mut asked = next;
+        criterion.bench_function(&format!("line: ask for one's place, {waiting} waiting"), |bench| {
             bench.iter(|| {
-                lane.insert(next, ());
-                let rank = lane.rank(black_box(next - waiting / 2));
-                lane.remove(next - waiting);
-                next += 1;
-                rank
+                // Devices all over the line, as they come back.
+                asked = next - 1 - (asked.wrapping_mul(6_364_136_223_846_793_005) >> 20) % waiting;
+                lanes.ahead(&tenant, black_box(place(asked)), u32::try_from(asked / 100).unwrap_or(u32::MAX))
             });
         });
     }
 }
 
-criterion_group!(benches, tokens, ledger, lane);
+criterion_group!(benches, tokens, ledger, line);
 criterion_main!(benches);

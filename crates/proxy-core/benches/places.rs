@@ -125,11 +125,15 @@ fn settings(group_key: &SymmetricKey) -> Result<Settings, Box<dyn Error>> {
     Ok(Settings {
         instances: instances.into_iter().collect::<Result<_, _>>()?,
         enrollments: BTreeMap::from([(name.clone(), enrollment)]),
+        tenants: BTreeMap::new(),
         default_enrollment: Some(name),
         line: LineSettings {
             length_max: 10_000_000,
             jitter_max: Duration::from_secs(5),
             expected_registration: Duration::from_secs(4),
+            urgent_share_percent: 10,
+            class_handicap: Duration::from_secs(600),
+            rebook_after: Duration::from_secs(30),
         },
         registration: registration(),
         attestation: AttestationSettings {
@@ -147,6 +151,8 @@ fn instance() -> Result<Instance, Box<dyn Error>> {
         extra_ca_pem: None,
         quota_per_minute: 1,
         burst: 1,
+        learn_limit: true,
+        learned_min_per_minute: 1,
         capacity: u64::MAX,
         external_count: 0,
         weight: 1,
@@ -172,6 +178,7 @@ fn registration() -> RegistrationSettings {
         poll_interval_max: Duration::from_secs(60),
         throttle_wait_max: Duration::from_secs(600),
         assigning_max: Duration::from_secs(300),
+        breaker_threshold: 2,
         backoff_min: Duration::from_millis(500),
         backoff_max: Duration::from_secs(60),
         attempts_max: 8,

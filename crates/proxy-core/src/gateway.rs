@@ -9,7 +9,8 @@
 //! - Locks are never held across an await. The decisions are in [`crate::line`], [`crate::placement`], [`crate::attestation`]
 //!   and [`crate::upstream::verdict`]; here they are carried out.
 //!
-//! The parts: `provision` (devices), `backend` and `operator` (people and programs), `dispatch` (one task per instance),
+//! The parts: `provision` (devices), `backend` and `operator` (people and programs), `places` (from one place to another),
+//! `dispatch` (one task per instance),
 //! `register` (one registration, from departure to its end), `restore` (what an earlier process left).
 
 use std::collections::{BTreeMap, HashMap};
@@ -38,6 +39,7 @@ mod aliases;
 pub mod backend;
 pub mod dispatch;
 pub mod operator;
+mod places;
 pub mod provision;
 mod register;
 pub mod restore;

@@ -3,33 +3,109 @@
 //! Invariants:
 //! - A place keeps its sequence number for life. Leaving the front and coming back (after DPS throttled it) puts it where it was.
 //! - `rank` counts only places that still wait; places given up behind or before it move it at once.
-//! - Memory is one small slot per place between the oldest and the newest one that waits, plus four bytes.
+//! - Sequence numbers grow with the time of joining, so that places can be counted by either.
+//! - Memory is 32 bytes and the ID per place that waits: places are kept in chunks, and a chunk that is empty is gone.
 
 use std::collections::VecDeque;
 
-/// A place's sequence number within its instance, given in the order of joining and never reused.
+use crate::ids::RegistrationId;
+
+/// A place's sequence number within its class of one instance, given in the order of joining and never reused.
 pub type Sequence = u64;
 
-/// Places with a payload each, ordered by sequence number.
-#[derive(Debug)]
-pub struct Lane<T> {
-    /// Sequence number of the first slot.
-    base: Sequence,
-    slots: VecDeque<Option<T>>,
-    /// Index below which no slot is occupied; makes finding the front O(1) amortised.
-    front_hint: usize,
-    /// Fenwick tree over `slots`' occupancy, 1-based; its length is a power of two plus one.
-    tree: Vec<u32>,
-    len: usize,
+/// When a place was joined, in tenths of a second since a moment long before; see [`Line`](crate::line::Line).
+pub type Joined = u32;
+
+/// What a device that waits needs from DPS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Errand {
+    /// A registration.
+    Register,
+    /// A status lookup, because the outcome of its last registration is unknown.
+    Lookup,
 }
 
-impl<T> Default for Lane<T> {
-    fn default() -> Self {
-        Self { base: 0, slots: VecDeque::new(), front_hint: 0, tree: vec![0; 2], len: 0 }
+/// Places in one chunk as long as they only join at the end.
+const CHUNK: usize = 128;
+
+/// A device that waits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Waiting {
+    /// Who.
+    pub id: RegistrationId,
+    /// What for.
+    pub errand: Errand,
+    /// False while its durable record is being written.
+    pub confirmed: bool,
+    /// Since when.
+    pub joined: Joined,
+}
+
+/// 32 bytes; a place that was left keeps its number until its chunk is gone.
+#[derive(Debug)]
+struct Slot {
+    sequence: Sequence,
+    joined: Joined,
+    errand: Errand,
+    confirmed: bool,
+    id: Option<RegistrationId>,
+}
+
+impl Slot {
+    fn of(sequence: Sequence, waiting: Waiting) -> Self {
+        let Waiting { id, errand, confirmed, joined } = waiting;
+        Self { sequence, joined, errand, confirmed, id: Some(id) }
+    }
+
+    fn live(&self) -> bool {
+        self.id.is_some()
+    }
+
+    fn take(&mut self) -> Option<Waiting> {
+        let id = self.id.take()?;
+        Some(Waiting { id, errand: self.errand, confirmed: self.confirmed, joined: self.joined })
     }
 }
 
-impl<T> Lane<T> {
+#[derive(Debug)]
+struct Chunk {
+    /// In order of sequence; never empty.
+    slots: Vec<Slot>,
+    live: usize,
+}
+
+impl Chunk {
+    fn new(slot: Slot) -> Self {
+        let mut slots = Vec::with_capacity(CHUNK);
+        slots.push(slot);
+        Self { slots, live: 1 }
+    }
+
+    fn first(&self) -> Sequence {
+        self.slots.first().map_or(0, |slot| slot.sequence)
+    }
+
+    fn count(&self, slots: usize) -> usize {
+        self.slots.iter().take(slots).filter(|slot| slot.live()).count()
+    }
+}
+
+/// Places ordered by sequence number.
+#[derive(Debug)]
+pub struct Lane {
+    chunks: VecDeque<Chunk>,
+    /// Fenwick tree over the chunks' live places, 1-based.
+    tree: Vec<usize>,
+    len: usize,
+}
+
+impl Default for Lane {
+    fn default() -> Self {
+        Self { chunks: VecDeque::new(), tree: vec![0], len: 0 }
+    }
+}
+
+impl Lane {
     /// Places that wait.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -42,125 +118,188 @@ impl<T> Lane<T> {
         self.len == 0
     }
 
-    /// Puts `item` at `sequence`, wherever that is relative to the others. Replaces what was there.
-    pub fn insert(&mut self, sequence: Sequence, item: T) {
-        if self.slots.is_empty() {
-            self.base = sequence;
-        }
-        if sequence < self.base {
-            // An older place returns to the front (a rare event: it was thought gone).
-            for _ in sequence..self.base {
-                self.slots.push_front(None);
+    /// Puts `waiting` at `sequence`, wherever that is relative to the others. Replaces what was there.
+    pub fn insert(&mut self, sequence: Sequence, waiting: Waiting) {
+        let slot = Slot::of(sequence, waiting);
+        let Some(index) = self.chunk_of(sequence).or((!self.chunks.is_empty()).then_some(0)) else {
+            return self.push(slot);
+        };
+        let is_last = index + 1 == self.chunks.len();
+        let chunk = &mut self.chunks[index];
+        match chunk.slots.binary_search_by_key(&sequence, |slot| slot.sequence) {
+            Ok(at) => {
+                let was_live = std::mem::replace(&mut chunk.slots[at], slot).live();
+                if !was_live {
+                    self.count_one(index);
+                }
             }
-            self.base = sequence;
-            self.rebuild();
+            Err(at) if is_last && at == chunk.slots.len() && at >= CHUNK => self.push(slot),
+            Err(at) => {
+                // An older place returns that was thought gone, or the last chunk grows.
+                chunk.slots.insert(at, slot);
+                self.count_one(index);
+                self.split(index);
+            }
         }
-        let index = usize::try_from(sequence - self.base).unwrap_or(usize::MAX);
-        if index >= self.slots.len() {
-            self.make_room(sequence);
+    }
+
+    fn count_one(&mut self, index: usize) {
+        self.chunks[index].live += 1;
+        self.len += 1;
+        self.add(index, true);
+    }
+
+    fn push(&mut self, slot: Slot) {
+        self.chunks.push_back(Chunk::new(slot));
+        self.len += 1;
+        // A Fenwick tree grows by one node that covers the new chunk and the whole nodes before it.
+        let node = self.tree.len();
+        let (mut sum, mut before) = (1, node - 1);
+        let covered = node - (node & node.wrapping_neg());
+        while before > covered {
+            sum += self.tree[before];
+            before -= before & before.wrapping_neg();
         }
-        let index = usize::try_from(sequence - self.base).unwrap_or(usize::MAX);
-        if self.slots[index].replace(item).is_none() {
-            self.len += 1;
-            self.add(index, 1);
+        self.tree.push(sum);
+    }
+
+    fn split(&mut self, index: usize) {
+        let chunk = &mut self.chunks[index];
+        if chunk.slots.len() < 2 * CHUNK {
+            return;
         }
-        self.front_hint = self.front_hint.min(index);
+        let slots = chunk.slots.split_off(CHUNK);
+        let live = slots.iter().filter(|slot| slot.live()).count();
+        chunk.live -= live;
+        self.chunks.insert(index + 1, Chunk { slots, live });
+        self.drop_empty();
     }
 
     /// The place at `sequence`.
     #[must_use]
-    pub fn get(&self, sequence: Sequence) -> Option<&T> {
-        self.slots.get(self.index_of(sequence)?)?.as_ref()
+    pub fn get(&self, sequence: Sequence) -> Option<Waiting> {
+        let (index, at) = self.find(sequence)?;
+        let slot = &self.chunks[index].slots[at];
+        let id = slot.id.clone()?;
+        Some(Waiting { id, errand: slot.errand, confirmed: slot.confirmed, joined: slot.joined })
     }
 
-    /// The place at `sequence`, to change it.
-    pub fn get_mut(&mut self, sequence: Sequence) -> Option<&mut T> {
-        let index = self.index_of(sequence)?;
-        self.slots.get_mut(index)?.as_mut()
+    /// When the place at `sequence` was joined, if it still waits.
+    #[must_use]
+    pub fn joined(&self, sequence: Sequence) -> Option<Joined> {
+        let (index, at) = self.find(sequence)?;
+        let slot = &self.chunks[index].slots[at];
+        slot.live().then_some(slot.joined)
+    }
+
+    /// The record of the place at `sequence` is durable.
+    pub fn confirm(&mut self, sequence: Sequence) {
+        if let Some((index, at)) = self.find(sequence) {
+            self.chunks[index].slots[at].confirmed = true;
+        }
     }
 
     /// Takes the place at `sequence` out.
-    pub fn remove(&mut self, sequence: Sequence) -> Option<T> {
-        let index = self.index_of(sequence)?;
-        let item = self.slots.get_mut(index)?.take()?;
+    pub fn remove(&mut self, sequence: Sequence) -> Option<Waiting> {
+        let (index, at) = self.find(sequence)?;
+        let chunk = &mut self.chunks[index];
+        let waiting = chunk.slots[at].take()?;
+        chunk.live -= 1;
         self.len -= 1;
-        self.add(index, -1);
-        Some(item)
+        if chunk.live == 0 {
+            self.drop_empty();
+        } else {
+            self.add(index, false);
+        }
+        Some(waiting)
     }
 
-    /// The first place in order.
-    pub fn front(&mut self) -> Option<(Sequence, &T)> {
-        if self.len == 0 {
-            return None;
-        }
-        while self.slots[self.front_hint].is_none() {
-            self.front_hint += 1;
-        }
-        let sequence = self.base + self.front_hint as u64;
-        self.slots[self.front_hint].as_ref().map(|item| (sequence, item))
+    /// The first place in order: its number, when it was joined, what for, and whether it is confirmed.
+    #[must_use]
+    pub fn front(&self) -> Option<Front> {
+        let slot = self.chunks.front()?.slots.iter().find(|slot| slot.live())?;
+        Some(Front { sequence: slot.sequence, joined: slot.joined, errand: slot.errand, confirmed: slot.confirmed })
+    }
+
+    /// The first places in order that are confirmed, at most `most`.
+    #[must_use]
+    pub fn first(&self, most: usize) -> Vec<(Sequence, RegistrationId)> {
+        let confirmed = self.chunks.iter().flat_map(|chunk| &chunk.slots).filter(|slot| slot.confirmed);
+        confirmed.filter_map(|slot| Some((slot.sequence, slot.id.clone()?))).take(most).collect()
     }
 
     /// How many places are before `sequence`.
     #[must_use]
     pub fn rank(&self, sequence: Sequence) -> usize {
-        let Some(offset) = sequence.checked_sub(self.base) else { return 0 };
-        let mut index = usize::try_from(offset).unwrap_or(usize::MAX).min(self.slots.len());
-        let mut sum = 0usize;
-        while index > 0 {
-            sum += self.tree[index] as usize;
-            index &= index - 1;
+        let Some(index) = self.chunk_of(sequence) else { return 0 };
+        let chunk = &self.chunks[index];
+        self.prefix(index) + chunk.count(chunk.slots.partition_point(|slot| slot.sequence < sequence))
+    }
+
+    /// How many places were joined before `moment`.
+    #[must_use]
+    pub fn joined_before(&self, moment: Joined) -> usize {
+        let after = self.chunks.partition_point(|chunk| chunk.slots.first().is_some_and(|slot| slot.joined < moment));
+        let Some(index) = after.checked_sub(1) else { return 0 };
+        let chunk = &self.chunks[index];
+        self.prefix(index) + chunk.count(chunk.slots.partition_point(|slot| slot.joined < moment))
+    }
+
+    /// The chunk that `sequence` is in if it is anywhere; `None` if it is before all of them.
+    fn chunk_of(&self, sequence: Sequence) -> Option<usize> {
+        self.chunks.partition_point(|chunk| chunk.first() <= sequence).checked_sub(1)
+    }
+
+    fn find(&self, sequence: Sequence) -> Option<(usize, usize)> {
+        let index = self.chunk_of(sequence)?;
+        let at = self.chunks[index].slots.binary_search_by_key(&sequence, |slot| slot.sequence).ok()?;
+        Some((index, at))
+    }
+
+    /// Live places in the first `chunks` chunks.
+    fn prefix(&self, chunks: usize) -> usize {
+        let (mut node, mut sum) = (chunks, 0);
+        while node > 0 {
+            sum += self.tree[node];
+            node &= node - 1;
         }
         sum
     }
 
-    fn index_of(&self, sequence: Sequence) -> Option<usize> {
-        usize::try_from(sequence.checked_sub(self.base)?).ok()
+    fn add(&mut self, index: usize, one_more: bool) {
+        let mut node = index + 1;
+        while node < self.tree.len() {
+            self.tree[node] = if one_more { self.tree[node] + 1 } else { self.tree[node] - 1 };
+            node += node & node.wrapping_neg();
+        }
     }
 
-    /// Extends the slots up to `sequence`: drops the empty ones at the front first, then grows the tree by doubling.
-    fn make_room(&mut self, sequence: Sequence) {
-        let wanted = |base: Sequence| usize::try_from(sequence - base).unwrap_or(usize::MAX).saturating_add(1);
-        if wanted(self.base) < self.tree.len() {
-            self.slots.resize_with(wanted(self.base), || None);
-            return;
-        }
-        while self.slots.front().is_some_and(Option::is_none) {
-            self.slots.pop_front();
-            self.base += 1;
-        }
-        if self.slots.is_empty() {
-            self.base = sequence;
-        }
-        self.front_hint = 0;
-        self.slots.resize_with(wanted(self.base), || None);
-        self.rebuild();
-    }
-
-    fn rebuild(&mut self) {
-        // Room for as many again, so that the cost of rebuilding is constant per place.
-        let capacity = (self.slots.len() * 2).next_power_of_two().max(16);
-        self.tree = vec![0; capacity + 1];
-        self.front_hint = 0;
-        for index in 0..self.slots.len() {
-            if self.slots[index].is_some() {
-                self.tree[index + 1] += 1;
-            }
-        }
-        for index in 1..=capacity {
-            let parent = index + (index & index.wrapping_neg());
-            if parent <= capacity {
-                self.tree[parent] += self.tree[index];
+    /// Forgets empty chunks and counts the others anew: rare, once per chunk.
+    fn drop_empty(&mut self) {
+        self.chunks.retain(|chunk| chunk.live > 0);
+        self.tree.clear();
+        self.tree.push(0);
+        self.tree.extend(self.chunks.iter().map(|chunk| chunk.live));
+        for node in 1..self.tree.len() {
+            let parent = node + (node & node.wrapping_neg());
+            if parent < self.tree.len() {
+                self.tree[parent] += self.tree[node];
             }
         }
     }
+}
 
-    fn add(&mut self, index: usize, change: i32) {
-        let mut index = index + 1;
-        while index < self.tree.len() {
-            self.tree[index] = self.tree[index].wrapping_add_signed(change);
-            index += index & index.wrapping_neg();
-        }
-    }
+/// The first place of a lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Front {
+    /// Its number.
+    pub sequence: Sequence,
+    /// Since when it waits.
+    pub joined: Joined,
+    /// What for.
+    pub errand: Errand,
+    /// Whether it may go.
+    pub confirmed: bool,
 }
 
 #[cfg(test)]
@@ -181,40 +320,62 @@ mod tests {
 
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
-            4 => (1u64..40).prop_map(Step::Join),
+            6 => (1u64..4).prop_map(Step::Join),
             1 => (0usize..1000).prop_map(Step::Leave),
             3 => Just(Step::PopFront),
             1 => Just(Step::Return),
         ]
     }
 
+    fn waiting(sequence: u64) -> Waiting {
+        let id = RegistrationId::parse(&format!("sn-{sequence}")).unwrap();
+        Waiting { id, errand: Errand::Register, confirmed: true, joined: joined(sequence) }
+    }
+
+    /// Several places of one moment, as in a storm.
+    fn joined(sequence: u64) -> Joined {
+        u32::try_from(sequence / 3).unwrap()
+    }
+
+    #[test]
+    fn a_slot_takes_32_bytes() {
+        assert_eq!(size_of::<Slot>(), 32);
+    }
+
     proptest! {
         /// The lane is an ordered map that can also count; compare it with one that counts by walking.
         #[test]
-        fn the_lane_equals_a_naive_ordered_map(first in 0u64..1_000_000, steps in prop::collection::vec(step(), 1..300)) {
+        fn the_lane_equals_a_naive_ordered_map(first in 0u64..1_000_000, steps in prop::collection::vec(step(), 1..1500)) {
             let mut lane = Lane::default();
             let mut naive = BTreeMap::new();
             let mut next = first;
-            let mut popped = None;
-            for step in steps {
+            let mut popped = Vec::new();
+            for (number, step) in steps.into_iter().enumerate() {
                 match step {
-                    Step::Join(gap) => { next += gap; lane.insert(next, next); naive.insert(next, next); }
+                    Step::Join(gap) => { next += gap; lane.insert(next, waiting(next)); naive.insert(next, waiting(next)); }
                     Step::Leave(index) => {
                         let Some(&sequence) = naive.keys().nth(index % naive.len().max(1)) else { continue };
                         prop_assert_eq!(lane.remove(sequence), naive.remove(&sequence));
                     }
                     Step::PopFront => {
-                        let front = lane.front().map(|(sequence, _)| sequence);
+                        let front = lane.front().map(|front| front.sequence);
                         prop_assert_eq!(front, naive.keys().next().copied());
-                        if let Some(sequence) = front { lane.remove(sequence); naive.remove(&sequence); popped = Some(sequence); }
+                        if let Some(sequence) = front { lane.remove(sequence); naive.remove(&sequence); popped.push(sequence); }
                     }
-                    Step::Return => if let Some(sequence) = popped.take() { lane.insert(sequence, sequence); naive.insert(sequence, sequence); },
+                    Step::Return => if let Some(sequence) = popped.pop() { lane.insert(sequence, waiting(sequence)); naive.insert(sequence, waiting(sequence)); },
                 }
                 prop_assert_eq!(lane.len(), naive.len());
-                for (rank, &sequence) in naive.keys().enumerate().step_by(7) {
-                    prop_assert_eq!(lane.rank(sequence), rank);
-                    prop_assert_eq!(lane.get(sequence), Some(&sequence));
+                if number % 50 > 0 {
+                    continue;
                 }
+                for (rank, &sequence) in naive.keys().enumerate() {
+                    prop_assert_eq!(lane.rank(sequence), rank);
+                    prop_assert_eq!(lane.get(sequence), Some(waiting(sequence)));
+                    let moment = joined(sequence);
+                    prop_assert_eq!(lane.joined_before(moment), naive.keys().filter(|other| joined(**other) < moment).count());
+                }
+                let few: Vec<u64> = lane.first(5).into_iter().map(|(sequence, _)| sequence).collect();
+                prop_assert_eq!(few, naive.keys().take(5).copied().collect::<Vec<_>>());
             }
         }
     }

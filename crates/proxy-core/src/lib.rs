@@ -4,12 +4,15 @@
 //! of the repository has the map and the invariants.
 
 pub mod attestation;
+pub mod breaker;
 pub mod dps_clock;
 pub mod entropy;
 pub mod feed;
 pub mod gateway;
 pub mod ids;
 pub mod lane;
+pub mod lanes;
+pub mod learner;
 pub mod ledger;
 pub mod line;
 pub mod pace;

@@ -12,59 +12,38 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
+use crate::breaker::{Breaker, BreakerState, Held};
 use crate::entropy::Entropy;
-use crate::ids::RegistrationId;
-use crate::lane::{Lane, Sequence};
+use crate::ids::{RegistrationId, TenantName};
+use crate::lane::{Errand, Joined, Sequence, Waiting};
+use crate::lanes::{Class, Fairness, Lanes, Place, Turn};
+use crate::learner::{Band, Learner, Learning};
 use crate::ledger::{Full, Ledger, SlotId, SlotRecord};
 use crate::pace::Pace;
-use crate::retry;
 use crate::settings::{Instance, LineSettings, RegistrationSettings};
 use crate::time::{BootId, Mono};
 
-/// Which lane a place is in. The order is the order of departure.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Class {
-    /// Moved ahead by an operator.
-    Expedited,
-    /// Everybody else.
-    Ordinary,
-}
+/// Joining is counted in these, from a moment a year before the line was made, so that places of earlier processes fit.
+const JOINED_UNIT: Duration = Duration::from_millis(100);
+const JOINED_AT_START: Joined = 365 * 24 * 3600 * 10;
 
-const CLASSES: [Class; 2] = [Class::Expedited, Class::Ordinary];
-
-/// A place in the line of one instance.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Place {
-    /// The lane.
-    pub class: Class,
-    /// The number within the lane.
-    pub sequence: Sequence,
-}
-
-/// What the device at the front needs from DPS.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Errand {
-    /// A registration.
-    Register,
-    /// A status lookup, because the outcome of its last registration is unknown.
-    Lookup,
-}
-
-#[derive(Debug, Clone)]
-struct Waiting {
-    id: RegistrationId,
-    errand: Errand,
-    /// False while its durable record is being written.
-    confirmed: bool,
+/// A place that may not go before a moment of its own.
+#[derive(Debug)]
+struct Deferred {
+    tenant: TenantName,
+    waiting: Waiting,
 }
 
 #[derive(Debug)]
 struct UnderWay {
+    tenant: TenantName,
     id: RegistrationId,
+    joined: Joined,
     since: Mono,
+    /// Its call to DPS has not ended yet.
+    calling: bool,
     /// Given up meanwhile: it does not come back.
     left: bool,
 }
@@ -74,6 +53,8 @@ struct UnderWay {
 pub struct Departure {
     /// Who.
     pub id: RegistrationId,
+    /// Whose.
+    pub tenant: TenantName,
     /// From where; it comes back there if it has to.
     pub place: Place,
     /// What for.
@@ -118,7 +99,7 @@ pub enum Holding {
     Nothing,
     /// DPS asked us to wait.
     ThrottledByDps,
-    /// Calls to the instance fail; we try again after a growing wait.
+    /// Calls to the instance fail; we try again with one device after a growing wait, and then ramp up.
     InstanceFailing,
     /// The quota of this minute is used.
     Quota,
@@ -126,23 +107,46 @@ pub enum Holding {
     InFlightMax,
 }
 
+/// The devices of one tenant in the line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TenantStatus {
+    /// Whose.
+    pub tenant: TenantName,
+    /// Devices that wait and may go.
+    pub waiting: usize,
+    /// When half of them should be done.
+    pub half_drained_at: Mono,
+    /// When all of them should be done.
+    pub drained_at: Mono,
+}
+
 /// The numbers an operator watches.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LineStatus {
     /// Devices that wait, deferred ones included.
     pub waiting: usize,
     /// Devices under way.
     pub under_way: usize,
-    /// Registrations that may leave per minute.
+    /// Registrations that may leave per minute, as configured.
     pub quota_per_minute: u32,
-    /// Registrations that could leave now without breaking the quota.
+    /// Registrations that may leave per minute, as far as is known; at most the quota.
+    pub learned_per_minute: u32,
+    /// How the limit is known.
+    pub learning: Learning,
+    /// Registrations that could leave now without breaking the limit.
     pub budget: u32,
+    /// When half of the devices waiting now should be done; `None` if nobody waits.
+    pub half_drained_at: Option<Mono>,
     /// When the last device waiting now should be done; `None` if nobody waits.
     pub drained_at: Option<Mono>,
+    /// The same for each tenant that has devices waiting.
+    pub tenants: Vec<TenantStatus>,
     /// What keeps the front from going.
     pub holding: Holding,
     /// Until when the line is paused, if it is.
     pub paused_until: Option<Mono>,
+    /// Whether calls go through.
+    pub breaker: BreakerState,
     /// Failures of the instance in a row.
     pub failures: u32,
 }
@@ -150,27 +154,39 @@ pub struct LineStatus {
 /// The line of one instance. See the module for its invariants.
 #[derive(Debug)]
 pub struct Line {
-    lanes: [Lane<Waiting>; 2],
-    next_sequence: [Sequence; 2],
-    /// Places that may not go before a moment of their own.
-    deferred: BTreeMap<(Mono, Place), Waiting>,
+    lanes: Lanes,
+    next_sequence: [Sequence; 4],
+    deferred: BTreeMap<(Mono, Place), Deferred>,
     deferred_until: BTreeMap<Place, Mono>,
     under_way: BTreeMap<Place, UnderWay>,
+    /// Of these, how many have a call out.
+    calling: usize,
     ledger: Ledger,
     pace: Pace,
+    breaker: Breaker,
+    learner: Learner,
+    /// What was learned, while nobody has asked for it.
+    learned: Option<u32>,
+    began: Mono,
     quota_per_minute: u32,
     burst: u32,
     length_max: usize,
     in_flight_max: usize,
     lookup_spends: bool,
-    backoff: (Duration, Duration),
+    upstream_max_delay: Duration,
     /// Until when DPS told us to wait; only time ends that.
     throttled_until: Mono,
-    /// Until when we wait because calls fail; a success ends that.
-    failing_until: Mono,
-    failures: u32,
     registration_time: Typical,
     answer_time: Typical,
+}
+
+/// What an earlier process left of one line, besides its places.
+#[derive(Debug, Default)]
+pub struct LeftByEarlier {
+    /// Sends that may still count.
+    pub slots: Vec<(SlotId, SlotRecord)>,
+    /// The limit that was learned, if it was below the quota.
+    pub learned_per_minute: Option<u32>,
 }
 
 impl Line {
@@ -178,37 +194,41 @@ impl Line {
     #[must_use]
     pub fn new(
         instance: &Instance,
-        line: &LineSettings,
-        registration: &RegistrationSettings,
-        slots: impl IntoIterator<Item = (SlotId, SlotRecord)>,
+        rules: (&LineSettings, &RegistrationSettings),
+        fairness: Fairness,
+        left: LeftByEarlier,
         boot: &BootId,
         now: Mono,
     ) -> Self {
-        let slots: Vec<_> = slots.into_iter().collect();
-        let (quota, burst) = (instance.quota_per_minute, instance.burst);
+        let (line, registration) = rules;
+        let learner = Learner::new(band(instance), left.learned_per_minute, now);
+        let (limit, burst) = (learner.limit(), instance.burst.min(learner.limit()));
         let mut sent: Vec<Mono> =
-            slots.iter().map(|(_, slot)| if slot.boot == *boot { slot.sent.min(now) } else { now }).collect();
+            left.slots.iter().map(|(_, slot)| if slot.boot == *boot { slot.sent.min(now) } else { now }).collect();
         sent.sort_unstable();
-        let credit = Pace::credit_after(quota, burst, sent, now);
-        let mut ledger = Ledger::new(quota, registration.upstream_max_delay);
-        ledger.restore(slots, boot, now);
+        let credit = Pace::credit_after(limit, burst, sent, now);
+        let mut ledger = Ledger::new(limit, registration.upstream_max_delay);
+        ledger.restore(left.slots, boot, now);
         Self {
-            lanes: [Lane::default(), Lane::default()],
-            next_sequence: [0, 0],
+            lanes: Lanes::new(fairness),
+            next_sequence: [0; 4],
             deferred: BTreeMap::new(),
             deferred_until: BTreeMap::new(),
             under_way: BTreeMap::new(),
+            calling: 0,
             ledger,
-            pace: Pace::new(quota, burst, credit, now),
-            quota_per_minute: quota,
-            burst,
+            pace: Pace::new(limit, burst, credit, now),
+            breaker: Breaker::new(registration.breaker_threshold, (registration.backoff_min, registration.backoff_max)),
+            learner,
+            learned: None,
+            began: now,
+            quota_per_minute: instance.quota_per_minute,
+            burst: instance.burst,
             length_max: line.length_max,
             in_flight_max: registration.in_flight_max,
             lookup_spends: registration.lookup_spends,
-            backoff: (registration.backoff_min, registration.backoff_max),
+            upstream_max_delay: registration.upstream_max_delay,
             throttled_until: Mono::default(),
-            failing_until: Mono::default(),
-            failures: 0,
             registration_time: Typical::new(line.expected_registration),
             answer_time: Typical::new(Duration::from_millis(300)),
         }
@@ -218,83 +238,147 @@ impl Line {
     pub fn configure(
         &mut self,
         instance: &Instance,
-        line: &LineSettings,
-        registration: &RegistrationSettings,
+        rules: (&LineSettings, &RegistrationSettings),
+        fairness: Fairness,
         now: Mono,
     ) {
-        self.ledger.configure(instance.quota_per_minute, registration.upstream_max_delay);
-        if (self.quota_per_minute, self.burst) != (instance.quota_per_minute, instance.burst) {
-            let credit = self.pace.credit(now).min(instance.burst);
-            self.pace = Pace::new(instance.quota_per_minute, instance.burst, credit, now);
-            (self.quota_per_minute, self.burst) = (instance.quota_per_minute, instance.burst);
+        let (line, registration) = rules;
+        self.lanes.configure(fairness);
+        let limit_before = self.learner.limit();
+        self.learner.configure(band(instance), now);
+        self.upstream_max_delay = registration.upstream_max_delay;
+        self.quota_per_minute = instance.quota_per_minute;
+        let burst_before = std::mem::replace(&mut self.burst, instance.burst);
+        self.ledger.configure(self.learner.limit(), self.upstream_max_delay);
+        if (limit_before, burst_before) != (self.learner.limit(), self.burst) {
+            self.limit_changed(now);
         }
         self.length_max = line.length_max;
         self.in_flight_max = registration.in_flight_max;
         self.lookup_spends = registration.lookup_spends;
-        self.backoff = (registration.backoff_min, registration.backoff_max);
+        self.breaker.configure(registration.breaker_threshold, (registration.backoff_min, registration.backoff_max));
         self.registration_time.expect(line.expected_registration);
+    }
+
+    fn limit_changed(&mut self, now: Mono) {
+        let limit = self.learner.limit();
+        let burst = self.burst.min(limit);
+        self.ledger.configure(limit, self.upstream_max_delay);
+        self.pace = Pace::new(limit, burst, self.pace.credit(now).min(burst), now);
+        self.learned = Some(limit);
+    }
+
+    /// The limit, if it has changed since this was last asked: to be kept for the next process.
+    pub fn take_learned(&mut self) -> Option<u32> {
+        self.learned.take()
+    }
+
+    /// Registrations per minute that may leave, as far as is known.
+    #[must_use]
+    pub fn limit_per_minute(&self) -> u32 {
+        self.learner.limit()
     }
 
     /// Failures of the instance in a row.
     #[must_use]
     pub fn failures(&self) -> u32 {
-        self.failures
+        self.breaker.failures()
+    }
+
+    /// For how long calls to the instance have not gone through; `None` while they do.
+    #[must_use]
+    pub fn sick_for(&self, now: Mono) -> Option<Duration> {
+        self.breaker.sick_for(now)
     }
 
     /// Devices that wait.
     #[must_use]
     pub fn waiting(&self) -> usize {
-        self.lanes.iter().map(Lane::len).sum::<usize>() + self.deferred.len()
+        self.lanes.len() + self.deferred.len()
+    }
+
+    /// Devices at the front of the lanes, at most `most`.
+    #[must_use]
+    pub fn first(&self, most: usize) -> Vec<RegistrationId> {
+        self.lanes.first(most)
     }
 
     /// Gives out the next place of a lane. It holds up those behind it until [`confirm`](Self::confirm) or [`leave`](Self::leave).
     ///
     /// # Errors
     /// [`LineFull`] if as many wait as the configuration allows.
-    pub fn reserve(&mut self, id: RegistrationId, class: Class) -> Result<Place, LineFull> {
+    pub fn reserve(
+        &mut self,
+        tenant: &TenantName,
+        id: RegistrationId,
+        class: Class,
+        now: Mono,
+    ) -> Result<Place, LineFull> {
         if self.waiting() >= self.length_max {
             return Err(LineFull { length_max: self.length_max });
         }
-        Ok(self.give(id, class))
+        Ok(self.give(tenant, id, class, now))
     }
 
-    /// Gives a device that waits already a second place, ahead of all that are not expedited; its first one must be left then. Needs
+    /// Gives a device that waits already a second place, in another class, to be [exchanged](Self::exchange) for its first one. Needs
     /// no room, so that it works in a full line.
-    pub fn reserve_ahead(&mut self, id: RegistrationId) -> Place {
-        self.give(id, Class::Expedited)
+    pub fn reserve_again(&mut self, tenant: &TenantName, id: RegistrationId, class: Class, now: Mono) -> Place {
+        self.give(tenant, id, class, now)
     }
 
-    fn give(&mut self, id: RegistrationId, class: Class) -> Place {
+    fn give(&mut self, tenant: &TenantName, id: RegistrationId, class: Class, now: Mono) -> Place {
         let sequence = self.next_sequence[class as usize];
         self.next_sequence[class as usize] += 1;
-        self.lanes[class as usize].insert(sequence, Waiting { id, errand: Errand::Register, confirmed: false });
-        Place { class, sequence }
+        let place = Place { class, sequence };
+        let joined = self.joined(now, Duration::ZERO);
+        self.lanes.insert(tenant, place, Waiting { id, errand: Errand::Register, confirmed: false, joined });
+        place
+    }
+
+    fn joined(&self, now: Mono, ago: Duration) -> Joined {
+        let units = |duration: Duration| {
+            Joined::try_from(duration.as_millis() / JOINED_UNIT.as_millis()).unwrap_or(Joined::MAX)
+        };
+        JOINED_AT_START.saturating_add(units(now.since(self.began))).saturating_sub(units(ago))
     }
 
     /// The place is on disk: its turn counts from now on.
-    pub fn confirm(&mut self, place: Place) {
-        if let Some(waiting) = self.lanes[place.class as usize].get_mut(place.sequence) {
-            waiting.confirmed = true;
-        }
+    pub fn confirm(&mut self, tenant: &TenantName, place: Place) {
+        self.lanes.confirm(tenant, place);
     }
 
     /// A confirmed place goes not before `not_before`; those behind it do not wait for it.
-    pub fn defer(&mut self, place: Place, not_before: Mono) {
-        if let Some(waiting) = self.lanes[place.class as usize].remove(place.sequence) {
-            self.deferred.insert((not_before, place), waiting);
-            self.deferred_until.insert(place, not_before);
+    pub fn defer(&mut self, tenant: &TenantName, place: Place, not_before: Mono) {
+        if let Some(waiting) = self.lanes.remove(tenant, place) {
+            self.put_off(tenant.clone(), place, waiting, not_before);
         }
     }
 
-    /// Puts a place of an earlier process back where it was.
-    pub fn restore(&mut self, place: Place, id: RegistrationId, errand: Errand) {
-        self.lanes[place.class as usize].insert(place.sequence, Waiting { id, errand, confirmed: true });
+    fn put_off(&mut self, tenant: TenantName, place: Place, waiting: Waiting, not_before: Mono) {
+        self.deferred.insert((not_before, place), Deferred { tenant, waiting });
+        self.deferred_until.insert(place, not_before);
+    }
+
+    /// Puts a place of an earlier process back where it was; the device has waited for `ago`.
+    pub fn restore(
+        &mut self,
+        tenant: &TenantName,
+        place: Place,
+        id: RegistrationId,
+        errand: Errand,
+        ago: Duration,
+        now: Mono,
+    ) {
+        let joined = self.joined(now, ago);
+        self.lanes.insert(tenant, place, Waiting { id, errand, confirmed: true, joined });
         self.seen(place);
     }
 
     /// Takes over a registration that an earlier process left with DPS and that only has to be polled.
-    pub fn adopt(&mut self, place: Place, id: RegistrationId, now: Mono) {
-        self.under_way.insert(place, UnderWay { id, since: now, left: false });
+    pub fn adopt(&mut self, tenant: &TenantName, place: Place, id: RegistrationId, now: Mono) {
+        let joined = self.joined(now, Duration::ZERO);
+        let (tenant, since) = (tenant.clone(), now);
+        self.under_way.insert(place, UnderWay { tenant, id, joined, since, calling: false, left: false });
         self.seen(place);
     }
 
@@ -303,8 +387,19 @@ impl Line {
         *next = (*next).max(place.sequence.saturating_add(1));
     }
 
+    /// The second place of a device is on disk: the first one is left. Whatever the first one had to wait for, the second one waits for
+    /// too, unless an operator expedites the device.
+    pub fn exchange(&mut self, tenant: &TenantName, from: Place, to: Place) {
+        let not_before = self.deferred_until.get(&from).copied().filter(|_| to.class != Class::Expedited);
+        self.confirm(tenant, to);
+        self.leave(tenant, from);
+        if let Some(not_before) = not_before {
+            self.defer(tenant, to, not_before);
+        }
+    }
+
     /// Gives a place up: one under way ends there instead of coming back. Returns whether it was waiting (not under way, not unknown).
-    pub fn leave(&mut self, place: Place) -> bool {
+    pub fn leave(&mut self, tenant: &TenantName, place: Place) -> bool {
         if let Some(under_way) = self.under_way.get_mut(&place) {
             under_way.left = true;
             return false;
@@ -312,7 +407,7 @@ impl Line {
         if let Some(due) = self.deferred_until.remove(&place) {
             return self.deferred.remove(&(due, place)).is_some();
         }
-        self.lanes[place.class as usize].remove(place.sequence).is_some()
+        self.lanes.remove(tenant, place).is_some()
     }
 
     /// Decides who goes next. On [`Next::Depart`] the slot and the permit are taken and the place is under way.
@@ -324,15 +419,25 @@ impl Line {
             (Some(moment), None) | (None, Some(moment)) => Next::WaitUntil(moment),
             (Some(moment), Some(due)) => Next::WaitUntil(moment.min(due)),
         };
-        let Some((place, errand)) = self.front() else { return wait(None) };
+        let Some(turn) = self.lanes.front() else {
+            self.learn(false, now);
+            return wait(None);
+        };
         if self.under_way.len() >= self.in_flight_max {
             return wait(None);
         }
-        if let Some((until, _)) = self.paused(now) {
-            return Next::WaitUntil(until);
+        if self.throttled_until > now {
+            self.learn(false, now);
+            return Next::WaitUntil(self.throttled_until);
+        }
+        match self.breaker.admit(now, self.calling) {
+            Ok(()) => {}
+            Err(Held::Until(until)) => return Next::WaitUntil(until),
+            Err(Held::ForAnAnswer) => return wait(None),
         }
         let mut slot = None;
-        if errand == Errand::Register || self.lookup_spends {
+        if turn.errand == Errand::Register || self.lookup_spends {
+            self.learn(true, now);
             match self.ledger.check(now) {
                 Ok(()) => {}
                 Err(Full::Until(until)) => return wait(Some(until)),
@@ -343,53 +448,61 @@ impl Line {
             }
             slot = Some(self.ledger.take());
         }
-        let Some(waiting) = self.lanes[place.class as usize].remove(place.sequence) else { return wait(None) };
-        self.under_way.insert(place, UnderWay { id: waiting.id.clone(), since: now, left: false });
-        Next::Depart(Departure { id: waiting.id, place, errand, slot })
+        self.depart(turn, slot, now).map_or_else(|| wait(None), Next::Depart)
     }
 
-    /// The first confirmed place. A lane whose first place is still being written yields to the lane behind it.
-    fn front(&mut self) -> Option<(Place, Errand)> {
-        for class in CLASSES {
-            if let Some((sequence, waiting)) = self.lanes[class as usize].front()
-                && waiting.confirmed
-            {
-                return Some((Place { class, sequence }, waiting.errand));
-            }
+    fn depart(&mut self, turn: Turn, slot: Option<SlotId>, now: Mono) -> Option<Departure> {
+        let Waiting { id, errand, joined, .. } = self.lanes.depart(&turn)?;
+        let Turn { tenant, place, .. } = turn;
+        let under_way =
+            UnderWay { tenant: tenant.clone(), id: id.clone(), joined, since: now, calling: true, left: false };
+        self.under_way.insert(place, under_way);
+        self.calling += 1;
+        Some(Departure { id, tenant, place, errand, slot })
+    }
+
+    /// Tells the learner whether the limit is what holds the line back.
+    fn learn(&mut self, binding: bool, now: Mono) {
+        if self.learner.observe(binding, now) {
+            self.limit_changed(now);
         }
-        None
     }
 
     fn recall_deferred(&mut self, now: Mono) {
         while let Some((&(due, place), _)) = self.deferred.first_key_value()
             && due <= now
         {
-            if let Some(waiting) = self.deferred.remove(&(due, place)) {
+            if let Some(Deferred { tenant, waiting }) = self.deferred.remove(&(due, place)) {
                 self.deferred_until.remove(&place);
-                self.lanes[place.class as usize].insert(place.sequence, waiting);
+                self.lanes.insert(&tenant, place, waiting);
             }
         }
     }
 
-    /// Whether a departure may still send at `now`: not if the quota was lowered below what left in the meantime.
+    /// Whether a departure may still send at `now`: not if the limit was lowered below what left in the meantime.
     #[must_use]
     pub fn may_send(&mut self, slot: Option<SlotId>, now: Mono) -> bool {
         slot.is_none() || self.ledger.used(now) <= self.ledger.quota()
     }
 
-    /// DPS answered the call that holds `slot`, `took` after it was sent.
-    pub fn answered(&mut self, slot: Option<SlotId>, now: Mono, took: Duration) {
+    /// DPS answered the call that holds `slot`, which was sent at `sent`; `throttled` if it refused it over its quota.
+    pub fn answered(&mut self, place: Place, slot: Option<SlotId>, sent: Mono, throttled: bool, now: Mono) {
         if let Some(slot) = slot {
             self.ledger.answered(slot, now);
+            if !throttled {
+                self.learner.accepted(sent, now);
+            }
         }
-        self.answer_time.observe(took);
+        self.answer_time.observe(now.since(sent));
+        self.call_ended(place);
     }
 
     /// The call that holds `slot` was given up without an answer.
-    pub fn abandoned(&mut self, slot: Option<SlotId>, now: Mono) {
+    pub fn abandoned(&mut self, place: Place, slot: Option<SlotId>, now: Mono) {
         if let Some(slot) = slot {
             self.ledger.abandoned(slot, now);
         }
+        self.call_ended(place);
     }
 
     /// The call that holds `slot` never left this machine.
@@ -399,9 +512,22 @@ impl Line {
         }
     }
 
+    fn call_ended(&mut self, place: Place) {
+        if let Some(under_way) = self.under_way.get_mut(&place)
+            && std::mem::take(&mut under_way.calling)
+        {
+            self.calling -= 1;
+        }
+    }
+
+    fn take_under_way(&mut self, place: Place) -> Option<UnderWay> {
+        self.call_ended(place);
+        self.under_way.remove(&place)
+    }
+
     /// The device is done with this line: assigned, refused or gone. `assigned` teaches the forecast how long that takes.
     pub fn finish(&mut self, place: Place, assigned: bool, now: Mono) {
-        if let Some(under_way) = self.under_way.remove(&place)
+        if let Some(under_way) = self.take_under_way(place)
             && assigned
         {
             self.registration_time.observe(now.since(under_way.since));
@@ -410,45 +536,44 @@ impl Line {
 
     /// A device under way comes back to its place, to go again not before `not_before`; unless the place was left meanwhile.
     pub fn come_back(&mut self, place: Place, errand: Errand, not_before: Mono, now: Mono) {
-        let Some(under_way) = self.under_way.remove(&place).filter(|under_way| !under_way.left) else { return };
-        let waiting = Waiting { id: under_way.id, errand, confirmed: true };
+        let Some(under_way) = self.take_under_way(place).filter(|under_way| !under_way.left) else { return };
+        let UnderWay { tenant, id, joined, .. } = under_way;
+        let waiting = Waiting { id, errand, confirmed: true, joined };
         if not_before <= now {
-            self.lanes[place.class as usize].insert(place.sequence, waiting);
+            self.lanes.insert(&tenant, place, waiting);
         } else {
-            self.deferred.insert((not_before, place), waiting);
-            self.deferred_until.insert(place, not_before);
+            self.put_off(tenant, place, waiting, not_before);
         }
     }
 
-    /// Nobody goes before `until`, because DPS said so.
-    pub fn throttled_until(&mut self, until: Mono) {
+    /// DPS throttled a call that was sent at `sent`: nobody goes before `until`, and the limit may come down.
+    pub fn throttled(&mut self, sent: Mono, until: Mono, now: Mono) {
         self.throttled_until = self.throttled_until.max(until);
+        self.breaker.throttled();
+        if self.learner.refused(sent, now) {
+            self.limit_changed(now);
+        }
     }
 
-    /// A call failed in a way that blames the instance: waits grow with each failure in a row, with full jitter. The first failure
-    /// alone pauses nobody: it may be about that one device.
+    /// A call failed in a way that blames the instance.
     pub fn instance_failed(&mut self, now: Mono, entropy: &mut Entropy) {
-        self.failures = self.failures.saturating_add(1);
-        if self.failures > 1 {
-            let wait = retry::full_jitter(self.failures, self.backoff.0, self.backoff.1, entropy);
-            self.failing_until = self.failing_until.max(now.after(wait));
-        }
+        self.breaker.fails(now, entropy);
     }
 
     /// The instance answered as it should.
     pub fn instance_works(&mut self) {
-        self.failures = 0;
-        self.failing_until = Mono::default();
+        self.breaker.works();
     }
 
     fn paused(&self, now: Mono) -> Option<(Mono, Holding)> {
-        let pauses = [(self.throttled_until, Holding::ThrottledByDps), (self.failing_until, Holding::InstanceFailing)];
+        let failing = self.breaker.open_until().unwrap_or_default();
+        let pauses = [(self.throttled_until, Holding::ThrottledByDps), (failing, Holding::InstanceFailing)];
         pauses.into_iter().filter(|&(until, _)| until > now).max_by_key(|&(until, _)| until)
     }
 
     /// What the device at `place` can be told at `now`. `None` if this line does not know it.
     #[must_use]
-    pub fn forecast(&mut self, place: Place, now: Mono) -> Option<Forecast> {
+    pub fn forecast(&mut self, tenant: &TenantName, place: Place, now: Mono) -> Option<Forecast> {
         let typical = self.registration_time.value();
         if let Some(under_way) = self.under_way.get(&place) {
             // Overdue ones are expected at the next poll.
@@ -456,12 +581,11 @@ impl Line {
             return Some(Forecast { position: 0, appointment });
         }
         let deferred_until = self.deferred_until.get(&place).copied();
-        if deferred_until.is_none() && self.lanes[place.class as usize].get(place.sequence).is_none() {
-            return None;
-        }
-        let ahead_classes: usize =
-            CLASSES.iter().filter(|class| **class < place.class).map(|&class| self.lanes[class as usize].len()).sum();
-        let rank = ahead_classes + self.lanes[place.class as usize].rank(place.sequence);
+        let joined = match deferred_until {
+            Some(until) => self.deferred.get(&(until, place)).map(|deferred| deferred.waiting.joined),
+            None => self.lanes.joined(tenant, place),
+        }?;
+        let rank = self.lanes.ahead(tenant, place, joined);
         let permit = self.permit_forecast(rank as u64, now).max(deferred_until.unwrap_or_default());
         Some(Forecast { position: rank + 1, appointment: permit.after(typical) })
     }
@@ -472,34 +596,58 @@ impl Line {
         self.pace.forecast(rank, start).max(self.ledger.forecast(rank, start, latency))
     }
 
+    /// When the device with so many before it should be done.
+    fn done_forecast(&mut self, rank: usize, now: Mono) -> Mono {
+        self.permit_forecast(rank as u64, now).after(self.registration_time.value())
+    }
+
     /// The numbers an operator watches.
     #[must_use]
     pub fn status(&mut self, now: Mono) -> LineStatus {
         let waiting = self.waiting();
         let used = self.ledger.used(now);
         let paused = self.paused(now);
+        let breaker = self.breaker.state();
         let holding = match paused {
             _ if waiting == 0 => Holding::Nothing,
             Some((_, holding)) => holding,
+            None if breaker != BreakerState::Closed => Holding::InstanceFailing,
             None if self.under_way.len() >= self.in_flight_max => Holding::InFlightMax,
             None if used >= self.ledger.quota() => Holding::Quota,
             None => Holding::Nothing,
         };
-        let drained_at = waiting.checked_sub(1).map(|last| {
-            let last = self.permit_forecast(last as u64, now);
-            last.after(self.registration_time.value())
-        });
+        let last = waiting.checked_sub(1);
         LineStatus {
             waiting,
             under_way: self.under_way.len(),
             quota_per_minute: self.quota_per_minute,
+            learned_per_minute: self.learner.limit(),
+            learning: self.learner.state(),
             budget: self.ledger.quota().saturating_sub(used),
-            drained_at,
+            half_drained_at: last.map(|last| self.done_forecast(last / 2, now)),
+            drained_at: last.map(|last| self.done_forecast(last, now)),
+            tenants: self.tenants(now),
             holding,
             paused_until: paused.map(|(until, _)| until),
-            failures: self.failures,
+            breaker,
+            failures: self.breaker.failures(),
         }
     }
+
+    fn tenants(&mut self, now: Mono) -> Vec<TenantStatus> {
+        let counted: Vec<(TenantName, usize)> =
+            self.lanes.tenants().map(|(tenant, waiting)| (tenant.clone(), waiting)).collect();
+        let status = counted.into_iter().filter_map(|(tenant, waiting)| {
+            let ranks = (self.lanes.ahead_of_part(&tenant, 0.5)?, self.lanes.ahead_of_part(&tenant, 1.0)?);
+            let (half_drained_at, drained_at) = (self.done_forecast(ranks.0, now), self.done_forecast(ranks.1, now));
+            Some(TenantStatus { tenant, waiting, half_drained_at, drained_at })
+        });
+        status.collect()
+    }
+}
+
+fn band(instance: &Instance) -> Band {
+    Band { floor: instance.learned_min_per_minute, quota: instance.quota_per_minute, on: instance.learn_limit }
 }
 
 /// What a duration typically is: the longest but one of the last ones seen, so that a device that is told this seldom comes back too

@@ -73,7 +73,7 @@ impl Occupancy {
 
     /// Chooses an instance and counts the device in. Give it back with [`remove`](Self::remove) if its record is not written.
     ///
-    /// Instances dedicated to the tenant come first; shared ones take what those have no room for.
+    /// Instances dedicated to the tenant come first; shared ones take what those have no room for. None of `avoid` is chosen.
     ///
     /// # Errors
     /// [`NoRoom`] if there is none.
@@ -82,13 +82,17 @@ impl Occupancy {
         instances: &BTreeMap<InstanceName, Instance>,
         enrollment: &Enrollment,
         registration_id: &RegistrationId,
+        avoid: &BTreeSet<InstanceName>,
     ) -> Result<InstanceName, NoRoom> {
         let fitting: Vec<_> = instances.iter().filter(|(name, instance)| fits(enrollment, name, instance)).collect();
         if fitting.is_empty() {
             return Err(NoRoom::NoneFits);
         }
-        let open: Vec<_> =
-            fitting.iter().filter(|(name, instance)| !instance.draining && self.has_room(name, instance)).collect();
+        let open: Vec<_> = fitting
+            .iter()
+            .filter(|(name, instance)| !instance.draining && self.has_room(name, instance))
+            .filter(|(name, _)| !avoid.contains(*name))
+            .collect();
         let dedicated = |instance: &Instance| instance.tenant.is_some();
         let best = open.iter().min_by(|(a_name, a), (b_name, b)| {
             dedicated(b)
@@ -174,6 +178,8 @@ mod tests {
             endpoint: "https://localhost".to_owned(),
             extra_ca_pem: None,
             quota_per_minute: 1000,
+            learn_limit: true,
+            learned_min_per_minute: 100,
             burst: 10,
             capacity: 1_000_000,
             external_count: 0,
@@ -211,7 +217,7 @@ mod tests {
             [("a", 1), ("b", 2), ("c", 7)].map(|(n, weight)| (name(n), instance(weight))).into();
         let mut occupancy = Occupancy::default();
         for number in 0..10_000 {
-            occupancy.place(&instances, &enrollment(), &id(number)).unwrap();
+            occupancy.place(&instances, &enrollment(), &id(number), &BTreeSet::new()).unwrap();
         }
         for (n, share) in [("a", 1_000.0), ("b", 2_000.0), ("c", 7_000.0)] {
             let filled = occupancy.filled(&name(n)) as f64;
@@ -226,11 +232,14 @@ mod tests {
         let instances: BTreeMap<_, _> = [(name("a"), full)].into();
         let mut occupancy = Occupancy::default();
         for number in 0..3 {
-            assert_eq!(occupancy.place(&instances, &enrollment(), &id(number)), Ok(name("a")));
+            assert_eq!(occupancy.place(&instances, &enrollment(), &id(number), &BTreeSet::new()), Ok(name("a")));
         }
-        assert_eq!(occupancy.place(&instances, &enrollment(), &id(4)), Err(NoRoom::AllFull("a".to_owned())));
+        assert_eq!(
+            occupancy.place(&instances, &enrollment(), &id(4), &BTreeSet::new()),
+            Err(NoRoom::AllFull("a".to_owned()))
+        );
         occupancy.remove(&name("a"));
-        assert_eq!(occupancy.place(&instances, &enrollment(), &id(4)), Ok(name("a")));
+        assert_eq!(occupancy.place(&instances, &enrollment(), &id(4), &BTreeSet::new()), Ok(name("a")));
     }
 
     #[test]
@@ -250,10 +259,10 @@ mod tests {
         in_eu.labels.insert("tier".to_owned(), "gold".to_owned());
         let mut occupancy = Occupancy::default();
         for number in 0..20 {
-            assert_eq!(occupancy.place(&instances, &in_eu, &id(number)), Ok(name("eu")));
+            assert_eq!(occupancy.place(&instances, &in_eu, &id(number), &BTreeSet::new()), Ok(name("eu")));
         }
         in_eu.instances.insert(name("others"));
-        assert_eq!(occupancy.place(&instances, &in_eu, &id(1)), Err(NoRoom::NoneFits));
+        assert_eq!(occupancy.place(&instances, &in_eu, &id(1), &BTreeSet::new()), Err(NoRoom::NoneFits));
     }
 
     #[test]
@@ -262,16 +271,29 @@ mod tests {
         (dedicated.tenant, dedicated.capacity) = (Some(tenant("default")), 2);
         let instances: BTreeMap<_, _> = [(name("own"), dedicated), (name("shared"), instance(1))].into();
         let mut occupancy = Occupancy::default();
-        let placed: Vec<_> =
-            (0..4).map(|number| occupancy.place(&instances, &enrollment(), &id(number)).unwrap()).collect();
+        let placed: Vec<_> = (0..4)
+            .map(|number| occupancy.place(&instances, &enrollment(), &id(number), &BTreeSet::new()).unwrap())
+            .collect();
         assert_eq!(placed, [name("own"), name("own"), name("shared"), name("shared")]);
     }
 
     #[test]
     fn equal_instances_are_told_apart_by_the_device() {
         let instances: BTreeMap<_, _> = [(name("a"), instance(1)), (name("b"), instance(1))].into();
-        let chosen: BTreeSet<_> =
-            (0..32).map(|number| Occupancy::default().place(&instances, &enrollment(), &id(number)).unwrap()).collect();
+        let chosen: BTreeSet<_> = (0..32)
+            .map(|number| Occupancy::default().place(&instances, &enrollment(), &id(number), &BTreeSet::new()).unwrap())
+            .collect();
         assert_eq!(chosen.len(), 2, "an empty inventory does not always start at the same instance");
+    }
+
+    #[test]
+    fn an_instance_to_be_avoided_is_not_chosen_however_empty() {
+        let instances: BTreeMap<_, _> = [(name("a"), instance(1)), (name("b"), instance(1))].into();
+        let (mut occupancy, avoid) = (Occupancy::default(), BTreeSet::from([name("a")]));
+        for number in 0..5 {
+            assert_eq!(occupancy.place(&instances, &enrollment(), &id(number), &avoid), Ok(name("b")));
+        }
+        let both = BTreeSet::from([name("a"), name("b")]);
+        assert!(matches!(occupancy.place(&instances, &enrollment(), &id(9), &both), Err(NoRoom::AllFull(_))));
     }
 }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::ids::{DeviceId, EnrollmentName, HubName, InstanceName, OperationId, RegistrationId, TenantName};
-use crate::line::Place;
+use crate::lanes::Place;
 use crate::store::{Expect, Key, Stored, Table, Version, Write};
 use crate::time::WallTime;
 

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::ids::{EnrollmentName, HubName, IdScope, InstanceName, TenantName};
+use crate::lanes::Fairness;
 use crate::secret::{SymmetricKey, TokenDigest};
 
 /// Everything that can change while the service runs.
@@ -16,6 +17,8 @@ pub struct Settings {
     pub instances: BTreeMap<InstanceName, Instance>,
     /// Our logical groups of devices.
     pub enrollments: BTreeMap<EnrollmentName, Enrollment>,
+    /// Tenants that have another weight than 1.
+    pub tenants: BTreeMap<TenantName, TenantSettings>,
     /// Which enrollment a device belongs to if nothing else tells. `None` if there is none.
     pub default_enrollment: Option<EnrollmentName>,
     /// Rules of the line.
@@ -26,6 +29,19 @@ pub struct Settings {
     pub attestation: AttestationSettings,
     /// Rules of the change feed.
     pub feed: FeedSettings,
+}
+
+impl Settings {
+    /// How the lanes of a line share it.
+    #[must_use]
+    pub fn fairness(&self) -> Fairness {
+        let tenths = self.line.class_handicap.as_millis() / 100;
+        Fairness {
+            urgent_share_percent: self.line.urgent_share_percent,
+            handicap: u32::try_from(tenths).unwrap_or(u32::MAX),
+            weights: self.tenants.iter().map(|(name, tenant)| (name.clone(), tenant.weight)).collect(),
+        }
+    }
 }
 
 /// One DPS instance.
@@ -41,6 +57,10 @@ pub struct Instance {
     pub quota_per_minute: u32,
     /// Registrations that may leave together; 1 to 1,000 and at most the quota. No larger than DPS's own bucket.
     pub burst: u32,
+    /// Whether to learn that DPS takes less than the quota, from what it throttles.
+    pub learn_limit: bool,
+    /// What is learned never goes below this; 1 to the quota.
+    pub learned_min_per_minute: u32,
     /// Registration records the instance may hold (Microsoft's default: 1,000,000).
     pub capacity: u64,
     /// Records that others hold there and that we cannot see.
@@ -57,6 +77,13 @@ pub struct Instance {
     pub tenant: Option<TenantName>,
     /// Takes no new devices, but serves those it has.
     pub draining: bool,
+}
+
+/// What is known of one tenant, beside its enrollments.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TenantSettings {
+    /// Share of a line, relative to the other tenants' that wait in it; 1 to 1,000.
+    pub weight: u32,
 }
 
 /// How a device of an enrollment proves itself to us.
@@ -154,6 +181,12 @@ pub struct Enrollment {
 pub struct LineSettings {
     /// Devices that may wait for one instance.
     pub length_max: usize,
+    /// Per cent of the departures that expedited devices may take while others wait; 1 to 50.
+    pub urgent_share_percent: u32,
+    /// How much longer a device waits for its turn in each class behind the first: first provisioning, reprovisioning, background.
+    pub class_handicap: Duration,
+    /// How long an instance fails before devices that nothing was sent for may be booked on another one.
+    pub rebook_after: Duration,
     /// Most that a `Retry-After` is spread over, later only.
     pub jitter_max: Duration,
     /// What a registration is assumed to take until enough were observed.
@@ -187,6 +220,8 @@ pub struct RegistrationSettings {
     pub throttle_wait_max: Duration,
     /// How long a registration may stay `assigning` before it is begun anew.
     pub assigning_max: Duration,
+    /// Failures in a row after which nobody goes for a while; at least 2.
+    pub breaker_threshold: u32,
     /// First wait after a failure; doubles from there, with full jitter.
     pub backoff_min: Duration,
     /// Longest wait after failures.

@@ -314,6 +314,7 @@ fn draft(document: &Document) -> Option<(ServerSettings, LiveServer, Settings)> 
     let settings = Settings {
         instances: instances.instances,
         enrollments: enrollments.enrollments,
+        tenants: instances::tenants(&root),
         default_enrollment: enrollments.default,
         line: rules::line(&root),
         registration: rules::registration(&root),

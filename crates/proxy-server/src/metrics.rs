@@ -14,9 +14,11 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
+use proxy_core::breaker::BreakerState;
 use proxy_core::gateway::Gateway;
 use proxy_core::gateway::operator::InstanceView;
 use proxy_core::store::Health;
+use proxy_core::time::WallTime;
 
 /// Which listener a request came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,6 +119,7 @@ impl Metrics {
     pub fn encode(&self, gateway: &Gateway) -> String {
         let mut core = Registry::with_prefix("dps_proxy");
         core.register_collector(Box::new(Core {
+            now: gateway.now().wall,
             instances: gateway.instances(),
             parked: gateway.parked(),
             store_writable: gateway.store_health() == Health::Writable,
@@ -134,10 +137,16 @@ impl Metrics {
 /// What the core knows, at one moment.
 #[derive(Debug)]
 struct Core {
+    now: WallTime,
     instances: Vec<InstanceView>,
     parked: usize,
     store_writable: bool,
 }
+
+/// Seconds until a part of a line is drained, by its name.
+type Drain = (&'static str, fn(&InstanceView) -> Option<WallTime>);
+
+const DRAINS: [Drain; 2] = [("half", |view| view.half_drained_at), ("all", |view| view.drained_at)];
 
 type Reading = (&'static str, &'static str, fn(&InstanceView) -> f64);
 
@@ -152,8 +161,8 @@ const GAUGES: [Reading; 9] = [
         view.registered_count as f64
     }),
     ("instance_capacity", "Records the instance may hold", |view| view.capacity as f64),
-    ("instance_breaker_open", "1 while calls to the instance fail and nobody goes", |view| {
-        f64::from(u8::from(view.breaker == "open"))
+    ("instance_learned_per_minute", "Registrations the instance takes per minute, as far as was learned", |view| {
+        f64::from(view.learned_per_minute)
     }),
     ("instance_consecutive_failures", "Failures of the instance in a row", |view| f64::from(view.consecutive_failures)),
     ("instance_draining", "1 if the instance takes no new devices", |view| f64::from(u8::from(view.draining))),
@@ -198,11 +207,68 @@ impl Collector for Core {
                 ConstGauge::new(read(view)).encode(family.encode_family(&labels)?)?;
             }
         }
+        self.encode_breakers(&mut encoder)?;
+        self.encode_drains(&mut encoder)?;
+        self.encode_tenants(&mut encoder)?;
         for (name, help, read) in COUNTERS {
             let mut family = encoder.encode_descriptor(name, help, None, ConstCounter::new(0.0).metric_type())?;
             for view in &self.instances {
                 let labels = [("instance", view.name.as_str())];
                 ConstCounter::new(read(view)).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Core {
+    fn encode_breakers(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let kind = ConstGauge::new(0_i64).metric_type();
+        let help = "1 for the state the instance's breaker is in";
+        let mut family = encoder.encode_descriptor("instance_breaker_state", help, None, kind)?;
+        for view in &self.instances {
+            for state in BreakerState::ALL {
+                let labels = [("instance", view.name.as_str()), ("state", state.as_str())];
+                ConstGauge::new(i64::from(view.breaker == state)).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn encode_drains(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let kind = ConstGauge::new(0.0).metric_type();
+        let help = "Time until this part of the devices waiting now should be done; 0 if nobody waits";
+        let mut family = encoder.encode_descriptor("instance_drain", help, Some(&Unit::Seconds), kind)?;
+        for view in &self.instances {
+            for (part, read) in DRAINS {
+                let labels = [("instance", view.name.as_str()), ("part", part)];
+                let left = read(view).map_or(0.0, |moment| moment.since(self.now).as_secs_f64());
+                ConstGauge::new(left).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn encode_tenants(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let kind = ConstGauge::new(0.0).metric_type();
+        let help = "Devices of the tenant that wait at the instance";
+        let mut family = encoder.encode_descriptor("tenant_line_length", help, None, kind)?;
+        for view in &self.instances {
+            for tenant in &view.tenants {
+                let labels = [("instance", view.name.as_str()), ("tenant", tenant.tenant.as_str())];
+                ConstGauge::new(tenant.line_length as f64).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        let help = "Time until the tenant's devices waiting now at the instance should be done";
+        let kind = ConstGauge::new(0.0).metric_type();
+        let mut family = encoder.encode_descriptor("tenant_drain", help, Some(&Unit::Seconds), kind)?;
+        for view in &self.instances {
+            for tenant in &view.tenants {
+                for (part, moment) in [("half", tenant.half_drained_at), ("all", tenant.drained_at)] {
+                    let labels = [("instance", view.name.as_str()), ("tenant", tenant.tenant.as_str()), ("part", part)];
+                    let left = moment.since(self.now).as_secs_f64();
+                    ConstGauge::new(left).encode(family.encode_family(&labels)?)?;
+                }
             }
         }
         Ok(())

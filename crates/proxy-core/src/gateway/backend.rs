@@ -10,6 +10,7 @@ use super::provision::{Joining, ProvisionError};
 use super::{ChangeError, Gateway, StoreError};
 use crate::feed::{EventId, Next, Start};
 use crate::ids::{DeviceId, HubName, InstanceName, RegistrationId, TenantName};
+use crate::lanes::Class;
 use crate::record::{Assignment, AssignmentState, Reason, Record, Versioned};
 use crate::store::{ReadError, Table};
 
@@ -238,8 +239,9 @@ impl Gateway {
         if old.record.pending.is_some() || !self.settings().enrollments.contains_key(&old.record.enrollment) {
             return Ok(());
         }
-        let joining = Joining { reason, payload: None, reprovision: false };
-        let entered = self.enter(Some(old.record.clone()), old, joining, self.now()).await?;
+        let class = if old.record.assignment.is_none() { Class::First } else { Class::Background };
+        let joining = Joining { reason, class, payload: None, reprovision: false };
+        let entered = self.enter(Some(old.record.clone()), old, joining, None, self.now()).await?;
         entered.or_else(|error| match error {
             crate::store::CommitError::Conflict { .. } => Ok(()),
             error => Err(StoreError::from(error).into()),

@@ -92,7 +92,8 @@ impl Dispatcher {
 
     /// Applies changed limits at once.
     pub(super) fn configure(&self, instance: &Instance, settings: &Settings, now: Mono) {
-        self.line.lock().configure(instance, &settings.line, &settings.registration, now);
+        let rules = (&settings.line, &settings.registration);
+        self.line.lock().configure(instance, rules, settings.fairness(), now);
         let mut connections = self.connections.lock();
         // Calls under way end beside the new ones.
         if connections.max != settings.registration.connections_max {
@@ -139,7 +140,14 @@ impl Gateway {
                 connection = dispatcher.connection() => connection,
             };
             let now = self.now().mono;
-            let next = dispatcher.line.lock().next(now);
+            let (next, learned) = {
+                let mut line = dispatcher.line.lock();
+                (line.next(now), line.take_learned())
+            };
+            if let Some(limit) = learned {
+                tracing::info!(instance = %dispatcher.name, limit_per_minute = limit, "DPS's limit was learned anew");
+                self.spawn(Arc::clone(&self).keep_learned(dispatcher.name.clone(), limit));
+            }
             let wait = match next {
                 Next::Depart(departure) => {
                     let (gateway, dispatcher) = (Arc::clone(&self), Arc::clone(&dispatcher));
@@ -165,6 +173,22 @@ impl Gateway {
             }
         }
     }
+}
+
+impl Gateway {
+    /// Keeps the learned limit for the next process. Without it that one learns anew, so a failure is only told.
+    async fn keep_learned(self: Arc<Self>, instance: InstanceName, limit: u32) {
+        let value = Some(limit.to_string().into());
+        let write = Write { key: learned_key(&instance), expect: Expect::Any, value };
+        if let Err(error) = self.store.commit(vec![write]).await {
+            tracing::warn!(%instance, %error, "the learned limit was not kept");
+        }
+    }
+}
+
+/// Where the learned limit of an instance is kept.
+pub(super) fn learned_key(instance: &InstanceName) -> Key {
+    Key::new(Table::Meta, format!("learned/{instance}"))
 }
 
 #[cfg(test)]

@@ -9,14 +9,17 @@ use serde::Serialize;
 use super::dispatch::Counts;
 use super::provision::{Joining, ProvisionError};
 use super::{CAS_ATTEMPTS_MAX, ChangeError, Gateway, StoreError};
+use crate::breaker::BreakerState;
 use crate::ids::{EnrollmentName, IdScope, InstanceName, RegistrationId, TenantName};
-use crate::line::{Class, Holding, LineStatus};
+use crate::lanes::Class;
+use crate::learner::Learning;
+use crate::line::{Holding, LineStatus, TenantStatus};
 use crate::placement;
 use crate::record::{AssignmentState, Blocked, Listed, Pending, Reason, Record, Stage, Versioned};
 use crate::secret::SymmetricKey;
 use crate::settings::{Settings, UpstreamAttestation};
 use crate::store::{CommitError, Expect, Write};
-use crate::time::WallTime;
+use crate::time::{Mono, Now, WallTime};
 
 /// One instance as operators see it.
 #[derive(Debug, Clone, Serialize)]
@@ -28,22 +31,32 @@ pub struct InstanceView {
     pub id_scope: IdScope,
     /// Registrations per minute.
     pub quota_per_minute: u32,
+    /// Registrations per minute that DPS takes, as far as was learned; at most the quota.
+    pub learned_per_minute: u32,
+    /// How that is known: `configured` (the quota holds), `believed` (DPS showed less), `probing` (more is tried), `off`.
+    pub learning: Learning,
     /// Registrations that could leave now.
     pub budget: u32,
     /// Devices that wait.
     pub line_length: usize,
     /// Devices under way.
     pub under_way: usize,
+    /// When half of the devices waiting now should be done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub half_drained_at: Option<WallTime>,
     /// When the last device waiting now should be done.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drained_at: Option<WallTime>,
+    /// The same for each tenant that has devices waiting.
+    pub tenants: Vec<TenantView>,
     /// What keeps the front from going.
     pub holding: Holding,
     /// Until when nobody goes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub paused_until: Option<WallTime>,
-    /// Whether calls go through: `closed` (they do), `open` (they fail; nobody goes until `pausedUntil`).
-    pub breaker: &'static str,
+    /// Whether calls go through: `closed` (they do), `open` (they fail; nobody goes until `pausedUntil`), `half-open` (one device
+    /// tries).
+    pub breaker: BreakerState,
     /// Failures in a row.
     pub consecutive_failures: u32,
     /// Devices that may have a record there, tombstones included.
@@ -56,6 +69,28 @@ pub struct InstanceView {
     pub draining: bool,
     /// What happened since the process started.
     pub counts: CountsView,
+}
+
+/// One tenant's devices in a line.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TenantView {
+    /// Whose.
+    pub tenant: TenantName,
+    /// Devices that wait.
+    pub line_length: usize,
+    /// When half of them should be done.
+    pub half_drained_at: WallTime,
+    /// When all of them should be done.
+    pub drained_at: WallTime,
+}
+
+impl TenantView {
+    fn of(status: TenantStatus, now: Now) -> Self {
+        let TenantStatus { tenant, waiting, half_drained_at, drained_at } = status;
+        let (half_drained_at, drained_at) = (now.wall_at(half_drained_at), now.wall_at(drained_at));
+        Self { tenant, line_length: waiting, half_drained_at, drained_at }
+    }
 }
 
 /// [`Counts`] at one moment.
@@ -176,28 +211,24 @@ impl Gateway {
         let dispatchers = self.dispatchers.load();
         let view = |(name, instance): (&InstanceName, &crate::settings::Instance)| {
             let dispatcher = dispatchers.get(name)?;
-            let LineStatus {
-                waiting,
-                under_way,
-                quota_per_minute,
-                budget,
-                drained_at,
-                holding,
-                paused_until,
-                failures,
-            } = dispatcher.line.lock().status(now.mono);
+            let status = dispatcher.line.lock().status(now.mono);
+            let at = |moment: Mono| now.wall_at(moment);
             Some(InstanceView {
                 name: name.clone(),
                 id_scope: instance.id_scope.clone(),
-                quota_per_minute,
-                budget,
-                line_length: waiting,
-                under_way,
-                drained_at: drained_at.map(|moment| now.wall_at(moment)),
-                holding,
-                paused_until: paused_until.map(|moment| now.wall_at(moment)),
-                breaker: if holding == Holding::InstanceFailing { "open" } else { "closed" },
-                consecutive_failures: failures,
+                quota_per_minute: status.quota_per_minute,
+                learned_per_minute: status.learned_per_minute,
+                learning: status.learning,
+                budget: status.budget,
+                line_length: status.waiting,
+                under_way: status.under_way,
+                half_drained_at: status.half_drained_at.map(at),
+                drained_at: status.drained_at.map(at),
+                tenants: status.tenants.into_iter().map(|tenant| TenantView::of(tenant, now)).collect(),
+                holding: status.holding,
+                paused_until: status.paused_until.map(at),
+                breaker: status.breaker,
+                consecutive_failures: status.failures,
                 registered_count: self.occupancy.lock().filled(name),
                 external_count: instance.external_count,
                 capacity: instance.capacity,
@@ -229,7 +260,7 @@ impl Gateway {
         let Some(dispatcher) = self.dispatcher(&pending.instance) else { return };
         let now = self.now();
         let mut line = dispatcher.line.lock();
-        let forecast = line.forecast(pending.place, now.mono);
+        let forecast = line.forecast(&view.record.tenant, pending.place, now.mono);
         let status = line.status(now.mono);
         drop(line);
         view.position = forecast.map(|forecast| forecast.position);
@@ -256,7 +287,7 @@ impl Gateway {
             })
             .await
             .map_err(|error: ChangeError<OperatorError>| OperatorError::from(error))?;
-        self.leave_line(left);
+        self.leave_line(&record.tenant, left);
         Ok(record)
     }
 
@@ -312,31 +343,9 @@ impl Gateway {
         if pending.place.class == Class::Expedited {
             return Ok(old);
         }
-        let dispatcher = self.dispatcher(&pending.instance).ok_or_else(|| not_now("its instance is being removed"))?;
-        let before = pending.place;
-        let place = dispatcher.line.lock().reserve_ahead(id.clone());
-        let mut record = old.clone();
-        record.note(self.now().wall, self.settings().registration.timeline_max, "expedited by an operator");
-        if let Some(pending) = &mut record.pending {
-            pending.place = place;
-        }
-        let new = Versioned { record: record.clone(), version };
-        let gateway = Arc::clone(self);
-        let expediting = async move {
-            let committed = gateway.commit_here(Some(&old), &new, Vec::new(), None).await;
-            let mut line = dispatcher.line.lock();
-            if committed.is_ok() {
-                line.confirm(place);
-                line.leave(before);
-            } else {
-                line.leave(place);
-            }
-            drop(line);
-            dispatcher.bell.notify_one();
-            committed
-        };
-        match self.to_the_end(expediting).await {
-            Ok(()) => Ok(record),
+        let versioned = Versioned { record: old, version };
+        match self.reseat(&versioned, Class::Expedited, "expedited by an operator").await {
+            Ok(()) => Ok(self.load(id).await.map_err(StoreError::from)?.ok_or(OperatorError::Unknown)?.record),
             Err(CommitError::Conflict { .. }) => {
                 Err(not_now("the device's state changed at the same moment; try again"))
             }
@@ -358,6 +367,7 @@ impl Gateway {
             let old = self.load(id).await.map_err(StoreError::from)?.ok_or(OperatorError::Unknown)?;
             let mut new = old.clone();
             let record = &mut new.record;
+            let tenant = record.tenant.clone();
             self.check_move(&settings, record, instance)?;
             if record.pending.as_ref().is_some_and(|pending| pending.instance == *instance) {
                 return Ok(old.record);
@@ -375,11 +385,13 @@ impl Gateway {
                 format!("an operator moves the device to {instance}"),
             );
             record.moving_to = Some(instance.clone());
-            let joining = Joining { reason: Reason::Moved, payload, reprovision: false };
-            let entered = self.enter(Some(old.record), new, joining, now).await;
+            // Whoever waits for its own sake still does.
+            let class = left.as_ref().map_or(Class::Background, |left| left.place.class);
+            let joining = Joining { reason: Reason::Moved, class, payload, reprovision: false };
+            let entered = self.enter(Some(old.record), new, joining, None, now).await;
             match entered.map_err(|error| OperatorError::NoPlace(Box::new(error)))? {
                 Ok(()) => {
-                    self.leave_line(left);
+                    self.leave_line(&tenant, left);
                     return Ok(self.load(id).await.map_err(StoreError::from)?.ok_or(OperatorError::Unknown)?.record);
                 }
                 Err(CommitError::Conflict { .. }) => {}
@@ -448,7 +460,7 @@ impl Gateway {
             };
             match done {
                 Ok(()) => {
-                    self.leave_line(left);
+                    self.leave_line(&retired.tenant, left);
                     return Ok((!forget).then_some(retired));
                 }
                 Err(CommitError::Conflict { .. }) => {}
@@ -486,10 +498,10 @@ impl Gateway {
         .await
     }
 
-    fn leave_line(&self, left: Option<Pending>) {
+    pub(super) fn leave_line(&self, tenant: &TenantName, left: Option<Pending>) {
         let Some(pending) = left else { return };
         if let Some(dispatcher) = self.dispatcher(&pending.instance) {
-            dispatcher.line.lock().leave(pending.place);
+            dispatcher.line.lock().leave(tenant, pending.place);
             dispatcher.bell.notify_one();
         }
     }
@@ -607,12 +619,19 @@ fn why(pending: &Pending, status: &LineStatus, position: Option<usize>, paused_u
             });
             let limit = match status.holding {
                 Holding::ThrottledByDps => format!("DPS throttled the instance until {paused_until}"),
+                Holding::InstanceFailing if status.breaker == BreakerState::HalfOpen => {
+                    "calls to the instance failed; one device tries it now".to_owned()
+                }
                 Holding::InstanceFailing => {
                     format!("calls to the instance fail ({} in a row), next try at {paused_until}", status.failures)
                 }
                 Holding::InFlightMax => format!(
                     "{} registrations are under way, as many as registration.in_flight_max allows",
                     status.under_way
+                ),
+                Holding::Quota | Holding::Nothing if status.learned_per_minute < status.quota_per_minute => format!(
+                    "the instance takes {} registrations per minute, as DPS has shown; its quota is {}",
+                    status.learned_per_minute, status.quota_per_minute
                 ),
                 Holding::Quota | Holding::Nothing => {
                     format!("the instance takes {} registrations per minute", status.quota_per_minute)

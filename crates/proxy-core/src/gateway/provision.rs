@@ -1,15 +1,18 @@
 //! A device asks where it belongs.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
 
 use super::dispatch::Dispatcher;
+use super::places::may_be_rebooked;
 use super::{CAS_ATTEMPTS_MAX, Gateway, StoreError};
 use crate::attestation::{self, HandedCredential, NotBelieved, Presented};
-use crate::ids::{DeviceId, EnrollmentName, HubName, InstanceName, InvalidName, RegistrationId};
-use crate::line::{Class, LineFull};
+use crate::ids::{DeviceId, EnrollmentName, HubName, InstanceName, InvalidName, RegistrationId, TenantName};
+use crate::lanes::Class;
+use crate::line::LineFull;
 use crate::placement::{self, NoRoom};
 use crate::record::{AssignmentState, Pending, Reason, Record, Refusal, Stage, Versioned};
 use crate::settings::{DeriveFrom, Enrollment, Settings};
@@ -117,6 +120,16 @@ enum Step {
         /// What the device is told if the store takes no writes; `None` if it must not be told anything then.
         unwritten: Option<Answered>,
     },
+    /// Its instance fails and nothing has left for it: book it on another one.
+    Elsewhere {
+        from: Box<Versioned>,
+        queued: Queued,
+    },
+    /// It waits behind those that nobody asked for, and is here now.
+    Ahead {
+        from: Box<Versioned>,
+        queued: Queued,
+    },
     /// Give it a place.
     Join(Reason),
 }
@@ -206,6 +219,19 @@ impl Gateway {
                 }
                 Step::Join(_) if self.is_stopping() => return Err(ProvisionError::Stopping),
                 Step::Join(reason) => self.join(device, record.as_ref(), reason, now).await?,
+                Step::Elsewhere { from, queued } => {
+                    match self.rebook(from, &self.sick_instances(now.mono), now).await {
+                        Ok(written) => written,
+                        // No other instance takes it: it keeps its place, and gets an honest time.
+                        Err(_) => return Ok(Answered::Queued(queued)),
+                    }
+                }
+                Step::Ahead { from, queued } => {
+                    match self.reseat(&from, Class::Reprovision, "the device itself asks now").await {
+                        Err(CommitError::ReadOnly(_) | CommitError::Failed(_)) => return Ok(Answered::Queued(queued)),
+                        written => written,
+                    }
+                }
             };
             match written {
                 Ok(()) | Err(CommitError::Conflict { .. }) => {}
@@ -223,7 +249,8 @@ impl Gateway {
         done: Done,
         now: Now,
     ) -> Result<Step, ProvisionError> {
-        let Some(Versioned { record, .. }) = versioned else { return Ok(Step::Join(Reason::First)) };
+        let Some(versioned) = versioned else { return Ok(Step::Join(Reason::First)) };
+        let record = &versioned.record;
         if (record.was_seen() || record.listed.is_some()) && record.tenant != device.enrollment.tenant {
             tracing::error!(registration_id = %device.id, tenant = %record.tenant, other = %device.enrollment.tenant, "two tenants claim one registration ID");
             return Err(ProvisionError::OtherTenant);
@@ -238,7 +265,7 @@ impl Gateway {
             if record.confirmed().is_some() && !device.question.reprovision {
                 return Ok(tell(device, record, done, now));
             }
-            return Ok(self.queued_step(device, record, pending, now));
+            return Ok(self.queued_step(device, versioned, pending, now));
         }
         // What a device asked for in vain does not take from it what it has.
         let wants_another = !done.told && device.wants_another(record, now.wall);
@@ -256,14 +283,16 @@ impl Gateway {
     }
 
     /// Tells a place. What the device newly wants is written first, while it still can have an effect.
-    fn queued_step(&self, device: &Believed<'_>, record: &Record, pending: &Pending, now: Now) -> Step {
+    fn queued_step(&self, device: &Believed<'_>, versioned: &Versioned, pending: &Pending, now: Now) -> Step {
+        let record = &versioned.record;
         let question = device.question;
         let new_payload = question.payload.is_some() && question.payload != pending.payload;
         let newly_asked = question.reprovision && !pending.reprovision;
         // DPS is to be shown the spelling that the device has proved itself with.
         let spelling = device.spelling();
         let new_spelling = device.enrollment.derive_from == DeriveFrom::AsGiven && record.hardware_id != spelling;
-        let queued = Answered::Queued(self.quote(pending, device.settings.line.jitter_max, now));
+        let quoted = self.quote(&record.tenant, pending, device.settings.line.jitter_max, now);
+        let queued = Answered::Queued(quoted);
         if (new_payload || newly_asked || new_spelling) && pending.stage == Stage::Waiting {
             let mut record = record.clone();
             record.hardware_id = spelling;
@@ -275,14 +304,24 @@ impl Gateway {
             }
             return Step::Write { record: Box::new(record), done: Done::default(), unwritten: Some(queued) };
         }
+        if self.is_stopping() || pending.stage != Stage::Waiting {
+            return Step::Answer(queued);
+        }
+        let from = Box::new(versioned.clone());
+        if may_be_rebooked(record) && self.is_sick(&pending.instance, now.mono) {
+            return Step::Elsewhere { from, queued: quoted };
+        }
+        if pending.place.class == Class::Background {
+            return Step::Ahead { from, queued: quoted };
+        }
         Step::Answer(queued)
     }
 
     /// When to come back, forecast for this place alone.
-    fn quote(&self, pending: &Pending, jitter_max: Duration, now: Now) -> Queued {
+    fn quote(&self, tenant: &TenantName, pending: &Pending, jitter_max: Duration, now: Now) -> Queued {
         let forecast = self
             .dispatcher(&pending.instance)
-            .and_then(|dispatcher| dispatcher.line.lock().forecast(pending.place, now.mono));
+            .and_then(|dispatcher| dispatcher.line.lock().forecast(tenant, pending.place, now.mono));
         // Between two steps of its registration a place is in neither set for a moment.
         let (position, appointment) = forecast
             .map_or((0, now.mono.after(Duration::from_secs(2))), |forecast| (forecast.position, forecast.appointment));
@@ -308,21 +347,25 @@ impl Gateway {
         record.hardware_id = device.spelling();
         let new = Versioned { record, version: versioned.and_then(|versioned| versioned.version) };
         let question = device.question;
-        let joining = Joining { reason, payload: question.payload.clone(), reprovision: question.reprovision };
-        self.enter(old.cloned(), new, joining, now).await
+        let class = if reason == Reason::First { Class::First } else { Class::Reprovision };
+        let joining = Joining { reason, class, payload: question.payload.clone(), reprovision: question.reprovision };
+        self.enter(old.cloned(), new, joining, None, now).await
     }
 
-    /// Puts a device into a line: room in the inventory, a place, the record on disk, and only then its turn.
+    /// Puts a device into a line: room in the inventory, a place, the record on disk, and only then its turn. The instance is none of
+    /// `avoid`; without that, one that works if there is one.
     pub(super) async fn enter(
         self: &Arc<Self>,
         old: Option<Record>,
         mut new: Versioned,
         joining: Joining,
+        avoid: Option<&BTreeSet<InstanceName>>,
         now: Now,
     ) -> Result<Result<(), CommitError>, ProvisionError> {
-        let (dispatcher, reserved) = self.choose(&new.record)?;
-        let (settings, instance) = (self.settings(), dispatcher.name.clone());
-        let place = dispatcher.line.lock().reserve(new.record.registration_id.clone(), Class::Ordinary);
+        let (dispatcher, reserved) = self.choose(&new.record, avoid, now)?;
+        let (settings, instance, tenant) = (self.settings(), dispatcher.name.clone(), new.record.tenant.clone());
+        let id = new.record.registration_id.clone();
+        let place = dispatcher.line.lock().reserve(&tenant, id, joining.class, now.mono);
         let place = place.inspect_err(|_| self.release(&instance, reserved))?;
         let not_before = suspect_not_before(&new.record, joining.reason, &settings, now);
         let record = &mut new.record;
@@ -347,12 +390,12 @@ impl Gateway {
             let committed = gateway.commit_here(old.as_ref(), &new, Vec::new(), reserved).await;
             let mut line = dispatcher.line.lock();
             if committed.is_ok() {
-                line.confirm(place);
+                line.confirm(&tenant, place);
                 if let Some(not_before) = not_before {
-                    line.defer(place, not_before);
+                    line.defer(&tenant, place, not_before);
                 }
             } else {
-                line.leave(place);
+                line.leave(&tenant, place);
             }
             drop(line);
             dispatcher.bell.notify_one();
@@ -371,7 +414,13 @@ impl Gateway {
     ///
     /// New settings come into force under the same lock and only if they have every instance that is counted here, so that nobody is
     /// placed on an instance that is gone.
-    fn choose(&self, record: &Record) -> Result<(Arc<Dispatcher>, bool), NoRoom> {
+    fn choose(
+        &self,
+        record: &Record,
+        avoid: Option<&BTreeSet<InstanceName>>,
+        now: Now,
+    ) -> Result<(Arc<Dispatcher>, bool), NoRoom> {
+        let sick = self.sick_instances(now.mono);
         let mut occupancy = self.occupancy.lock();
         let settings = self.settings.load();
         let enrollment = settings.enrollments.get(&record.enrollment).ok_or(NoRoom::NoneFits)?;
@@ -389,7 +438,17 @@ impl Gateway {
                 occupancy.add(home);
                 (home.clone(), true)
             }
-            None => (occupancy.place(&settings.instances, enrollment, &record.registration_id)?, true),
+            None => {
+                let mut place = |avoid: &BTreeSet<InstanceName>| {
+                    occupancy.place(&settings.instances, enrollment, &record.registration_id, avoid)
+                };
+                let placed = match avoid {
+                    Some(avoid) => place(avoid),
+                    // Better an instance that fails than none.
+                    None => place(&sick).or_else(|_| place(&BTreeSet::new())),
+                };
+                (placed?, true)
+            }
         };
         let Some(dispatcher) = self.dispatcher(&instance) else {
             if reserved {
@@ -442,6 +501,8 @@ fn tell(device: &Believed<'_>, record: &Record, done: Done, now: Now) -> Step {
 pub(super) struct Joining {
     /// Why.
     pub(super) reason: Reason,
+    /// In which lane.
+    pub(super) class: Class,
     /// For DPS's allocation policy.
     pub(super) payload: Option<Value>,
     /// The device asked for a new registration.

@@ -15,13 +15,15 @@ use super::dispatch::{Connection, Dispatcher, count};
 use super::{ChangeError, Gateway};
 use crate::attestation;
 use crate::ids::{OperationId, RegistrationId};
+use crate::lane::Errand;
+use crate::lanes::Place;
 use crate::ledger::{SlotId, SlotRecord};
-use crate::line::{Departure, Errand, Place};
+use crate::line::Departure;
 use crate::record::{Record, Stage};
 use crate::store::Write;
 use crate::time::{Mono, Now, WallTime};
 use crate::upstream::verdict::{Call, RefusalWords, Verdict, judge};
-use crate::upstream::{Answer, CallResult, Caller, NoAnswer, Upstream};
+use crate::upstream::{Answer, CallResult, Caller, DpsError, NoAnswer, Said, Upstream};
 
 mod back;
 mod durable;
@@ -58,6 +60,8 @@ struct Ready {
 /// What the ledger on disk must still hear of a call that ended.
 #[derive(Debug, Default)]
 struct Settled {
+    /// When the call was sent.
+    sent: Mono,
     write: Option<Write>,
     /// A slot that nothing was sent under. It is free for others only after that is on disk: a late deletion must not hit theirs.
     free_after: Option<SlotId>,
@@ -226,7 +230,8 @@ impl Trip {
         let mut line = self.dispatcher.line.lock();
         match result {
             Ok(answer) => {
-                line.answered(departure.slot, now, now.since(sent));
+                let throttled = matches!(&answer.said, Said::Error(DpsError { http_status: 429, .. }));
+                line.answered(self.place, departure.slot, sent, throttled, now);
                 drop(line);
                 if let Some(date) = answer.date {
                     self.dispatcher.dps_clock.lock().observe(date, sent, now);
@@ -234,16 +239,16 @@ impl Trip {
                 let write = self
                     .slot_writes(departure, |boot| SlotRecord { boot, sent, answered: Some(now), abandoned: None })
                     .pop();
-                Settled { write, free_after: None }
+                Settled { sent, write, free_after: None }
             }
             Err(NoAnswer::Lost(_)) => {
-                line.abandoned(departure.slot, now);
+                line.abandoned(self.place, departure.slot, now);
                 drop(line);
                 count(&self.dispatcher.counts.lost);
                 let write = self
                     .slot_writes(departure, |boot| SlotRecord { boot, sent, answered: None, abandoned: Some(now) })
                     .pop();
-                Settled { write, free_after: None }
+                Settled { sent, write, free_after: None }
             }
             Err(NoAnswer::NeverLeft(_)) => {
                 drop(line);
@@ -256,7 +261,7 @@ impl Trip {
     /// Nothing was sent under the departure's slot.
     fn nothing_left(&self, departure: &Departure) -> Settled {
         let write = departure.slot.map(|slot| self.dispatcher.slot_write(slot, None));
-        Settled { write, free_after: departure.slot }
+        Settled { write, free_after: departure.slot, ..Settled::default() }
     }
 
     /// Asked right before each send: writing the mark takes time, in which the quota may have been lowered.

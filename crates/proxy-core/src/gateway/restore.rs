@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -12,14 +13,16 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::aliases::Aliases;
-use super::dispatch::{Dispatcher, slot_of};
+use super::dispatch::{Dispatcher, learned_key, slot_of};
 use super::provision::suspect_not_before;
 use super::{Fixed, Gateway, NotApplicable, StoreError};
 use crate::entropy::Entropy;
 use crate::feed::Feed;
-use crate::ids::{IdScope, InstanceName, OperationId, RegistrationId};
+use crate::ids::{IdScope, InstanceName, OperationId, RegistrationId, TenantName};
+use crate::lane::Errand;
+use crate::lanes::Place;
 use crate::ledger::{SlotId, SlotRecord};
-use crate::line::{Errand, Line, Place};
+use crate::line::{LeftByEarlier, Line};
 use crate::placement::Occupancy;
 use crate::record::{Record, Stage, Versioned};
 use crate::repeat::RepeatGuard;
@@ -55,7 +58,10 @@ struct Renewed {
 /// A place that an earlier process gave.
 struct Left {
     place: Place,
+    tenant: TenantName,
     id: RegistrationId,
+    /// How long it has waited.
+    ago: Duration,
     what: LeftWith,
 }
 
@@ -131,11 +137,11 @@ impl Gateway {
 
     async fn start(self: &Arc<Self>, mut lines: BTreeMap<InstanceName, Vec<Left>>) -> Result<(), OpenError> {
         let settings = self.settings();
-        let mut slots = read_ledger(&*self.store).await?;
+        let mut left = read_left(&*self.store, &settings).await?;
         let mut problems = Vec::new();
         let mut dispatchers = BTreeMap::new();
         for name in settings.instances.keys() {
-            match self.make_dispatcher(&settings, name, slots.remove(name).unwrap_or_default()) {
+            match self.make_dispatcher(&settings, name, left.remove(name).unwrap_or_default()) {
                 Ok(dispatcher) => drop(dispatchers.insert(name.clone(), Arc::new(dispatcher))),
                 Err(problem) => problems.push(problem),
             }
@@ -149,6 +155,7 @@ impl Gateway {
             self.spawn(Arc::clone(self).dispatch(dispatcher));
         }
         self.spawn(Arc::clone(self).prune_feed());
+        self.spawn(Arc::clone(self).relieve_sick_instances());
         Ok(())
     }
 
@@ -156,12 +163,13 @@ impl Gateway {
         &self,
         settings: &Settings,
         name: &InstanceName,
-        slots: Vec<(SlotId, SlotRecord)>,
+        left: LeftByEarlier,
     ) -> Result<Dispatcher, String> {
         let instance = settings.instances.get(name).ok_or_else(|| format!("there is no instance {name}"))?;
         let upstream = self.connect.connect(name, instance, &settings.registration)?;
         let (boot, now) = (self.clock.boot_id(), self.now().mono);
-        let line = Line::new(instance, &settings.line, &settings.registration, slots, &boot, now);
+        let rules = (&settings.line, &settings.registration);
+        let line = Line::new(instance, rules, settings.fairness(), left, &boot, now);
         Ok(Dispatcher::new(name.clone(), line, upstream, settings.registration.connections_max))
     }
 
@@ -170,17 +178,17 @@ impl Gateway {
         left.sort_by_key(|left| left.place);
         let now = self.now().mono;
         let mut line = dispatcher.line.lock();
-        for Left { place, id, what } in left {
+        for Left { place, tenant, id, ago, what } in left {
             match what {
                 LeftWith::Waiting { not_before } => {
-                    line.restore(place, id, Errand::Register);
+                    line.restore(&tenant, place, id, Errand::Register, ago, now);
                     if let Some(not_before) = not_before {
-                        line.defer(place, not_before);
+                        line.defer(&tenant, place, not_before);
                     }
                 }
-                LeftWith::UnknownOutcome => line.restore(place, id, Errand::Lookup),
+                LeftWith::UnknownOutcome => line.restore(&tenant, place, id, Errand::Lookup, ago, now),
                 LeftWith::Operation(operation_id) => {
-                    line.adopt(place, id.clone(), now);
+                    line.adopt(&tenant, place, id.clone(), now);
                     self.spawn(Arc::clone(self).resume(Arc::clone(dispatcher), id, place, operation_id));
                 }
             }
@@ -255,7 +263,7 @@ impl Gateway {
     /// The dispatchers for `new`: kept where the instance stays (with a new client if its connection changed), made where it is new.
     async fn renew_dispatchers(&self, old: &Settings, new: &Settings) -> Result<Renewed, NotApplicable> {
         let current = self.dispatchers.load_full();
-        let mut slots = read_ledger(&*self.store).await.map_err(|error| NotApplicable(vec![error.to_string()]))?;
+        let mut left = read_left(&*self.store, new).await.map_err(|error| NotApplicable(vec![error.to_string()]))?;
         let (mut dispatchers, mut added, mut clients, mut problems) =
             (BTreeMap::new(), Vec::new(), Vec::new(), Vec::new());
         for (name, instance) in &new.instances {
@@ -269,7 +277,7 @@ impl Gateway {
                 }
                 continue;
             }
-            match self.make_dispatcher(new, name, slots.remove(name).unwrap_or_default()) {
+            match self.make_dispatcher(new, name, left.remove(name).unwrap_or_default()) {
                 Ok(dispatcher) => {
                     let dispatcher = Arc::new(dispatcher);
                     dispatchers.insert(name.clone(), Arc::clone(&dispatcher));
@@ -409,6 +417,23 @@ async fn remember_scopes(store: &dyn Store, scopes: Vec<Scope>) -> Result<(), Co
     if writes.is_empty() { Ok(()) } else { store.commit(writes).await.map(|_| ()) }
 }
 
+/// What an earlier process left of the instances' lines, besides the places.
+async fn read_left(
+    store: &dyn Store,
+    settings: &Settings,
+) -> Result<BTreeMap<InstanceName, LeftByEarlier>, StoreError> {
+    let mut slots = read_ledger(store).await?;
+    let mut left = BTreeMap::new();
+    for name in settings.instances.keys() {
+        let stored = store.get(&learned_key(name)).await?;
+        // What cannot be read was not learned.
+        let learned_per_minute = stored.and_then(|stored| std::str::from_utf8(&stored.value).ok()?.parse().ok());
+        let slots = slots.remove(name).unwrap_or_default();
+        left.insert(name.clone(), LeftByEarlier { slots, learned_per_minute });
+    }
+    Ok(left)
+}
+
 async fn read_ledger(store: &dyn Store) -> Result<BTreeMap<InstanceName, Vec<(SlotId, SlotRecord)>>, StoreError> {
     let mut slots: BTreeMap<_, Vec<_>> = BTreeMap::new();
     let mut after: Option<Vec<u8>> = None;
@@ -456,7 +481,8 @@ impl Derived {
             Stage::Sent { .. } => LeftWith::UnknownOutcome,
             Stage::Assigning { operation_id, .. } => LeftWith::Operation(operation_id.clone()),
         };
-        let (instance, place) = (pending.instance.clone(), pending.place);
-        self.lines.entry(instance).or_default().push(Left { place, id: record.registration_id, what });
+        let (instance, place, ago) = (pending.instance.clone(), pending.place, now.wall.since(pending.joined_at));
+        let (tenant, id) = (record.tenant, record.registration_id);
+        self.lines.entry(instance).or_default().push(Left { place, tenant, id, ago, what });
     }
 }

@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use proxy_core::entropy::Entropy;
-use proxy_core::line::{Class, Errand, Line, Next, Place};
+use proxy_core::ids::TenantName;
+use proxy_core::lane::Errand;
+use proxy_core::lanes::{Class, Place};
+use proxy_core::line::{LeftByEarlier, Line, Next};
 use proxy_core::time::{BootId, Mono};
 
 use crate::support::{id, millis, seconds, settings};
@@ -18,7 +21,13 @@ fn line(quota: u32, length_max: usize, in_flight_max: usize) -> Line {
     settings.line.length_max = length_max;
     settings.registration.in_flight_max = in_flight_max;
     let instance = settings.instances.values().next().unwrap();
-    Line::new(instance, &settings.line, &settings.registration, [], &BootId("boot".to_owned()), at(0))
+    let rules = (&settings.line, &settings.registration);
+    let boot = BootId("boot".to_owned());
+    Line::new(instance, rules, settings.fairness(), LeftByEarlier::default(), &boot, at(0))
+}
+
+fn tenant() -> TenantName {
+    TenantName::parse("default").unwrap()
 }
 
 #[derive(Debug, Clone)]
@@ -81,13 +90,10 @@ impl Onlooker {
         next()
     }
 
-    /// Who has to go next: the first of each lane, unless it is still being written.
-    fn front(&self) -> Option<Place> {
-        [Class::Expedited, Class::Ordinary].into_iter().find_map(|class| {
-            let first = |places: &BTreeSet<Place>| places.iter().find(|place| place.class == class).copied();
-            let ready = first(&self.ready)?;
-            first(&self.unconfirmed).is_none_or(|unconfirmed| ready < unconfirmed).then_some(ready)
-        })
+    /// Whether it is this one's turn within its class: it is confirmed, and nobody before it waits.
+    fn is_first(&self, place: Place) -> bool {
+        let first = |places: &BTreeSet<Place>| places.iter().find(|other| other.class == place.class).copied();
+        first(&self.ready) == Some(place) && first(&self.unconfirmed).is_none_or(|unconfirmed| place < unconfirmed)
     }
 }
 
@@ -111,41 +117,41 @@ proptest! {
         for event in events {
             match event {
                 Event::Join { expedited } => {
-                    let class = if expedited { Class::Expedited } else { Class::Ordinary };
+                    let class = if expedited { Class::Expedited } else { Class::First };
                     let waiting = seen.unconfirmed.len() + seen.ready.len() + seen.deferred.len();
                     joined += 1;
-                    match line.reserve(id(&format!("device-{joined}")), class) {
+                    match line.reserve(&tenant(), id(&format!("device-{joined}")), class, at(now)) {
                         Ok(place) => prop_assert!(waiting < length_max && seen.unconfirmed.insert(place)),
                         Err(full) => prop_assert!(waiting >= length_max && full.length_max == length_max),
                     }
                 }
                 Event::Confirm(which) => if let Some(place) = pick(seen.unconfirmed.iter().copied(), which) {
-                    line.confirm(place);
+                    line.confirm(&tenant(), place);
                     seen.unconfirmed.remove(&place);
                     seen.ready.insert(place);
                 },
                 Event::LoseTheRace(which) => if let Some(place) = pick(seen.unconfirmed.iter().copied(), which) {
-                    prop_assert!(line.leave(place));
+                    prop_assert!(line.leave(&tenant(), place));
                     seen.unconfirmed.remove(&place);
                 },
                 Event::Defer(which, wait) => if let Some(place) = pick(seen.ready.iter().copied(), which) {
-                    line.defer(place, at(now + wait));
+                    line.defer(&tenant(), place, at(now + wait));
                     seen.ready.remove(&place);
                     seen.deferred.insert(place, now + wait);
                 },
                 Event::Leave(which) => if let Some(place) = pick(seen.ready.iter().chain(seen.deferred.keys()).copied(), which) {
-                    prop_assert!(line.leave(place));
-                    prop_assert!(!line.leave(place), "it left");
+                    prop_assert!(line.leave(&tenant(), place));
+                    prop_assert!(!line.leave(&tenant(), place), "it left");
                     seen.ready.remove(&place);
                     seen.deferred.remove(&place);
                 },
                 Event::LeaveUnderWay(which) => if let Some(place) = pick(seen.under_way.keys().copied(), which) {
-                    prop_assert!(!line.leave(place), "it does not wait");
+                    prop_assert!(!line.leave(&tenant(), place), "it does not wait");
                     seen.left.insert(place);
                 },
                 Event::Depart => match seen.recalling(now, || line.next(at(now))) {
                     Next::Depart(departure) => {
-                        prop_assert_eq!(Some(departure.place), seen.front());
+                        prop_assert!(seen.is_first(departure.place));
                         prop_assert!(now >= seen.throttled_until);
                         prop_assert!(seen.under_way.len() < in_flight_max);
                         seen.ready.remove(&departure.place);
@@ -155,14 +161,14 @@ proptest! {
                     Next::Idle => prop_assert!(seen.deferred.is_empty()),
                 },
                 Event::Finish(which) => if let Some(place) = pick(seen.under_way.keys().copied(), which) {
-                    line.answered(seen.under_way.remove(&place).unwrap(), at(now), millis(100));
+                    line.answered(place, seen.under_way.remove(&place).unwrap(), at(now.saturating_sub(100)), false, at(now));
                     line.finish(place, true, at(now));
                 },
                 Event::ComeBack(which, wait) => if let Some(place) = pick(seen.under_way.keys().copied(), which) {
-                    line.abandoned(seen.under_way.remove(&place).unwrap(), at(now));
+                    line.abandoned(place, seen.under_way.remove(&place).unwrap(), at(now));
                     line.come_back(place, Errand::Lookup, at(now + wait), at(now));
                     if seen.left.contains(&place) {
-                        prop_assert_eq!(line.forecast(place, at(now)), None, "it was left");
+                        prop_assert_eq!(line.forecast(&tenant(), place, at(now)), None, "it was left");
                     } else if wait == 0 {
                         seen.ready.insert(place);
                     } else {
@@ -170,7 +176,7 @@ proptest! {
                     }
                 },
                 Event::Throttled(wait) => {
-                    line.throttled_until(at(now + wait));
+                    line.throttled(at(now), at(now + wait), at(now));
                     seen.throttled_until = seen.throttled_until.max(now + wait);
                 }
                 Event::Fails => line.instance_failed(at(now), &mut entropy),
@@ -184,10 +190,10 @@ proptest! {
         }
         let places: Vec<Place> = seen.unconfirmed.iter().chain(&seen.ready).chain(seen.deferred.keys()).copied().collect();
         for place in places {
-            prop_assert!(line.forecast(place, at(now)).is_some_and(|forecast| forecast.position > 0));
+            prop_assert!(line.forecast(&tenant(), place, at(now)).is_some_and(|forecast| forecast.position > 0));
         }
         for &place in seen.under_way.keys() {
-            prop_assert!(line.forecast(place, at(now)).is_some_and(|forecast| forecast.position == 0));
+            prop_assert!(line.forecast(&tenant(), place, at(now)).is_some_and(|forecast| forecast.position == 0));
         }
     }
 
@@ -197,17 +203,17 @@ proptest! {
         let mut line = line(quota, 1000, 1000);
         let mut told = BTreeMap::new();
         for number in 0..length {
-            let place = line.reserve(id(&format!("device-{number}")), Class::Ordinary).unwrap();
-            line.confirm(place);
-            told.insert(place, line.forecast(place, at(0)).unwrap());
+            let place = line.reserve(&tenant(), id(&format!("device-{number}")), Class::First, at(0)).unwrap();
+            line.confirm(&tenant(), place);
+            told.insert(place, line.forecast(&tenant(), place, at(0)).unwrap());
         }
-        let (mut now, mut answers) = (0u64, Vec::<(u64, Option<proxy_core::ledger::SlotId>)>::new());
+        let (mut now, mut answers) = (0u64, Vec::<(u64, Place, Option<proxy_core::ledger::SlotId>)>::new());
         // Registering takes the 4 s that are expected of it.
         let typical = seconds(4);
         let mut departed = 0;
         while departed < length {
-            answers.retain(|&(due, slot)| {
-                if due <= now { line.answered(slot, at(due), millis(latency)); }
+            answers.retain(|&(due, place, slot)| {
+                if due <= now { line.answered(place, slot, at(due - latency), false, at(due)); }
                 due > now
             });
             match line.next(at(now)) {
@@ -220,13 +226,13 @@ proptest! {
                     let slack = seconds(1) + millis(400) * u32::try_from(length / quota as usize + 1).unwrap();
                     prop_assert!(done <= forecast.appointment.after(slack), "place {}: {:?} after {:?}", departed, done, forecast.appointment);
                     prop_assert!(forecast.appointment <= done.after(slack), "place {}: {:?} before {:?}", departed, done, forecast.appointment);
-                    answers.push((now + latency, departure.slot));
+                    answers.push((now + latency, departure.place, departure.slot));
                 }
                 Next::WaitUntil(moment) => {
                     let wake = moment.as_nanos().div_ceil(1_000_000);
-                    now = answers.iter().map(|&(due, _)| due).filter(|&due| due > now).min().unwrap_or(wake).min(wake);
+                    now = answers.iter().map(|&(due, ..)| due).filter(|&due| due > now).min().unwrap_or(wake).min(wake);
                 }
-                Next::Idle => now = answers.iter().map(|&(due, _)| due).filter(|&due| due > now).min().unwrap(),
+                Next::Idle => now = answers.iter().map(|&(due, ..)| due).filter(|&due| due > now).min().unwrap(),
             }
         }
     }

@@ -10,5 +10,7 @@ mod operators;
 mod outcomes;
 mod places;
 mod quota;
+mod shares;
+mod sick;
 mod storage;
 mod support;

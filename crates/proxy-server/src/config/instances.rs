@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use proxy_core::ids::{HubName, IdScope, InstanceName, TenantName};
-use proxy_core::settings::Instance;
+use proxy_core::settings::{Instance, TenantSettings};
 
 use super::reader::{Document, Section};
 use super::secrets;
@@ -47,6 +47,20 @@ pub(super) fn read(root: &Section<'_>) -> Instances {
     Instances { instances, names }
 }
 
+/// The tenants that the file says something of.
+pub(super) fn tenants(root: &Section<'_>) -> BTreeMap<TenantName, TenantSettings> {
+    let mut tenants = BTreeMap::new();
+    for (name, section) in root.named("tenants") {
+        let weight = section.whole("weight", 1, 1..=1000);
+        section.check_unknown();
+        match TenantName::parse(&name) {
+            Ok(name) => drop(tenants.insert(name, TenantSettings { weight })),
+            Err(rule) => root.document().problem(section.path(), rule.to_string()),
+        }
+    }
+    tenants
+}
+
 fn instance(section: &Section<'_>) -> Option<Instance> {
     let before = section.document().problem_count();
     let id_scope = section.parsed("id_scope", "ID scope", "", IdScope::parse);
@@ -67,6 +81,8 @@ fn instance(section: &Section<'_>) -> Option<Instance> {
         );
         section.problem("burst", message);
     }
+    let learn_limit = section.flag("learn_limit", true);
+    let learned_min_percent: u32 = section.whole("learned_min_percent", 10, 1..=100);
     let capacity = section.whole("capacity", 1_000_000, 1..=1_000_000_000_000);
     let external_count = section.whole("external_count", 0, 0..=1_000_000_000_000);
     if external_count >= capacity {
@@ -87,6 +103,8 @@ fn instance(section: &Section<'_>) -> Option<Instance> {
         extra_ca_pem,
         quota_per_minute,
         burst,
+        learn_limit,
+        learned_min_per_minute: (quota_per_minute * learned_min_percent / 100).max(1),
         capacity,
         external_count,
         weight,

@@ -46,6 +46,9 @@ pub(super) fn line(root: &Section<'_>) -> LineSettings {
     let section = root.section("line");
     let settings = LineSettings {
         length_max: section.whole("length_max", 1_000_000, 1..=100_000_000),
+        urgent_share_percent: section.whole("urgent_share_percent", 10, 1..=50),
+        class_handicap: section.duration("class_handicap", "10m", "0s", "1d"),
+        rebook_after: section.duration("rebook_after", "30s", "1s", "30d"),
         jitter_max: section.duration("jitter_max", "5s", "0s", "5m"),
         expected_registration: section.duration("expected_registration", "4s", "100ms", "5m"),
     };
@@ -73,6 +76,7 @@ pub(super) fn registration(root: &Section<'_>) -> RegistrationSettings {
         poll_interval_max: section.duration("poll_interval_max", "60s", "2s", "1h"),
         throttle_wait_max: section.duration("throttle_wait_max", "10m", "1s", "1d"),
         assigning_max: section.duration("assigning_max", "5m", "10s", "1d"),
+        breaker_threshold: section.whole("breaker_threshold", 2, 2..=1_000),
         backoff_min: section.duration("backoff_min", "500ms", "10ms", "10m"),
         backoff_max: section.duration("backoff_max", "60s", "100ms", "1d"),
         attempts_max: section.whole("attempts_max", 8, 1..=1_000),

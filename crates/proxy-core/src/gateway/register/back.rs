@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::durable::set_stage;
 use super::{Settled, Trip};
 use crate::gateway::dispatch::count;
-use crate::line::Errand;
+use crate::lane::Errand;
 use crate::record::{Record, Stage};
 use crate::retry;
 use crate::time::WallTime;
@@ -27,8 +27,8 @@ impl Trip {
             .unwrap_or_else(|| retry::ceiling(3, registration.backoff_min, registration.backoff_max))
             .clamp(THROTTLE_WAIT_MIN, most);
         tracing::warn!(registration_id = %self.id, instance = %self.dispatcher.name, wait_seconds = wait.as_secs(), "DPS throttled the instance");
-        let until = self.now().mono.after(wait);
-        self.dispatcher.line.lock().throttled_until(until);
+        let now = self.now().mono;
+        self.dispatcher.line.lock().throttled(settled.sent, now.after(wait), now);
         let (stage, errand) = match call {
             Call::Lookup => (None, Errand::Lookup),
             Call::Register | Call::Poll => (Some(Stage::Waiting), Errand::Register),

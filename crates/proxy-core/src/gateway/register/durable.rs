@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Settled, Trip};
 use crate::gateway::ChangeError;
-use crate::line::Errand;
+use crate::lane::Errand;
 use crate::record::{Record, Stage};
 use crate::retry;
 use crate::store::Write;

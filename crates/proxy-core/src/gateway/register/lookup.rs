@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use super::{Settled, Trip};
 use crate::gateway::dispatch::{Connection, count};
+use crate::lane::Errand;
 use crate::ledger::SlotRecord;
-use crate::line::{Departure, Errand};
+use crate::line::Departure;
 use crate::record::{Record, Stage};
 use crate::time::WallTime;
 use crate::upstream::verdict::{Call, Verdict, judge};

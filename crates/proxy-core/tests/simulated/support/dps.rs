@@ -216,6 +216,9 @@ struct Inner {
     operations: BTreeMap<String, Operation>,
     operations_begun: u64,
     commits: u64,
+    /// Registrations and lookups it takes in any minute; more are throttled and do not count.
+    takes_per_minute: Option<usize>,
+    taken: VecDeque<Duration>,
 }
 
 /// One DPS instance.
@@ -246,6 +249,8 @@ impl Dps {
                 operations: BTreeMap::new(),
                 operations_begun: 0,
                 commits: 0,
+                takes_per_minute: None,
+                taken: VecDeque::new(),
             }),
         })
     }
@@ -258,6 +263,10 @@ impl Dps {
 
     pub(crate) fn reachable(&self, reachable: bool) {
         self.inner.lock().reachable = reachable;
+    }
+
+    pub(crate) fn takes_per_minute(&self, most: Option<usize>) {
+        self.inner.lock().takes_per_minute = most;
     }
 
     pub(crate) fn assigning(&self, time: Duration) {
@@ -340,6 +349,8 @@ impl Dps {
         let mut inner = self.inner.lock();
         inner.arrivals.push(Arrival { call, id: id.to_owned(), at: self.began.elapsed() });
         let date = wall(self.began, inner.skew_millis);
+        let throttled = if call == Call::Poll { None } else { inner.take(self.began.elapsed()) };
+        let reply = throttled.as_ref().unwrap_or(reply);
         let said = inner.serve(call, id, operation, reply, date);
         let retry_after = match (reply, call) {
             (Reply::Error { retry_after, .. }, _) => retry_after.map(Duration::from_secs),
@@ -394,6 +405,21 @@ impl Dps {
 }
 
 impl Inner {
+    /// `Some` is what DPS answers instead of doing its job.
+    fn take(&mut self, now: Duration) -> Option<Reply> {
+        const MINUTE: Duration = Duration::from_secs(60);
+        while self.taken.front().is_some_and(|taken| now - *taken >= MINUTE) {
+            self.taken.pop_front();
+        }
+        let most = self.takes_per_minute.unwrap_or(usize::MAX);
+        let Some(oldest) = self.taken.len().checked_sub(most).and_then(|over| self.taken.get(over)) else {
+            self.taken.push_back(now);
+            return None;
+        };
+        let retry_after = Some((*oldest + MINUTE - now).as_secs() + 1);
+        Some(Reply::Error { http_status: 429, error_code: Some(429_001), retry_after })
+    }
+
     fn serve(&mut self, call: Call, id: &str, operation: Option<&str>, reply: &Reply, now: WallTime) -> Said {
         if let Reply::Error { http_status, error_code, .. } = reply {
             return error(*http_status, *error_code);

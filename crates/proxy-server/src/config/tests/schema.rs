@@ -23,7 +23,7 @@ fn shown_in(text: &str) -> BTreeSet<String> {
     for line in text.lines() {
         if line.starts_with('[') {
             section = line.trim_matches(['[', ']']).to_owned();
-            for table in ["instances.", "enrollments."] {
+            for table in ["instances.", "enrollments.", "tenants."] {
                 if section.starts_with(table) {
                     section = format!("{table}NAME");
                 }

@@ -1,0 +1,230 @@
+//! The circuit breaker of one instance: stops sending when calls fail, tries with one device, then ramps up.
+//!
+//! The well-known states: *closed* (calls go), *open* (nobody goes until a moment), *half-open* (one device tries). After it closes,
+//! the calls allowed at the same time start at two and grow by one with every answer, so they double per round trip; after DPS
+//! throttled a call they start at one.
+//!
+//! Invariants:
+//! - Only what blames the instance counts as a failure; a single one never opens it, as it may be about that one device.
+//! - Failures of calls that had left before it opened do not lengthen the wait.
+//! - It decides about sending only. Places, slots of the quota and known devices are none of its business.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::entropy::Entropy;
+use crate::retry;
+use crate::time::Mono;
+
+/// Calls at the same time, once closed again, beyond which the ramp has ended.
+const RAMP_END: usize = 64;
+
+/// What the breaker is at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BreakerState {
+    /// Calls go through.
+    Closed,
+    /// Nobody goes.
+    Open,
+    /// One device tries.
+    HalfOpen,
+}
+
+impl BreakerState {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Closed, Self::Open, Self::HalfOpen];
+
+    /// Its name in metrics and answers.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Open => "open",
+            Self::HalfOpen => "half-open",
+        }
+    }
+}
+
+/// Why nobody may go now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Held {
+    /// Until this moment.
+    Until(Mono),
+    /// Until a call that is out ends.
+    ForAnAnswer,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Breaker {
+    /// Failures in a row that open it; at least 2.
+    threshold: u32,
+    backoff: (Duration, Duration),
+    state: BreakerState,
+    until: Mono,
+    failures: u32,
+    /// How often it opened in a row.
+    trips: u32,
+    /// Since when it is not closed.
+    since: Option<Mono>,
+    /// Calls allowed at the same time, while it ramps.
+    ramp: Option<usize>,
+}
+
+impl Breaker {
+    /// A closed breaker. Its waits grow from `backoff.0` to `backoff.1`, with full jitter.
+    #[must_use]
+    pub fn new(threshold: u32, backoff: (Duration, Duration)) -> Self {
+        Self {
+            threshold: threshold.max(2),
+            backoff,
+            state: BreakerState::Closed,
+            until: Mono::default(),
+            failures: 0,
+            trips: 0,
+            since: None,
+            ramp: None,
+        }
+    }
+
+    /// Changes the rules; the state stays.
+    pub fn configure(&mut self, threshold: u32, backoff: (Duration, Duration)) {
+        (self.threshold, self.backoff) = (threshold.max(2), backoff);
+    }
+
+    /// The state.
+    #[must_use]
+    pub const fn state(&self) -> BreakerState {
+        self.state
+    }
+
+    /// Failures in a row.
+    #[must_use]
+    pub const fn failures(&self) -> u32 {
+        self.failures
+    }
+
+    /// Until when nobody goes.
+    #[must_use]
+    pub fn open_until(&self) -> Option<Mono> {
+        (self.state == BreakerState::Open).then_some(self.until)
+    }
+
+    /// For how long calls have not gone through.
+    #[must_use]
+    pub fn sick_for(&self, now: Mono) -> Option<Duration> {
+        self.since.map(|since| now.since(since))
+    }
+
+    /// Whether one more call may leave while `calling` are out.
+    ///
+    /// # Errors
+    /// [`Held`].
+    pub fn admit(&mut self, now: Mono, calling: usize) -> Result<(), Held> {
+        if self.state == BreakerState::Open {
+            if now < self.until {
+                return Err(Held::Until(self.until));
+            }
+            self.state = BreakerState::HalfOpen;
+        }
+        let most = match self.state {
+            BreakerState::HalfOpen => 1,
+            BreakerState::Open | BreakerState::Closed => self.ramp.unwrap_or(usize::MAX),
+        };
+        if calling < most { Ok(()) } else { Err(Held::ForAnAnswer) }
+    }
+
+    /// The instance answered as it should.
+    pub fn works(&mut self) {
+        self.failures = 0;
+        if self.state == BreakerState::Closed {
+            self.ramp = self.ramp.map(|most| most + 1).filter(|most| *most < RAMP_END);
+            return;
+        }
+        (self.state, self.since, self.trips) = (BreakerState::Closed, None, 0);
+        self.ramp = Some(2);
+    }
+
+    /// DPS throttled a call: nothing is wrong, but calls start at one again, so that the next refusal costs one call only.
+    pub fn throttled(&mut self) {
+        self.ramp = Some(1);
+    }
+
+    /// A call failed in a way that blames the instance.
+    pub fn fails(&mut self, now: Mono, entropy: &mut Entropy) {
+        self.failures = self.failures.saturating_add(1);
+        let opens = match self.state {
+            BreakerState::Closed => self.failures >= self.threshold,
+            BreakerState::HalfOpen => true,
+            BreakerState::Open => false,
+        };
+        if opens {
+            self.trips = self.trips.saturating_add(1);
+            let wait = retry::full_jitter(self.trips.saturating_add(1), self.backoff.0, self.backoff.1, entropy);
+            self.until = now.after(wait);
+            self.state = BreakerState::Open;
+            self.since = self.since.or(Some(now));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+    fn at(millis: u64) -> Mono {
+        Mono::from_nanos(millis * 1_000_000)
+    }
+
+    fn opened(now: Mono) -> (Breaker, Entropy) {
+        let (mut breaker, mut entropy) = (Breaker::new(2, BACKOFF), Entropy::from_seed(7));
+        breaker.fails(now, &mut entropy);
+        assert_eq!(
+            (breaker.state(), breaker.admit(now, 500)),
+            (BreakerState::Closed, Ok(())),
+            "one failure is nothing"
+        );
+        breaker.fails(now, &mut entropy);
+        assert_eq!(breaker.state(), BreakerState::Open);
+        (breaker, entropy)
+    }
+
+    #[test]
+    fn one_device_tries_and_then_the_calls_double() {
+        let (mut breaker, _) = opened(at(0));
+        let until = breaker.open_until().unwrap();
+        assert_eq!(breaker.admit(at(0), 0), Err(Held::Until(until)));
+        assert_eq!(breaker.admit(until, 0), Ok(()));
+        assert_eq!(breaker.admit(until, 1), Err(Held::ForAnAnswer));
+        breaker.works();
+        assert_eq!((breaker.state(), breaker.sick_for(until)), (BreakerState::Closed, None));
+        for most in 2..RAMP_END {
+            assert_eq!((breaker.admit(until, most - 1), breaker.admit(until, most)), (Ok(()), Err(Held::ForAnAnswer)));
+            breaker.works();
+        }
+        assert_eq!(breaker.admit(until, 10_000), Ok(()));
+    }
+
+    #[test]
+    fn a_failed_try_opens_it_again_for_longer_and_old_calls_do_not() {
+        let (mut breaker, mut entropy) = opened(at(0));
+        let until = breaker.open_until();
+        for _ in 0..100 {
+            breaker.fails(at(1), &mut entropy);
+        }
+        assert_eq!(breaker.open_until(), until);
+        let (mut now, mut longest) = (at(0), Duration::ZERO);
+        for _ in 0..30 {
+            now = breaker.open_until().unwrap();
+            assert_eq!(breaker.admit(now, 0), Ok(()));
+            breaker.fails(now, &mut entropy);
+            longest = longest.max(breaker.open_until().unwrap().since(now));
+        }
+        assert!(longest > Duration::from_secs(20) && longest <= BACKOFF.1, "{longest:?}");
+        assert_eq!(breaker.sick_for(now), Some(now.since(at(0))));
+    }
+}

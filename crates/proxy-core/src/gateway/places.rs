@@ -1,0 +1,170 @@
+//! From one place to another: a device that waits changes its class, or is booked on another instance because its own fails.
+//!
+//! Invariants:
+//! - The new place is on disk before the old one is left, so the device is never without.
+//! - Only a device for which nothing can have left may change its instance here. One that is assigned somewhere, or whose outcome is
+//!   unknown, is re-homed by nobody but an operator.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Gateway;
+use super::provision::{Joining, ProvisionError};
+use crate::ids::{InstanceName, RegistrationId};
+use crate::lanes::Class;
+use crate::record::{Record, Stage, Versioned};
+use crate::store::CommitError;
+use crate::time::{Mono, Now};
+
+/// How often lines of instances that fail are looked at.
+const RELIEF_EVERY: Duration = Duration::from_secs(1);
+
+/// Devices that are booked on other instances in one go, at most.
+const RELIEF_MAX: usize = 256;
+
+/// A line is taken to have room for others while it is shorter than what it registers in this time.
+const RELIEF_AHEAD: Duration = Duration::from_secs(5);
+
+/// Whether nothing can have left for the device, here or elsewhere, and nobody wants it at a certain instance.
+pub(super) fn may_be_rebooked(record: &Record) -> bool {
+    let fresh = record.pending.as_ref().is_some_and(|pending| {
+        pending.stage == Stage::Waiting && pending.attempts == 0 && pending.first_there && record.footprint.len() == 1
+    });
+    fresh && record.assignment.is_none() && record.moving_to.is_none() && record.blocked.is_none()
+}
+
+impl Gateway {
+    /// Whether the instance has failed for so long that devices may be booked elsewhere.
+    pub(super) fn is_sick(&self, instance: &InstanceName, now: Mono) -> bool {
+        let after = self.settings.load().line.rebook_after;
+        let sick_for = self.dispatcher(instance).and_then(|dispatcher| dispatcher.line.lock().sick_for(now));
+        sick_for.is_some_and(|sick_for| sick_for >= after)
+    }
+
+    /// The instances that have.
+    pub(super) fn sick_instances(&self, now: Mono) -> BTreeSet<InstanceName> {
+        let dispatchers = self.dispatchers.load();
+        dispatchers.keys().filter(|name| self.is_sick(name, now)).cloned().collect()
+    }
+
+    /// Gives a device that waits a place in another class of the same line. The store's error is returned as it is, so that a lost
+    /// race can be decided anew.
+    pub(super) async fn reseat(self: &Arc<Self>, old: &Versioned, class: Class, why: &str) -> Result<(), CommitError> {
+        let Some(pending) = &old.record.pending else { return Err(CommitError::Conflict { index: 0 }) };
+        let Some(dispatcher) = self.dispatcher(&pending.instance) else {
+            return Err(CommitError::Conflict { index: 0 });
+        };
+        let (now, before, tenant) = (self.now(), pending.place, old.record.tenant.clone());
+        let id = old.record.registration_id.clone();
+        let place = dispatcher.line.lock().reserve_again(&tenant, id, class, now.mono);
+        let (gateway, old, mut new) = (Arc::clone(self), old.record.clone(), old.clone());
+        new.record.note(now.wall, self.settings().registration.timeline_max, why);
+        if let Some(pending) = &mut new.record.pending {
+            pending.place = place;
+        }
+        self.to_the_end(async move {
+            let committed = gateway.commit_here(Some(&old), &new, Vec::new(), None).await;
+            let mut line = dispatcher.line.lock();
+            if committed.is_ok() {
+                line.exchange(&tenant, before, place);
+            } else {
+                line.leave(&tenant, place);
+            }
+            drop(line);
+            dispatcher.bell.notify_one();
+            committed
+        })
+        .await
+    }
+
+    /// Books a device on an instance that is none of `avoid`.
+    ///
+    /// # Errors
+    /// If none takes it: it keeps its place then. The inner error is the store's.
+    pub(super) async fn rebook(
+        self: &Arc<Self>,
+        old: Box<Versioned>,
+        avoid: &BTreeSet<InstanceName>,
+        now: Now,
+    ) -> Result<Result<(), CommitError>, ProvisionError> {
+        let mut new = (*old).clone();
+        let tenant = new.record.tenant.clone();
+        let Some(left) = new.record.drop_pending() else { return Ok(Err(CommitError::Conflict { index: 0 })) };
+        let joining = Joining {
+            reason: left.reason,
+            class: left.place.class,
+            payload: left.payload.clone(),
+            reprovision: left.reprovision,
+        };
+        let why = format!("calls to {} fail, and nothing was sent there: booked on another instance", left.instance);
+        new.record.note(now.wall, self.settings().registration.timeline_max, why);
+        let entered = self.enter(Some(old.record), new, joining, Some(avoid), now).await?;
+        if entered.is_ok() {
+            self.leave_line(&tenant, Some(left));
+        }
+        Ok(entered)
+    }
+
+    /// Keeps booking devices from lines whose instance fails on instances that have nobody waiting.
+    pub(super) async fn relieve_sick_instances(self: Arc<Self>) {
+        loop {
+            tokio::select! {
+                biased;
+                () = self.stopping.cancelled() => return,
+                () = tokio::time::sleep(RELIEF_EVERY) => {}
+            }
+            let now = self.now();
+            let sick = self.sick_instances(now.mono);
+            if sick.is_empty() {
+                continue;
+            }
+            let (busy, room) = self.busy_instances(&sick);
+            for instance in &sick {
+                for id in self.first_in_line(instance, room.min(RELIEF_MAX)) {
+                    self.relieve(&id, instance, &busy, now).await;
+                }
+            }
+        }
+    }
+
+    /// The instances that have enough to do or fail, and for how many devices the others have room.
+    fn busy_instances(&self, sick: &BTreeSet<InstanceName>) -> (BTreeSet<InstanceName>, usize) {
+        let (mut busy, mut room) = (sick.clone(), 0);
+        for (name, dispatcher) in self.dispatchers.load().iter().filter(|(name, _)| !sick.contains(*name)) {
+            let (waiting, rate) = {
+                let line = dispatcher.line.lock();
+                (line.waiting(), line.limit_per_minute())
+            };
+            let enough = (f64::from(rate) * RELIEF_AHEAD.as_secs_f64() / 60.0).ceil();
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small positive number")]
+            match (enough as usize).checked_sub(waiting) {
+                Some(more) if more > 0 => room += more,
+                Some(_) | None => drop(busy.insert(name.clone())),
+            }
+        }
+        (busy, room)
+    }
+
+    fn first_in_line(&self, instance: &InstanceName, most: usize) -> Vec<RegistrationId> {
+        self.dispatcher(instance).map(|dispatcher| dispatcher.line.lock().first(most)).unwrap_or_default()
+    }
+
+    async fn relieve(
+        self: &Arc<Self>,
+        id: &RegistrationId,
+        instance: &InstanceName,
+        busy: &BTreeSet<InstanceName>,
+        now: Now,
+    ) {
+        let Ok(Some(old)) = self.load(id).await else { return };
+        let waits_here = old.record.pending.as_ref().is_some_and(|pending| pending.instance == *instance);
+        if !waits_here || !may_be_rebooked(&old.record) {
+            return;
+        }
+        // Whoever cannot be booked elsewhere now keeps its place and is looked at again.
+        if let Err(error) = self.rebook(Box::new(old), busy, now).await {
+            tracing::debug!(registration_id = %id, %instance, %error, "not booked elsewhere");
+        }
+    }
+}

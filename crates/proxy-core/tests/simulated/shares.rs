@@ -1,0 +1,187 @@
+//! Who gets how much of a line: tenants, classes, and what DPS itself leaves of the quota.
+
+use std::collections::BTreeSet;
+
+use proxy_core::gateway::operator::InstanceView;
+use proxy_core::ids::TenantName;
+use proxy_core::lanes::Class;
+use proxy_core::learner::Learning;
+use proxy_core::settings::{DeviceAttestation, Membership, Settings, TenantSettings};
+
+use crate::support::dps::Call;
+use crate::support::judge::{assert_within_quota, counted};
+use crate::support::{World, enrollment, enrollment_name, id, millis, name, seconds, settings, sleep};
+
+fn tenant(text: &str) -> TenantName {
+    TenantName::parse(text).unwrap()
+}
+
+/// One shared instance, two tenants with an audience each.
+fn two_tenants(quota: u32) -> Settings {
+    let mut rules = settings(&[("a", quota)]);
+    for side in ["big", "small"] {
+        let mut group = enrollment();
+        group.tenant = tenant(side);
+        group.device = DeviceAttestation::SasToken {
+            audiences: BTreeSet::from([format!("{side}.example")]),
+            membership: Membership::Signature,
+        };
+        rules.enrollments.insert(enrollment_name(side), group);
+    }
+    rules
+}
+
+fn view(world: &World) -> InstanceView {
+    world.gateway.instances().into_iter().next().unwrap()
+}
+
+async fn join(world: &World, side: &str, number: u32) {
+    world.provision(world.ask_of(&format!("{side}-{number}"), &format!("{side}.example"))).await.unwrap();
+}
+
+fn registered_of(world: &World, side: &str) -> usize {
+    world.dps("a").sent().iter().filter(|sent| sent.call == Call::Register && sent.id.starts_with(side)).count()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tenant_with_many_devices_pushes_nobody_beyond_a_fair_share() {
+    let world = World::new(two_tenants(60)).await;
+    for number in 0..500 {
+        join(&world, "big", number).await;
+    }
+    sleep(seconds(30)).await;
+    for number in 0..30 {
+        join(&world, "small", number).await;
+    }
+    let drains = view(&world).tenants;
+    let of = |side: &str| drains.iter().find(|drain| drain.tenant == tenant(side)).unwrap().clone();
+    let now = world.gateway.now().wall;
+    // Thirty devices at half of 60 per minute, not behind the 470 of the other tenant.
+    let told = of("small").drained_at.since(now);
+    assert!(told > seconds(50) && told < seconds(75), "{told:?}");
+    assert!(of("big").drained_at.since(now) > seconds(450));
+    assert!(of("small").half_drained_at < of("small").drained_at);
+    sleep(seconds(75)).await;
+    assert_eq!(registered_of(&world, "small"), 30);
+    assert_within_quota(world.dps("a"), 60, "two tenants");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_weight_changed_in_mid_storm_holds_from_then_on() {
+    let mut rules = two_tenants(120);
+    let world = World::new(rules.clone()).await;
+    for number in 0..400 {
+        join(&world, "big", number).await;
+        join(&world, "small", number).await;
+    }
+    sleep(seconds(60)).await;
+    let before = (registered_of(&world, "big"), registered_of(&world, "small"));
+    assert!(before.0.abs_diff(before.1) <= 2, "{before:?}");
+    rules.tenants.insert(tenant("small"), TenantSettings { weight: 3 });
+    world.gateway.apply(rules).await.unwrap();
+    sleep(seconds(120)).await;
+    let gained = (registered_of(&world, "big") - before.0, registered_of(&world, "small") - before.1);
+    let share = gained.1 as f64 / (gained.0 + gained.1) as f64;
+    assert!((0.73..0.77).contains(&share), "{gained:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_nobody_waits_for_yields_to_devices_at_the_door_until_its_device_comes() {
+    let world = World::new(settings(&[("a", 60)])).await;
+    for number in 0..20 {
+        world.settle(world.ask(&format!("known-{number}"))).await;
+    }
+    sleep(seconds(1000)).await;
+    for number in 0..60 {
+        world.queue(&format!("new-{number}")).await;
+    }
+    for number in 0..20 {
+        world.gateway.invalidate(&format!("known-{number}"), None, "gone").await.unwrap();
+    }
+    let class = async |device: &str| world.record(device).await.unwrap().pending.unwrap().place.class;
+    assert_eq!(class("known-3").await, Class::Background);
+    let writes = world.store.commits();
+    world.queue("known-3").await;
+    assert_eq!((class("known-3").await, world.store.commits()), (Class::Reprovision, writes + 1));
+    world.queue("known-3").await;
+    assert_eq!(world.store.commits(), writes + 1, "asking again costs no write");
+    sleep(seconds(40)).await;
+    let again =
+        world.dps("a").sent().iter().filter(|sent| sent.at > seconds(1000) && sent.id.starts_with("known")).count();
+    assert_eq!(again, 0, "new devices go first");
+    sleep(seconds(90)).await;
+    for number in 0..20 {
+        world.hub(&format!("known-{number}")).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_device_that_waits_longer_than_the_handicap_goes_before_newer_ones_of_a_better_class() {
+    let mut rules = settings(&[("a", 30)]);
+    rules.line.class_handicap = seconds(60);
+    let world = World::new(rules).await;
+    world.settle(world.ask("known")).await;
+    sleep(seconds(1000)).await;
+    world.gateway.invalidate("known", None, "gone").await.unwrap();
+    // New devices keep coming, faster than they are served.
+    for number in 0..300 {
+        world.queue(&format!("new-{number}")).await;
+        sleep(seconds(1)).await;
+    }
+    let since = world.clock.elapsed();
+    assert!(since > seconds(1300));
+    world.hub("known").await;
+}
+
+fn learning(quota: u32) -> Settings {
+    let mut rules = settings(&[("a", quota)]);
+    let instance = rules.instances.get_mut(&name("a")).unwrap();
+    (instance.learn_limit, instance.learned_min_per_minute) = (true, quota / 10);
+    rules
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quota_that_is_halved_behind_our_back_is_found_and_found_again_when_it_is_back() {
+    let world = World::new(learning(300)).await;
+    for number in 0..12_000 {
+        world.queue(&format!("device-{number}")).await;
+    }
+    sleep(seconds(120)).await;
+    assert_eq!((view(&world).learned_per_minute, view(&world).learning), (300, Learning::Configured));
+    world.dps("a").takes_per_minute(Some(150));
+    sleep(seconds(120)).await;
+    let found = view(&world);
+    assert!((135..=150).contains(&found.learned_per_minute), "{}", found.learned_per_minute);
+    assert_eq!(found.learning, Learning::Believed);
+    // The burst of ten that was in flight, and one for the second step: after the first, calls start at one.
+    let first = found.counts.throttled;
+    assert!((1..=12).contains(&first), "{first} throttled");
+    sleep(seconds(1500)).await;
+    let later = view(&world).counts;
+    assert!(later.throttled - first <= 4, "{} throttled in 25 minutes", later.throttled - first);
+    world.dps("a").takes_per_minute(None);
+    sleep(seconds(1800)).await;
+    assert_eq!(view(&world).learned_per_minute, 300);
+    assert_within_quota(world.dps("a"), 300, "learning");
+    let times = counted(world.dps("a"));
+    assert!(times.len() > 6000, "{}", times.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_learned_outlives_a_crash() {
+    let mut world = World::new(learning(600)).await;
+    world.dps("a").takes_per_minute(Some(150));
+    for number in 0..400 {
+        world.queue(&format!("device-{number}")).await;
+    }
+    sleep(seconds(100)).await;
+    let learned = view(&world).learned_per_minute;
+    assert!((140..=150).contains(&learned), "{learned}");
+    world.kill().await;
+    assert_eq!(view(&world).learned_per_minute, learned);
+    sleep(millis(100)).await;
+    let throttled = view(&world).counts.throttled;
+    sleep(seconds(200)).await;
+    assert_eq!(view(&world).counts.throttled, throttled);
+    assert!(world.gateway.registration(&id("device-399")).await.is_ok());
+}
