@@ -109,9 +109,46 @@ async fn an_instance_shows_its_quota_budget_line_and_when_it_is_drained() {
         assert_eq!(view[member], *value, "{member}: {view}");
     }
     assert_eq!((&view["counts"]["registrations"], &view["counts"]["assigned"]), (&json!(1), &json!(1)));
-    let drained: jiff::Timestamp = view["drainedAt"].as_str().unwrap().parse().unwrap();
-    let ahead = drained.duration_since(jiff::Timestamp::now()).as_secs();
-    assert!((150..=200).contains(&ahead), "three more at one per minute: {ahead} s");
+    assert_eq!((&view["learnedPerMinute"], &view["learning"]), (&json!(1), &json!("configured")));
+    let ahead = |moment: &Value| {
+        let moment: jiff::Timestamp = moment.as_str().unwrap().parse().unwrap();
+        moment.duration_since(jiff::Timestamp::now()).as_secs()
+    };
+    // Three more at one per minute; the forecast of the only tenant is that of the line.
+    let [tenant] = view["tenants"].as_array().unwrap().as_slice() else { panic!("{view}") };
+    assert_eq!((&tenant["tenant"], &tenant["lineLength"]), (&json!("default"), &json!(3)));
+    for of in [&view, tenant] {
+        assert!((150..=200).contains(&ahead(&of["drainedAt"])), "{of}");
+        assert!((90..=140).contains(&ahead(&of["halfDrainedAt"])), "{of}");
+    }
+}
+
+#[tokio::test]
+async fn devices_in_the_line_of_an_instance_that_fails_are_booked_on_another_and_it_is_said_why() {
+    let (down, up) = (TestDps::start().await, TestDps::start().await);
+    let builder = TestGateway::builder().instance("down", &down).instance("up", &up);
+    let gateway = builder
+        .set("line.rebook_after", "\"1s\"")
+        .set("registration.backoff_min", "\"100ms\"")
+        .set("registration.backoff_max", "\"200ms\"")
+        .start()
+        .await;
+    down.emulator.pause().await;
+    let fleet: Vec<_> = (0..8).map(|number| TestDevice::of_fleet(&format!("sn-{number}"))).collect();
+    for device in &fleet {
+        assert_eq!(gateway.provision(device).await.status, 202);
+    }
+    let hubs = futures_util::future::join_all(fleet.iter().map(|device| gateway.assigned(device))).await;
+    assert_eq!(hubs.len(), fleet.len());
+    let (at_down, at_up) = (gateway.instance_view("down").await, gateway.instance_view("up").await);
+    assert_eq!((&at_down["registeredCount"], &at_up["registeredCount"]), (&json!(0), &json!(8)), "{at_down} {at_up}");
+    let mut moved = 0;
+    for device in &fleet {
+        let view = gateway.operator_get(&format!("/v1/registrations/{}", device.hardware_id)).await.ok().json;
+        assert_eq!(view["assignment"]["instance"], "up");
+        moved += usize::from(view["timeline"].to_string().contains("booked on another instance"));
+    }
+    assert!(moved > 0, "none was placed on the instance that failed");
 }
 
 #[tokio::test]
