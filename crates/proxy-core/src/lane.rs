@@ -4,7 +4,11 @@
 //! - A place keeps its sequence number for life. Leaving the front and coming back (after DPS throttled it) puts it where it was.
 //! - `rank` counts only places that still wait; places given up behind or before it move it at once.
 //! - Sequence numbers grow with the time of joining, so that places can be counted by either.
-//! - Memory is 32 bytes and the ID per place that waits: places are kept in chunks, and a chunk that is empty is gone.
+//! - Memory is 32 bytes and the ID per place that waits: places are kept in chunks, and a chunk is gone when nobody waits in it and
+//!   before it.
+//!
+//! The chunk and the slot of a sequence number are guessed first: where numbers are dense, as in a storm, the guess is right, and finding a
+//! place touches as little memory among a million as among a thousand.
 
 use std::collections::VecDeque;
 
@@ -27,6 +31,9 @@ pub enum Errand {
 
 /// Places in one chunk as long as they only join at the end.
 const CHUNK: usize = 128;
+
+/// Slots in one chunk, if older places come back into it.
+const SLOTS_MAX: usize = 2 * CHUNK;
 
 /// A device that waits.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,10 +64,6 @@ impl Slot {
         Self { sequence, joined, errand, confirmed, id: Some(id) }
     }
 
-    fn live(&self) -> bool {
-        self.id.is_some()
-    }
-
     fn take(&mut self) -> Option<Waiting> {
         let id = self.id.take()?;
         Some(Waiting { id, errand: self.errand, confirmed: self.confirmed, joined: self.joined })
@@ -69,39 +72,81 @@ impl Slot {
 
 #[derive(Debug)]
 struct Chunk {
-    /// In order of sequence; never empty.
+    /// Number of the first slot.
+    first: Sequence,
+    /// A bit for each slot that is live; at most [`SLOTS_MAX`].
+    live: [u128; 2],
+    /// In order of sequence; never empty, at most [`SLOTS_MAX`].
     slots: Vec<Slot>,
-    live: usize,
 }
 
 impl Chunk {
     fn new(slot: Slot) -> Self {
-        let mut slots = Vec::with_capacity(CHUNK);
+        let (first, mut slots) = (slot.sequence, Vec::with_capacity(CHUNK));
         slots.push(slot);
-        Self { slots, live: 1 }
+        Self { first, live: [1, 0], slots }
     }
 
-    fn first(&self) -> Sequence {
-        self.slots.first().map_or(0, |slot| slot.sequence)
+    fn of(slots: Vec<Slot>) -> Self {
+        let mut chunk = Self { first: slots.first().map_or(0, |slot| slot.sequence), live: [0; 2], slots };
+        for at in 0..chunk.slots.len() {
+            chunk.mark(at, chunk.slots[at].id.is_some());
+        }
+        chunk
     }
 
+    fn mark(&mut self, at: usize, live: bool) {
+        let (word, bit) = (&mut self.live[at / 128], 1 << (at % 128));
+        if live {
+            *word |= bit;
+        } else {
+            *word &= !bit;
+        }
+    }
+
+    fn len(&self) -> usize {
+        (self.live[0].count_ones() + self.live[1].count_ones()) as usize
+    }
+
+    /// Live places in the first `slots` slots.
     fn count(&self, slots: usize) -> usize {
-        self.slots.iter().take(slots).filter(|slot| slot.live()).count()
+        let below = |word: u128, slots: usize| match slots {
+            0 => 0,
+            1..128 => (word & ((1 << slots) - 1)).count_ones(),
+            _ => word.count_ones(),
+        };
+        (below(self.live[0], slots) + below(self.live[1], slots.saturating_sub(128))) as usize
+    }
+
+    fn front(&self) -> Option<&Slot> {
+        let at = if self.live[0] > 0 { self.live[0].trailing_zeros() } else { 128 + self.live[1].trailing_zeros() };
+        self.slots.get(at as usize)
+    }
+
+    /// Where `sequence` is, or would be.
+    fn find(&self, sequence: Sequence) -> Result<usize, usize> {
+        let guess = usize::try_from(sequence.saturating_sub(self.first)).unwrap_or(usize::MAX);
+        if self.slots.get(guess).is_some_and(|slot| slot.sequence == sequence) {
+            return Ok(guess);
+        }
+        self.slots.binary_search_by_key(&sequence, |slot| slot.sequence)
     }
 }
 
 /// Places ordered by sequence number.
 #[derive(Debug)]
 pub struct Lane {
+    /// The first one has somebody waiting.
     chunks: VecDeque<Chunk>,
-    /// Fenwick tree over the chunks' live places, 1-based.
-    tree: Vec<usize>,
+    /// Fenwick tree over the chunks' live places, 1-based, behind `gone` chunks that were drained.
+    tree: Vec<u32>,
+    gone: usize,
     len: usize,
 }
 
 impl Default for Lane {
     fn default() -> Self {
-        Self { chunks: VecDeque::new(), tree: vec![0], len: 0 }
+        Self { chunks: VecDeque::new(), tree: vec![0], gone: 0, len: 0 }
     }
 }
 
@@ -126,27 +171,43 @@ impl Lane {
         };
         let is_last = index + 1 == self.chunks.len();
         let chunk = &mut self.chunks[index];
-        match chunk.slots.binary_search_by_key(&sequence, |slot| slot.sequence) {
+        match chunk.find(sequence) {
             Ok(at) => {
-                let was_live = std::mem::replace(&mut chunk.slots[at], slot).live();
+                let was_live = std::mem::replace(&mut chunk.slots[at], slot).id.is_some();
                 if !was_live {
+                    chunk.mark(at, true);
                     self.count_one(index);
                 }
             }
             Err(at) if is_last && at == chunk.slots.len() && at >= CHUNK => self.push(slot),
-            Err(at) => {
-                // An older place returns that was thought gone, or the last chunk grows.
-                chunk.slots.insert(at, slot);
+            Err(at) if is_last && at == chunk.slots.len() => {
+                chunk.slots.push(slot);
+                chunk.mark(at, true);
                 self.count_one(index);
-                self.split(index);
             }
+            Err(at) => self.insert_between(index, at, slot),
         }
     }
 
     fn count_one(&mut self, index: usize) {
-        self.chunks[index].live += 1;
         self.len += 1;
         self.add(index, true);
+    }
+
+    /// An older place returns that was thought gone: rare.
+    fn insert_between(&mut self, index: usize, at: usize, slot: Slot) {
+        let mut slots = std::mem::take(&mut self.chunks[index].slots);
+        slots.insert(at, slot);
+        self.len += 1;
+        if slots.len() < SLOTS_MAX {
+            self.chunks[index] = Chunk::of(slots);
+            self.add(index, true);
+            return;
+        }
+        let behind = slots.split_off(CHUNK);
+        self.chunks[index] = Chunk::of(slots);
+        self.chunks.insert(index + 1, Chunk::of(behind));
+        self.count_anew();
     }
 
     fn push(&mut self, slot: Slot) {
@@ -163,23 +224,10 @@ impl Lane {
         self.tree.push(sum);
     }
 
-    fn split(&mut self, index: usize) {
-        let chunk = &mut self.chunks[index];
-        if chunk.slots.len() < 2 * CHUNK {
-            return;
-        }
-        let slots = chunk.slots.split_off(CHUNK);
-        let live = slots.iter().filter(|slot| slot.live()).count();
-        chunk.live -= live;
-        self.chunks.insert(index + 1, Chunk { slots, live });
-        self.drop_empty();
-    }
-
     /// The place at `sequence`.
     #[must_use]
     pub fn get(&self, sequence: Sequence) -> Option<Waiting> {
-        let (index, at) = self.find(sequence)?;
-        let slot = &self.chunks[index].slots[at];
+        let slot = self.slot(sequence)?;
         let id = slot.id.clone()?;
         Some(Waiting { id, errand: slot.errand, confirmed: slot.confirmed, joined: slot.joined })
     }
@@ -187,9 +235,7 @@ impl Lane {
     /// When the place at `sequence` was joined, if it still waits.
     #[must_use]
     pub fn joined(&self, sequence: Sequence) -> Option<Joined> {
-        let (index, at) = self.find(sequence)?;
-        let slot = &self.chunks[index].slots[at];
-        slot.live().then_some(slot.joined)
+        self.slot(sequence).filter(|slot| slot.id.is_some()).map(|slot| slot.joined)
     }
 
     /// The record of the place at `sequence` is durable.
@@ -204,20 +250,24 @@ impl Lane {
         let (index, at) = self.find(sequence)?;
         let chunk = &mut self.chunks[index];
         let waiting = chunk.slots[at].take()?;
-        chunk.live -= 1;
+        chunk.mark(at, false);
         self.len -= 1;
-        if chunk.live == 0 {
-            self.drop_empty();
-        } else {
-            self.add(index, false);
+        self.add(index, false);
+        while self.chunks.front().is_some_and(|chunk| chunk.len() == 0) {
+            self.chunks.pop_front();
+            self.gone += 1;
+        }
+        // Rare enough to cost a constant per place.
+        if self.gone > self.chunks.len() + CHUNK {
+            self.count_anew();
         }
         Some(waiting)
     }
 
-    /// The first place in order: its number, when it was joined, what for, and whether it is confirmed.
+    /// The first place in order.
     #[must_use]
     pub fn front(&self) -> Option<Front> {
-        let slot = self.chunks.front()?.slots.iter().find(|slot| slot.live())?;
+        let slot = self.chunks.front()?.front()?;
         Some(Front { sequence: slot.sequence, joined: slot.joined, errand: slot.errand, confirmed: slot.confirmed })
     }
 
@@ -233,7 +283,7 @@ impl Lane {
     pub fn rank(&self, sequence: Sequence) -> usize {
         let Some(index) = self.chunk_of(sequence) else { return 0 };
         let chunk = &self.chunks[index];
-        self.prefix(index) + chunk.count(chunk.slots.partition_point(|slot| slot.sequence < sequence))
+        self.prefix(index) + chunk.count(chunk.find(sequence).unwrap_or_else(|at| at))
     }
 
     /// How many places were joined before `moment`.
@@ -247,45 +297,58 @@ impl Lane {
 
     /// The chunk that `sequence` is in if it is anywhere; `None` if it is before all of them.
     fn chunk_of(&self, sequence: Sequence) -> Option<usize> {
-        self.chunks.partition_point(|chunk| chunk.first() <= sequence).checked_sub(1)
+        let distance = sequence.checked_sub(self.chunks.front()?.first)?;
+        let guess = usize::try_from(distance).unwrap_or(usize::MAX) / CHUNK;
+        let begins = |index: usize| self.chunks.get(index).map(|chunk| chunk.first);
+        if begins(guess).is_some_and(|first| first <= sequence)
+            && begins(guess + 1).is_none_or(|first| first > sequence)
+        {
+            return Some(guess);
+        }
+        self.chunks.partition_point(|chunk| chunk.first <= sequence).checked_sub(1)
     }
 
     fn find(&self, sequence: Sequence) -> Option<(usize, usize)> {
         let index = self.chunk_of(sequence)?;
-        let at = self.chunks[index].slots.binary_search_by_key(&sequence, |slot| slot.sequence).ok()?;
-        Some((index, at))
+        Some((index, self.chunks[index].find(sequence).ok()?))
+    }
+
+    fn slot(&self, sequence: Sequence) -> Option<&Slot> {
+        let (index, at) = self.find(sequence)?;
+        self.chunks[index].slots.get(at)
     }
 
     /// Live places in the first `chunks` chunks.
     fn prefix(&self, chunks: usize) -> usize {
-        let (mut node, mut sum) = (chunks, 0);
+        // Chunks that are gone count nothing.
+        let (mut node, mut sum) = (self.gone + chunks, 0);
         while node > 0 {
-            sum += self.tree[node];
+            sum += self.tree[node] as usize;
             node &= node - 1;
         }
         sum
     }
 
     fn add(&mut self, index: usize, one_more: bool) {
-        let mut node = index + 1;
+        let mut node = self.gone + index + 1;
         while node < self.tree.len() {
             self.tree[node] = if one_more { self.tree[node] + 1 } else { self.tree[node] - 1 };
             node += node & node.wrapping_neg();
         }
     }
 
-    /// Forgets empty chunks and counts the others anew: rare, once per chunk.
-    fn drop_empty(&mut self) {
-        self.chunks.retain(|chunk| chunk.live > 0);
+    fn count_anew(&mut self) {
+        self.gone = 0;
         self.tree.clear();
         self.tree.push(0);
-        self.tree.extend(self.chunks.iter().map(|chunk| chunk.live));
+        self.tree.extend(self.chunks.iter().map(|chunk| u32::try_from(chunk.len()).unwrap_or(u32::MAX)));
         for node in 1..self.tree.len() {
             let parent = node + (node & node.wrapping_neg());
             if parent < self.tree.len() {
                 self.tree[parent] += self.tree[node];
             }
         }
+        self.tree.shrink_to(self.tree.len() * 2);
     }
 }
 
