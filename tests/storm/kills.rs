@@ -4,6 +4,8 @@
 //! the devices' diaries, the emulators' journals, the operator plane and the backend plane must agree: no acknowledged place and no
 //! acknowledged assignment is lost, order is kept, a registration is repeated only where a kill had left an outcome unknown, and no
 //! window ever held more than the quota.
+//!
+//! `STORM_KILLS` sets the number of kills and `STORM_SEED` when they come; 200 take about a quarter of an hour.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,6 +18,7 @@ use crate::support::{
 use dps_emulator::{CallKind, Emulator, Fault, FaultAction, JournalEntry};
 use futures_util::{StreamExt as _, stream};
 
+/// Kills unless `STORM_KILLS` says otherwise: what fits into every run of the tests.
 const KILLS: usize = 36;
 const QUOTA: u32 = 300;
 const BURST: u32 = 20;
@@ -122,6 +125,7 @@ struct Kill {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_acknowledged_is_lost_and_no_quota_broken_by_kill_9() {
     let mut dice = Dice::new("kills");
+    let planned = kills_planned();
     let mut emulators = Vec::new();
     let mut instances = Vec::new();
     for name in INSTANCES {
@@ -146,7 +150,7 @@ async fn nothing_acknowledged_is_lost_and_no_quota_broken_by_kill_9() {
 
     let mut kills = Vec::new();
     let (mut shares, mut in_flight) = (Vec::new(), Vec::new());
-    for _ in 0..KILLS {
+    for _ in 0..planned {
         tokio::time::sleep(dice.millis(2_000, 4_500)).await;
         let at = service.kill().await;
         for emulator in &emulators {
@@ -215,9 +219,17 @@ async fn nothing_acknowledged_is_lost_and_no_quota_broken_by_kill_9() {
         in_flight.iter().filter(|&&count| count > 0).count() * 10 >= in_flight.len() * 8,
         "too few in flight: {in_flight:?}"
     );
-    assert!(broken as usize >= KILLS, "the kills hit too few requests: {broken}");
+    assert!(broken as usize >= planned, "the kills hit too few requests: {broken}");
     assert!(repeated <= unknown, "{repeated} registrations repeated, but only {unknown} outcomes unknown");
     service.stop().await;
+}
+
+fn kills_planned() -> usize {
+    let Ok(text) = std::env::var("STORM_KILLS") else { return KILLS };
+    text.parse()
+        .ok()
+        .filter(|&kills| kills > 0)
+        .unwrap_or_else(|| panic!("STORM_KILLS={text} is not a number of kills"))
 }
 
 /// Registrations that DPS had received and the killed process had no or only just an answer to.
