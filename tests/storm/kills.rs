@@ -20,6 +20,8 @@ use futures_util::{StreamExt as _, stream};
 
 /// Kills unless `STORM_KILLS` says otherwise: what fits into every run of the tests.
 const KILLS: usize = 36;
+/// Kills between two lines of a long campaign.
+const PROGRESS: usize = 20;
 const QUOTA: u32 = 300;
 const BURST: u32 = 20;
 /// Devices that are in line or under way at any time.
@@ -44,6 +46,8 @@ struct Storm {
     boots: AtomicU64,
     boots_broken: AtomicU64,
     diaries: Mutex<HashMap<String, Diary>>,
+    /// Devices with a hub, in the order in which they got it.
+    assigned: Mutex<Vec<(String, String)>>,
     complaints: Mutex<Vec<String>>,
 }
 
@@ -65,7 +69,10 @@ impl Storm {
             let said = device.ask_waiting(held).await;
             let now = unix_ms();
             let wait = match said {
-                Said::Hub(hub) => return note(&|diary| diary.hub = Some(hub.clone())),
+                Said::Hub(hub) => {
+                    self.assigned.lock().unwrap().push((device.id.clone(), hub.clone()));
+                    return note(&|diary| diary.hub = Some(hub.clone()));
+                }
                 Said::Queued { wait, .. } => {
                     note(&|diary| diary.place_acknowledged = diary.place_acknowledged.or(Some(now)));
                     wait
@@ -106,10 +113,7 @@ impl Storm {
 
     /// A device that has a hub, any.
     fn any_assigned(&self, dice: &mut Dice) -> Option<(String, String)> {
-        let diaries = self.diaries.lock().unwrap();
-        let mut assigned: Vec<_> =
-            diaries.iter().filter_map(|(id, diary)| Some((id.clone(), diary.hub.clone()?))).collect();
-        assigned.sort();
+        let assigned = self.assigned.lock().unwrap();
         let lucky = usize::try_from(dice.below(assigned.len() as u64)).unwrap_or(0);
         assigned.get(lucky).cloned()
     }
@@ -161,6 +165,9 @@ async fn nothing_acknowledged_is_lost_and_no_quota_broken_by_kill_9() {
         service = site.start().await;
         kills.push(Kill { at, ready: unix_ms() });
         check_places(&site, &storm, &mut dice).await;
+        if kills.len().is_multiple_of(PROGRESS) {
+            report_progress(&shares, &storm);
+        }
     }
 
     storm.over.store(true, Ordering::Relaxed);
@@ -222,6 +229,17 @@ async fn nothing_acknowledged_is_lost_and_no_quota_broken_by_kill_9() {
     assert!(broken as usize >= planned, "the kills hit too few requests: {broken}");
     assert!(repeated <= unknown, "{repeated} registrations repeated, but only {unknown} outcomes unknown");
     service.stop().await;
+}
+
+fn report_progress(shares: &[f64], storm: &Storm) {
+    let latest = &shares[shares.len().saturating_sub(PROGRESS * INSTANCES.len())..];
+    println!(
+        "kills: {} so far; quota used at the latest {PROGRESS}: {:.1} % on average; {} devices in line, {} assigned",
+        shares.len() / INSTANCES.len(),
+        latest.iter().sum::<f64>() / latest.len() as f64 * 100.0,
+        storm.waiting().len(),
+        storm.assigned.lock().unwrap().len()
+    );
 }
 
 fn kills_planned() -> usize {
