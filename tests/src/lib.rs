@@ -20,6 +20,7 @@
 //! - [`TestDps`] is an emulated DPS instance with TLS; its field `emulator` gives faults, journal and counters.
 //! - [`TestDevice`] signs its tokens with `hmac` and `sha2` directly, after Microsoft's description.
 //! - [`Reply`] is an answer with its status, headers and JSON; [`Reply::problem`] checks everything that holds for every problem document.
+//! - [`load`] is a fleet of any size for measurements.
 //! - [`raw`] sends bytes that no HTTP library would send; [`sse`] reads server-sent events.
 //! - [`eventually`] waits for a condition, never for a time.
 //!
@@ -31,6 +32,7 @@ pub mod config;
 pub mod device;
 pub mod dps;
 pub mod gateway;
+pub mod load;
 pub mod raw;
 pub mod recorder;
 pub mod reply;
