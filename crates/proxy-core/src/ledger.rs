@@ -45,6 +45,25 @@ pub struct SlotRecord {
     pub abandoned: Option<Mono>,
 }
 
+impl SlotRecord {
+    /// What the record of an earlier process becomes when another one starts at `now`; `None` if it stays. What had no answer was
+    /// given up by now at the latest, and moments of another boot's clock are not comparable. It has to be written down: else every
+    /// start begins the hold anew, and starts in a row take the quota away for good.
+    #[must_use]
+    pub fn taken_over(&self, boot: &BootId, now: Mono) -> Option<Self> {
+        let same_boot = self.boot == *boot;
+        if same_boot && (self.answered.is_some() || self.abandoned.is_some()) {
+            return None;
+        }
+        Some(Self {
+            boot: boot.clone(),
+            sent: if same_boot { self.sent } else { now },
+            answered: self.answered.map(|_| now),
+            abandoned: self.answered.is_none().then_some(now),
+        })
+    }
+}
+
 /// Why nothing may leave now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Full {
@@ -238,6 +257,26 @@ mod tests {
         ledger.abandoned(slot, at(10_000));
         assert_eq!(ledger.check(at(10_000)), Err(Full::Until(at(100_100))));
         assert_eq!(ledger.check(at(100_100)), Ok(()));
+    }
+
+    #[test]
+    fn starts_in_a_row_hold_what_had_no_answer_only_once() {
+        let sent = SlotRecord { boot: boot("a"), sent: at(5_000), answered: None, abandoned: None };
+        let first = sent.taken_over(&boot("a"), at(10_000)).expect("it had no answer");
+        assert_eq!(first, SlotRecord { abandoned: Some(at(10_000)), ..sent.clone() });
+        assert_eq!(first.taken_over(&boot("a"), at(20_000)), None);
+        let mut ledger = Ledger::new(1, DELAY);
+        ledger.restore([(SlotId(0), first.clone())], &boot("a"), at(20_000));
+        assert_eq!(ledger.check(at(20_000)), Err(Full::Until(at(100_100))), "the first start began the hold");
+
+        // The clock of another boot says nothing of this one, once.
+        let other = first.taken_over(&boot("b"), at(1_000)).expect("another boot");
+        assert_eq!(other, SlotRecord { boot: boot("b"), sent: at(1_000), answered: None, abandoned: Some(at(1_000)) });
+        assert_eq!(other.taken_over(&boot("b"), at(2_000)), None);
+        let answered = SlotRecord { answered: Some(at(6_000)), ..sent };
+        assert_eq!(answered.taken_over(&boot("a"), at(7_000)), None);
+        let other = answered.taken_over(&boot("b"), at(1_000)).expect("another boot");
+        assert_eq!((other.answered, other.abandoned), (Some(at(1_000)), None));
     }
 
     #[test]

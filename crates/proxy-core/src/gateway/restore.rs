@@ -27,7 +27,7 @@ use crate::placement::Occupancy;
 use crate::record::{Record, Stage, Versioned};
 use crate::repeat::RepeatGuard;
 use crate::settings::Settings;
-use crate::store::{CommitError, Expect, Key, ReadError, Store, Stored, Table, Write};
+use crate::store::{CommitError, Expect, Key, MAX_WRITES, ReadError, Store, Stored, Table, Write};
 use crate::time::{Clock, Mono};
 use crate::upstream::{Connect, Upstream};
 use crate::waiters::Waiters;
@@ -138,17 +138,31 @@ impl Gateway {
     async fn start(self: &Arc<Self>, mut lines: BTreeMap<InstanceName, Vec<Left>>) -> Result<(), OpenError> {
         let settings = self.settings();
         let mut left = read_left(&*self.store, &settings).await?;
-        let mut problems = Vec::new();
+        let (boot, now) = (self.clock.boot_id(), self.now().mono);
+        let (mut problems, mut taken_over) = (Vec::new(), Vec::new());
         let mut dispatchers = BTreeMap::new();
         for name in settings.instances.keys() {
-            match self.make_dispatcher(&settings, name, left.remove(name).unwrap_or_default()) {
-                Ok(dispatcher) => drop(dispatchers.insert(name.clone(), Arc::new(dispatcher))),
+            let mut left = left.remove(name).unwrap_or_default();
+            let changed: Vec<_> = left
+                .slots
+                .iter_mut()
+                .filter_map(|(slot, record)| {
+                    *record = record.taken_over(&boot, now)?;
+                    Some((*slot, record.clone()))
+                })
+                .collect();
+            match self.make_dispatcher(&settings, name, left) {
+                Ok(dispatcher) => {
+                    taken_over.extend(changed.iter().map(|(slot, record)| dispatcher.slot_write(*slot, Some(record))));
+                    dispatchers.insert(name.clone(), Arc::new(dispatcher));
+                }
                 Err(problem) => problems.push(problem),
             }
         }
         if !problems.is_empty() {
             return Err(NotApplicable(problems).into());
         }
+        self.write_taken_over(&taken_over).await?;
         self.dispatchers.store(Arc::new(dispatchers.clone()));
         for (name, dispatcher) in dispatchers {
             self.take_over(&dispatcher, lines.remove(&name).unwrap_or_default());
@@ -156,6 +170,18 @@ impl Gateway {
         }
         self.spawn(Arc::clone(self).prune_feed());
         self.spawn(Arc::clone(self).relieve_sick_instances());
+        Ok(())
+    }
+
+    /// That nobody waits for the earlier process's answers any more is on disk before anything is sent.
+    async fn write_taken_over(&self, slots: &[Write]) -> Result<(), StoreError> {
+        for some in slots.chunks(MAX_WRITES) {
+            match self.store.commit(some.to_vec()).await {
+                // Nothing is sent from a read-only store.
+                Ok(_) | Err(CommitError::ReadOnly(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
         Ok(())
     }
 
