@@ -15,6 +15,7 @@ use crate::lanes::Class;
 use crate::line::LineFull;
 use crate::placement::{self, NoRoom};
 use crate::record::{AssignmentState, Pending, Reason, Record, Refusal, Stage, Versioned};
+use crate::retry;
 use crate::settings::{DeriveFrom, Enrollment, Settings};
 use crate::store::{CommitError, ReadError};
 use crate::time::{Mono, Now, WallTime};
@@ -326,8 +327,8 @@ impl Gateway {
         let (position, appointment) = forecast
             .map_or((0, now.mono.after(Duration::from_secs(2))), |forecast| (forecast.position, forecast.appointment));
         let wait = appointment.since(now.mono);
-        let told = wait + self.spread(jitter_max.min(wait / 100));
-        Queued { retry_after_seconds: whole_seconds_up(told), appointment: now.wall_at(appointment), position }
+        let retry_after_seconds = retry::told_seconds(wait, jitter_max, |most| self.spread(most));
+        Queued { retry_after_seconds, appointment: now.wall_at(appointment), position }
     }
 
     /// Gives the device a durable place. The inner result is the store's, so that a lost race is decided anew.
@@ -523,10 +524,6 @@ fn reason_words(reason: Reason) -> &'static str {
         Reason::Suspect => "its assignment was contradicted",
         Reason::Moved => "an operator moves it",
     }
-}
-
-fn whole_seconds_up(duration: Duration) -> u64 {
-    (duration.as_secs() + u64::from(duration.subsec_nanos() > 0)).max(1)
 }
 
 /// A device that is who it says it is.
