@@ -1,0 +1,27 @@
+//! A storm on a simulated clock: a whole fleet knocks at once, and a judge who counts for himself says what it cost.
+//!
+//! The engine drives the decisions of `proxy-core` as they are (placement, line, ledger, pace, forecast), synchronously and without
+//! disk or network, so that a million devices drain in seconds; the alternatives (devices that retry as published SDKs do, a proxy
+//! that tells everybody the same `Retry-After`) run in the same engine against the same DPS.
+//!
+//! Invariants:
+//! - One seed, one outcome: nothing asks the machine for time or randomness, and events at the same moment happen in the order in
+//!   which they were planned.
+//! - DPS's side and the judge share no code with the ledger that they judge.
+//! - Only `wiring` speaks to the line, the placement and the settings of `proxy-core`.
+
+mod agenda;
+mod alternatives;
+mod bucket;
+mod deadline;
+mod dps;
+mod fleet;
+mod judge;
+mod storm;
+mod wiring;
+
+pub use alternatives::{Comparison, Contender, compare};
+pub use deadline::{Needed, OutOfReach, Trial, instances_needed};
+pub use fleet::{BootCurve, Fleet, FleetError, INSTANCES_MAX, Tenant};
+pub use judge::{Report, TenantReport};
+pub use storm::{DpsModel, Manner, Retry, Scenario, run};

@@ -1,0 +1,435 @@
+//! The engine: devices knock, lines decide, DPS answers.
+//!
+//! Invariants:
+//! - Every device has exactly one event planned, or waits for its turn in a line or for a connection; so the storm ends when nothing
+//!   is planned any more, and not before everybody was told a hub.
+//! - A registration is counted by DPS at a random moment between its departure and its answer, so the ledger is tried where it is
+//!   weakest.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use proxy_core::entropy::Entropy;
+use proxy_core::placement::NoRoom;
+use proxy_core::time::Mono;
+
+use crate::agenda::{Agenda, Event};
+use crate::bucket::Bucket;
+use crate::dps::{Counts, Dps};
+use crate::fleet::{Fleet, Newcomer};
+use crate::judge::{Judge, Report};
+use crate::wiring::{self, CONNECTIONS_MAX, Inventory, POLL_INTERVAL, SimulatedLine, Slot, Stand, Turn};
+
+/// How long DPS asks to wait before a registration is polled (its `Retry-After`, 3 s in Microsoft's documentation).
+const DPS_RETRY_AFTER: Duration = Duration::from_secs(3);
+
+/// How DPS behaves, each instance alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DpsModel {
+    /// Registrations per minute that we are configured to send; at least 1.
+    pub quota_per_minute: u32,
+    /// Registrations per minute that DPS accepts; at least 1. The same, unless others share the quota.
+    pub enforced_per_minute: u32,
+    /// From a call's departure to its answer.
+    pub latency: Duration,
+    /// From counting a registration to having a hub for it.
+    pub assigning: Duration,
+}
+
+/// How devices are served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Manner {
+    /// By dps-proxy: each device is told its own appointment, and comes then.
+    Appointments,
+    /// By a proxy with a bucket and no line: who finds it empty is told this wait, which devices stretch by up to 3 %.
+    SharedRetryAfter(Duration),
+    /// By nobody: devices call DPS, one instance each, and retry after a refusal.
+    Direct(Retry),
+}
+
+/// How a device waits after its registration was refused. None of these looks at a `Retry-After`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retry {
+    /// `min` · 2^attempt up to `max`, then an even spread of up to `jitter` more.
+    ExponentialPlusJitter {
+        /// Before the first doubling.
+        min: Duration,
+        /// The bound of the exponential part.
+        max: Duration,
+        /// The most that is added.
+        jitter: Duration,
+    },
+    /// Evenly between zero and `min` · 2^attempt, that at most `max`.
+    FullJitter {
+        /// Before the first doubling.
+        min: Duration,
+        /// The bound.
+        max: Duration,
+    },
+    /// Evenly between the two, whatever the attempt.
+    Uniform {
+        /// The shortest wait.
+        min: Duration,
+        /// The longest wait.
+        max: Duration,
+    },
+    /// Always the same.
+    Constant(Duration),
+}
+
+impl Retry {
+    /// The wait after the `attempt`-th refusal, from 1.
+    fn wait(self, attempt: u16, entropy: &mut Entropy) -> Duration {
+        let doubled = |min: Duration, max: Duration| min.saturating_mul(1 << attempt.min(20)).min(max);
+        match self {
+            Self::ExponentialPlusJitter { min, max, jitter } => doubled(min, max) + entropy.up_to(jitter),
+            Self::FullJitter { min, max } => entropy.up_to(doubled(min, max)),
+            Self::Uniform { min, max } => min + entropy.up_to(max.saturating_sub(min)),
+            Self::Constant(wait) => wait,
+        }
+    }
+}
+
+/// A storm to be simulated.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scenario {
+    /// Who knocks.
+    pub fleet: Fleet,
+    /// DPS instances; 1 to [`INSTANCES_MAX`](crate::INSTANCES_MAX), and at least those that are dedicated.
+    pub instances: u16,
+    /// How they behave.
+    pub dps: DpsModel,
+    /// How devices are served.
+    pub manner: Manner,
+    /// Where all randomness comes from.
+    pub seed: u64,
+}
+
+/// Simulates a storm to its end.
+///
+/// # Errors
+/// [`NoRoom`] if the instances cannot hold the fleet: one holds 1,000,000 devices, and somebody may have no shared one to go to.
+pub fn run(scenario: &Scenario) -> Result<Report, NoRoom> {
+    let mut entropy = Entropy::from_seed(scenario.seed);
+    let newcomers = scenario.fleet.boot(&mut entropy);
+    run_newcomers(scenario, &newcomers, entropy)
+}
+
+/// Simulates a storm of devices whose first knocks are known already.
+pub(crate) fn run_newcomers(scenario: &Scenario, newcomers: &[Newcomer], entropy: Entropy) -> Result<Report, NoRoom> {
+    let mut storm = Storm::new(scenario, newcomers, entropy);
+    while let Some((moment, event)) = storm.agenda.next() {
+        storm.now = moment;
+        match event {
+            Event::Knock(device) => storm.knock(device)?,
+            Event::Ring(site) => {
+                storm.sites[usize::from(site)].rings_at = None;
+                storm.ring(site);
+            }
+            Event::Counted(device) => storm.counted(device),
+            Event::Answered(device) => storm.answered(device),
+            Event::Poll(device) => storm.poll(device),
+            Event::PollAnswered(device) => storm.poll_answered(device),
+        }
+    }
+    let counts: Vec<Counts> = storm.sites.iter().map(|site| site.dps.counts).collect();
+    Ok(storm.judge.report(scenario, &counts))
+}
+
+/// How far a device has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Nobody has heard of it.
+    Absent,
+    Waiting,
+    /// A registration is sent or polled.
+    UnderWay,
+    /// The proxy knows its hub; it does not yet.
+    Assigned,
+}
+
+#[derive(Debug)]
+struct Device {
+    place: Option<Stand>,
+    slot: Slot,
+    came_at: Mono,
+    /// When DPS accepted its registration.
+    accepted_at: Mono,
+    /// What DPS asked it to wait when it refused the registration.
+    refused_seconds: Option<u16>,
+    refusals: u16,
+    instance: u16,
+    tenant: u16,
+    stage: Stage,
+    /// Whether the poll under way will find a hub.
+    poll_finds_hub: bool,
+}
+
+/// One instance and what stands in front of it.
+#[derive(Debug)]
+struct Site {
+    line: SimulatedLine,
+    bucket: Bucket,
+    dps: Dps,
+    /// Calls of the proxy under way; each takes a connection.
+    calls: usize,
+    polls_waiting: VecDeque<u32>,
+    /// When the line is asked next, if that is planned.
+    rings_at: Option<Mono>,
+}
+
+#[derive(Debug)]
+struct Storm<'a> {
+    scenario: &'a Scenario,
+    now: Mono,
+    agenda: Agenda,
+    devices: Vec<Device>,
+    sites: Vec<Site>,
+    inventory: Inventory,
+    judge: Judge,
+    entropy: Entropy,
+}
+
+impl<'a> Storm<'a> {
+    fn new(scenario: &'a Scenario, newcomers: &[Newcomer], entropy: Entropy) -> Self {
+        let quota = scenario.dps.quota_per_minute;
+        let inventory = Inventory::new(&scenario.fleet, scenario.instances, quota);
+        let site = |line| Site {
+            line,
+            bucket: Bucket::new(quota, wiring::burst(quota)),
+            dps: Dps::new(scenario.dps.enforced_per_minute),
+            calls: 0,
+            polls_waiting: VecDeque::new(),
+            rings_at: None,
+        };
+        let device = |newcomer: &Newcomer| Device {
+            place: None,
+            slot: None,
+            came_at: newcomer.knocks_at,
+            accepted_at: Mono::default(),
+            refused_seconds: None,
+            refusals: 0,
+            instance: 0,
+            tenant: newcomer.tenant,
+            stage: Stage::Absent,
+            poll_finds_hub: false,
+        };
+        let mut agenda = Agenda::default();
+        for (number, newcomer) in (0_u32..).zip(newcomers) {
+            agenda.plan(newcomer.knocks_at, Event::Knock(number));
+        }
+        Self {
+            scenario,
+            now: Mono::default(),
+            agenda,
+            devices: newcomers.iter().map(device).collect(),
+            sites: inventory.lines(&scenario.fleet).into_iter().map(site).collect(),
+            inventory,
+            judge: Judge::new(scenario),
+            entropy,
+        }
+    }
+
+    fn plan(&mut self, wait: Duration, event: Event) {
+        self.agenda.plan(self.now.after(wait), event);
+    }
+
+    fn of(&mut self, number: u32) -> (&mut Device, &mut Site) {
+        let device = &mut self.devices[number as usize];
+        let site = &mut self.sites[usize::from(device.instance)];
+        (device, site)
+    }
+
+    fn has_proxy(&self) -> bool {
+        !matches!(self.scenario.manner, Manner::Direct(_))
+    }
+
+    /// A device asks.
+    fn knock(&mut self, number: u32) -> Result<(), NoRoom> {
+        self.judge.request(self.now);
+        let came = self.devices[number as usize].stage == Stage::Absent;
+        if came {
+            let tenant = self.devices[number as usize].tenant;
+            let instance = self.inventory.place(tenant, number)?;
+            self.judge.came(instance, self.now);
+            let device = &mut self.devices[number as usize];
+            (device.instance, device.stage) = (instance, Stage::Waiting);
+        }
+        let device = &self.devices[number as usize];
+        match (device.stage, self.scenario.manner) {
+            (Stage::Assigned, _) => self.judge.told(device.instance, device.tenant, device.came_at, self.now),
+            (_, Manner::Appointments) => self.tell_appointment(number, came),
+            (Stage::Waiting, Manner::SharedRetryAfter(wait)) => self.try_bucket(number, wait),
+            // Its registration takes longer than it was told.
+            (_, Manner::SharedRetryAfter(_)) => self.plan(Duration::from_secs(1), Event::Knock(number)),
+            (_, Manner::Direct(_)) => self.send(number),
+        }
+        Ok(())
+    }
+
+    fn tell_appointment(&mut self, number: u32, came: bool) {
+        let now = self.now;
+        let device = &mut self.devices[number as usize];
+        let (instance, tenant) = (device.instance, device.tenant);
+        let line = &mut self.sites[usize::from(instance)].line;
+        if came {
+            device.place = Some(line.join(tenant, number, now));
+        }
+        let told = device.place.and_then(|place| line.told_seconds(tenant, place, now, &mut self.entropy));
+        // Between two steps of its registration a place is in neither set for a moment.
+        self.plan(Duration::from_secs(told.unwrap_or(2)), Event::Knock(number));
+        if came {
+            self.ring(instance);
+        }
+    }
+
+    fn try_bucket(&mut self, number: u32, wait: Duration) {
+        let now = self.now;
+        let (_, site) = self.of(number);
+        if site.bucket.due(now) > now {
+            let spread = self.entropy.up_to(wait * 3 / 100);
+            return self.plan(wait + spread, Event::Knock(number));
+        }
+        site.bucket.take(now);
+        site.calls += 1;
+        self.send(number);
+        let dps = self.scenario.dps;
+        let done = dps.latency * 2 + dps.assigning.max(DPS_RETRY_AFTER);
+        self.plan(Duration::from_secs(done.as_secs() + 1), Event::Knock(number));
+    }
+
+    /// Asks a line who goes next, until nobody may.
+    fn ring(&mut self, instance: u16) {
+        let now = self.now;
+        loop {
+            let site = &mut self.sites[usize::from(instance)];
+            // As the dispatcher does: first a connection, then a departure.
+            if site.calls >= CONNECTIONS_MAX {
+                return;
+            }
+            match site.line.next(now) {
+                Turn::Depart { device, slot } => {
+                    site.calls += 1;
+                    self.devices[device as usize].slot = slot;
+                    self.send(device);
+                }
+                Turn::WaitUntil(moment) => {
+                    if site.rings_at.is_none_or(|planned| moment < planned) {
+                        site.rings_at = Some(moment);
+                        self.agenda.plan(moment, Event::Ring(instance));
+                    }
+                    return;
+                }
+                Turn::Idle => return,
+            }
+        }
+    }
+
+    /// A registration leaves for DPS.
+    fn send(&mut self, number: u32) {
+        self.devices[number as usize].stage = Stage::UnderWay;
+        let latency = self.scenario.dps.latency;
+        let there = self.entropy.up_to(latency);
+        self.plan(there, Event::Counted(number));
+        self.plan(latency, Event::Answered(number));
+    }
+
+    fn counted(&mut self, number: u32) {
+        let now = self.now;
+        let (device, site) = self.of(number);
+        match site.dps.register(now) {
+            Ok(()) => {
+                (device.accepted_at, device.refused_seconds) = (now, None);
+                let instance = device.instance;
+                self.judge.accepted(instance, now);
+            }
+            Err(seconds) => device.refused_seconds = Some(u16::try_from(seconds).unwrap_or(u16::MAX)),
+        }
+    }
+
+    fn answered(&mut self, number: u32) {
+        let (now, manner) = (self.now, self.scenario.manner);
+        let sent = Mono::from_nanos(now.as_nanos() - nanos(self.scenario.dps.latency));
+        let (device, site) = self.of(number);
+        let (instance, slot, place) = (device.instance, device.slot, device.place);
+        if let Some(seconds) = device.refused_seconds {
+            device.stage = Stage::Waiting;
+            device.refusals = device.refusals.saturating_add(1);
+            let refusals = device.refusals;
+            match (manner, place) {
+                (Manner::Direct(retry), _) => {
+                    let wait = retry.wait(refusals, &mut self.entropy);
+                    self.plan(wait, Event::Knock(number));
+                }
+                (_, Some(place)) => site.line.throttled(place, slot, sent, Duration::from_secs(seconds.into()), now),
+                // The device comes again as it was told, and finds the bucket.
+                (_, None) => {}
+            }
+        } else {
+            if let Some(place) = place {
+                site.line.accepted(place, slot, sent, now);
+            }
+            self.plan(DPS_RETRY_AFTER.max(POLL_INTERVAL), Event::Poll(number));
+        }
+        self.call_ended(instance);
+    }
+
+    fn poll(&mut self, number: u32) {
+        if !self.has_proxy() {
+            self.judge.request(self.now);
+            return self.send_poll(number);
+        }
+        let (_, site) = self.of(number);
+        if site.calls >= CONNECTIONS_MAX {
+            site.polls_waiting.push_back(number);
+        } else {
+            site.calls += 1;
+            self.send_poll(number);
+        }
+    }
+
+    fn send_poll(&mut self, number: u32) {
+        let dps = self.scenario.dps;
+        let there = self.now.after(self.entropy.up_to(dps.latency));
+        let device = &mut self.devices[number as usize];
+        device.poll_finds_hub = there >= device.accepted_at.after(dps.assigning);
+        self.plan(dps.latency, Event::PollAnswered(number));
+    }
+
+    fn poll_answered(&mut self, number: u32) {
+        let now = self.now;
+        let (device, site) = self.of(number);
+        let (instance, tenant, came_at) = (device.instance, device.tenant, device.came_at);
+        if device.poll_finds_hub {
+            device.stage = Stage::Assigned;
+            if let Some(place) = device.place {
+                site.line.assigned(place, now);
+            }
+            if !self.has_proxy() {
+                self.judge.told(instance, tenant, came_at, now);
+            }
+        } else {
+            self.plan(DPS_RETRY_AFTER.max(POLL_INTERVAL), Event::Poll(number));
+        }
+        self.call_ended(instance);
+    }
+
+    /// A connection of the proxy is free again: for the poll that waits longest, else for the line.
+    fn call_ended(&mut self, instance: u16) {
+        if !self.has_proxy() {
+            return;
+        }
+        let site = &mut self.sites[usize::from(instance)];
+        site.calls = site.calls.saturating_sub(1);
+        if let Some(number) = site.polls_waiting.pop_front() {
+            site.calls += 1;
+            self.send_poll(number);
+        } else if self.scenario.manner == Manner::Appointments {
+            self.ring(instance);
+        }
+    }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
