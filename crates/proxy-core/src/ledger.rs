@@ -11,7 +11,7 @@
 //! - Admission never looks at the wall clock. Time only comes in as an argument.
 //! - At most as many slots exist as the largest quota ever admitted under, so the persisted ledger is bounded.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -81,8 +81,8 @@ pub struct Ledger {
     free: BTreeSet<SlotId>,
     slots_known: u32,
     unanswered: BTreeSet<SlotId>,
-    /// Slots with a known end, soonest first.
-    held: BTreeSet<(Mono, SlotId)>,
+    /// Slots with a known end, soonest first. Ends come nearly in order, so this is cheaper than a tree, and any of them can be asked for.
+    held: VecDeque<(Mono, SlotId)>,
 }
 
 impl Ledger {
@@ -95,7 +95,7 @@ impl Ledger {
             free: BTreeSet::new(),
             slots_known: 0,
             unanswered: BTreeSet::new(),
-            held: BTreeSet::new(),
+            held: VecDeque::new(),
         }
     }
 
@@ -112,7 +112,7 @@ impl Ledger {
             };
             self.grow_to(slot.0.saturating_add(1));
             if self.free.remove(&slot) && until > now {
-                self.held.insert((until, slot));
+                self.hold(until, slot);
             } else {
                 self.free.insert(slot);
             }
@@ -121,6 +121,11 @@ impl Ledger {
 
     fn abandoned_hold(&self) -> Duration {
         self.upstream_max_delay + WINDOW + DRIFT_GUARD
+    }
+
+    fn hold(&mut self, until: Mono, slot: SlotId) {
+        let at = self.held.partition_point(|held| *held < (until, slot));
+        self.held.insert(at, (until, slot));
     }
 
     fn grow_to(&mut self, slots: u32) {
@@ -149,10 +154,10 @@ impl Ledger {
     }
 
     fn release_expired(&mut self, now: Mono) {
-        while let Some(&(until, slot)) = self.held.first()
+        while let Some(&(until, slot)) = self.held.front()
             && until <= now
         {
-            self.held.pop_first();
+            self.held.pop_front();
             self.free.insert(slot);
         }
     }
@@ -168,7 +173,7 @@ impl Ledger {
         }
         // After a quota was lowered, more than one slot has to end first.
         let ends_needed = (used - self.quota) as usize;
-        self.held.iter().nth(ends_needed).map_or(Err(Full::UntilAnswered), |&(until, _)| Err(Full::Until(until)))
+        self.held.get(ends_needed).map_or(Err(Full::UntilAnswered), |&(until, _)| Err(Full::Until(until)))
     }
 
     /// Takes a slot for a send that [`check`](Self::check) just found safe.
@@ -184,14 +189,14 @@ impl Ledger {
     /// DPS answered: the slot is held for one more window.
     pub fn answered(&mut self, slot: SlotId, now: Mono) {
         if self.unanswered.remove(&slot) {
-            self.held.insert((now.after(WINDOW + DRIFT_GUARD), slot));
+            self.hold(now.after(WINDOW + DRIFT_GUARD), slot);
         }
     }
 
     /// No answer will be waited for any more, but DPS may still count the send.
     pub fn abandoned(&mut self, slot: SlotId, now: Mono) {
         if self.unanswered.remove(&slot) {
-            self.held.insert((now.after(self.abandoned_hold()), slot));
+            self.hold(now.after(self.abandoned_hold()), slot);
         }
     }
 
@@ -202,21 +207,22 @@ impl Ledger {
         }
     }
 
-    /// When the `rank`-th further send (from 0) would have a slot, if every answer takes `latency`. A forecast, not a promise.
-    pub fn forecast(&mut self, rank: u64, now: Mono, latency: Duration) -> Mono {
-        let quota = u64::from(self.quota.max(1));
+    /// When the `rank`-th further send (from 0) would have a slot, if every answer takes `latency` and the pace lets the sends that find
+    /// free slots go when `paced` says, by rank. A forecast, not a promise.
+    ///
+    /// `now` may lie in the future (a pause ends then), so nothing is released here: a slot that is free by then is still held.
+    pub fn forecast(&self, rank: u64, now: Mono, latency: Duration, paced: impl Fn(u64) -> Mono) -> Mono {
         let cycle = WINDOW + DRIFT_GUARD + latency;
-        let (cycles, rank) = (rank / quota, usize::try_from(rank % quota).unwrap_or(usize::MAX));
-        let room = self.quota.saturating_sub(self.used(now)) as usize;
-        let excess = (self.used(now).saturating_sub(self.quota)) as usize;
-        let first = if rank < room {
-            now
-        } else {
-            let ends_needed = rank - room + excess;
-            match self.held.iter().nth(ends_needed) {
-                Some(&(until, _)) => until,
-                // Held by sends that are not answered yet: they are about to be.
-                None => now.after(cycle),
+        let (cycles, rank) = (rank / u64::from(self.quota.max(1)), rank % u64::from(self.quota.max(1)));
+        let ended = self.held.partition_point(|&(until, _)| until <= now);
+        let used = self.unanswered.len() + self.held.len() - ended;
+        let (room, excess) = ((self.quota as usize).saturating_sub(used), used.saturating_sub(self.quota as usize));
+        let first = match usize::try_from(rank).unwrap_or(usize::MAX).checked_sub(room) {
+            // Free slots are taken no faster than the pace allows, and come free again in that rhythm.
+            None => paced(rank),
+            // Held by sends that are not answered yet, if by none that is known: they are about to be.
+            Some(ends_needed) => {
+                self.held.get(ended + ends_needed + excess).map_or_else(|| now.after(cycle), |&(until, _)| until)
             }
         };
         first.after(cycle.saturating_mul(u32::try_from(cycles).unwrap_or(u32::MAX)))
@@ -290,6 +296,25 @@ mod tests {
         assert_eq!(ledger.check(at(1_000)), Err(Full::Until(at(60_400))), "all three must leave the window first");
         ledger.configure(5, DELAY);
         assert_eq!(ledger.check(at(1_000)), Ok(()));
+    }
+
+    #[test]
+    fn a_forecast_of_a_later_moment_releases_nothing_now() {
+        let mut ledger = Ledger::new(1, DELAY);
+        let slot = ledger.take();
+        ledger.answered(slot, at(300));
+        let forecast = |from: u64| ledger.forecast(0, at(from), Duration::ZERO, |_| at(from));
+        assert_eq!((forecast(90_000), forecast(1_000)), (at(90_000), at(60_400)));
+        assert_eq!(ledger.check(at(1_000)), Err(Full::Until(at(60_400))));
+    }
+
+    #[test]
+    fn a_forecast_beyond_this_minute_keeps_the_pace_of_the_sends_before() {
+        let latency = Duration::from_millis(300);
+        let ledger = Ledger::new(10, DELAY);
+        let forecast = |rank| ledger.forecast(rank, at(0), latency, |rank| at(6_000 * rank));
+        // The send at 54 s is answered at 54.3 s and holds its slot until 114.4 s.
+        assert_eq!([9, 10, 19, 29].map(forecast), [at(54_000), at(60_400), at(114_400), at(174_800)]);
     }
 
     #[test]

@@ -573,7 +573,7 @@ impl Line {
 
     /// What the device at `place` can be told at `now`. `None` if this line does not know it.
     #[must_use]
-    pub fn forecast(&mut self, tenant: &TenantName, place: Place, now: Mono) -> Option<Forecast> {
+    pub fn forecast(&self, tenant: &TenantName, place: Place, now: Mono) -> Option<Forecast> {
         let typical = self.registration_time.value();
         if let Some(under_way) = self.under_way.get(&place) {
             // Overdue ones are expected at the next poll.
@@ -590,14 +590,15 @@ impl Line {
         Some(Forecast { position: rank + 1, appointment: permit.after(typical) })
     }
 
-    fn permit_forecast(&mut self, rank: u64, now: Mono) -> Mono {
+    fn permit_forecast(&self, rank: u64, now: Mono) -> Mono {
         let start = self.paused(now).map_or(now, |(until, _)| until);
         let latency = self.answer_time.value();
-        self.pace.forecast(rank, start).max(self.ledger.forecast(rank, start, latency))
+        let paced = |rank| self.pace.forecast(rank, start);
+        paced(rank).max(self.ledger.forecast(rank, start, latency, paced))
     }
 
     /// When the device with so many before it should be done.
-    fn done_forecast(&mut self, rank: usize, now: Mono) -> Mono {
+    fn done_forecast(&self, rank: usize, now: Mono) -> Mono {
         self.permit_forecast(rank as u64, now).after(self.registration_time.value())
     }
 
@@ -634,7 +635,7 @@ impl Line {
         }
     }
 
-    fn tenants(&mut self, now: Mono) -> Vec<TenantStatus> {
+    fn tenants(&self, now: Mono) -> Vec<TenantStatus> {
         let counted: Vec<(TenantName, usize)> =
             self.lanes.tenants().map(|(tenant, waiting)| (tenant.clone(), waiting)).collect();
         let status = counted.into_iter().filter_map(|(tenant, waiting)| {
