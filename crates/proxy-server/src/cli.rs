@@ -1,4 +1,4 @@
-//! The command line: `serve`, `demo`, `check-config`.
+//! The command line: `serve`, `demo`, `plan`, `check-config`.
 //!
 //! Exit codes: 0 done; 1 it failed while it ran (a demo: a device was not assigned); 2 wrong usage or a configuration that
 //! cannot be used.
@@ -11,10 +11,11 @@ use clap::{Parser, Subcommand};
 
 use crate::app::{Application, Source};
 use crate::config::{self, Loaded};
-use crate::{demo, telemetry, tls};
+use crate::{demo, plan, telemetry, tls};
 
 const AFTER_HELP: &str = "\
 Try it without Azure:   dps-proxy demo
+Plan for a storm:       dps-proxy plan --devices 1000000 --deadline 30m
 Check a configuration:  dps-proxy check-config /etc/dps-proxy/dps-proxy.toml
 Run the service:        dps-proxy serve --config /etc/dps-proxy/dps-proxy.toml
 
@@ -40,6 +41,8 @@ enum Command {
     },
     /// Show the whole job on this machine: emulated DPS instances, the service and a fleet of devices. Needs no Azure account.
     Demo(demo::Options),
+    /// Simulate how long a storm takes and what it needs: devices, instances, deadline. Needs no configuration and no network.
+    Plan(plan::Options),
     /// Check a configuration and report all of its problems at once. Binds and writes nothing.
     CheckConfig {
         /// The configuration file.
@@ -56,6 +59,7 @@ pub fn main() -> ExitCode {
     match cli.command {
         Command::CheckConfig { file } => check_config(&file),
         Command::Serve { config } => serve(config),
+        Command::Plan(options) => plan::run(&options),
         Command::Demo(options) => match run(demo::run(options)) {
             Ok(true) => ExitCode::SUCCESS,
             Ok(false) => ExitCode::FAILURE,
@@ -131,7 +135,13 @@ fn failed(error: &anyhow::Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn report(text: &str) {
+/// Writes a line to standard output; a reader that has gone away is no fault.
+pub(crate) fn print(text: &str) {
+    let _closed_pipe = writeln!(std::io::stdout(), "{}", text.trim_end());
+}
+
+/// Writes a line to standard error.
+pub(crate) fn report(text: &str) {
     let _closed_pipe = writeln!(std::io::stderr(), "{text}");
 }
 

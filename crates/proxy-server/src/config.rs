@@ -32,6 +32,7 @@ pub use problem::{FilesRead, Problem, Problems};
 pub use watch::ConfigWatcher;
 
 use reader::Document;
+pub(crate) use reader::parse_duration;
 
 /// A configuration that can be used.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,7 +1,8 @@
 //! The HTTP service and the command line of dps-proxy.
 //!
 //! A request's way: `http::middleware` → a handler in `http` → `proxy_core::gateway`. `app` binds and runs the three planes, `config`
-//! reads the file, `reload` takes a changed one over, `demo` shows it all on one machine.
+//! reads the file, `reload` takes a changed one over, `demo` shows it all on one machine, `plan`
+//! simulates a storm beforehand.
 
 pub mod app;
 pub mod cli;
@@ -9,6 +10,7 @@ pub mod config;
 pub mod demo;
 pub mod http;
 pub mod metrics;
+pub mod plan;
 pub mod reload;
 pub mod telemetry;
 pub mod tls;

