@@ -148,16 +148,25 @@ async fn read_answer(mut response: Response) -> CallResult {
         }
         body.extend_from_slice(&chunk);
     }
-    let said = understand(http_status, &body);
+    read(http_status, |name| text_header(&headers, name), &body)
+}
+
+/// Makes sense of an HTTP answer that arrived whole. `header` gives the value of a header by its lower-case name, if there is one that is
+/// text. Pure, so that an answer that came by another way than a socket is understood in the same way.
+///
+/// # Errors
+/// [`NoAnswer::Lost`] if something between us and DPS gave a gateway's error in its stead.
+pub fn read<'h>(http_status: u16, header: impl Fn(&str) -> Option<&'h str>, body: &[u8]) -> CallResult {
+    let said = understand(http_status, body);
     let from_dps = speaks_for_dps(&said);
     if matches!(http_status, 408 | 502..=504) && !from_dps {
         return Err(NoAnswer::Lost(format!("HTTP {http_status} from something between us and DPS")));
     }
     Ok(Answer {
         said,
-        retry_after: retry_after(&headers),
-        date: text_header(&headers, DATE.as_str()).filter(|_| from_dps).and_then(parse_http_date),
-        request_id: text_header(&headers, "x-ms-request-id").map(str::to_owned),
+        retry_after: header(RETRY_AFTER.as_str()).and_then(|text| text.trim().parse().ok()).map(Duration::from_secs),
+        date: header(DATE.as_str()).filter(|_| from_dps).and_then(parse_http_date),
+        request_id: header("x-ms-request-id").map(str::to_owned),
     })
 }
 
@@ -168,10 +177,6 @@ fn speaks_for_dps(said: &Said) -> bool {
 
 fn text_header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
-}
-
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    text_header(headers, RETRY_AFTER.as_str())?.trim().parse().ok().map(Duration::from_secs)
 }
 
 fn parse_http_date(text: &str) -> Option<WallTime> {
