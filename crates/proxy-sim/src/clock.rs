@@ -1,0 +1,76 @@
+//! The clocks of the simulated machine.
+//!
+//! Invariant: true time is tokio's paused clock since the run began. The gateway's boot-time clock follows it and starts anew at a
+//! reboot; its wall clock can be wrong. Devices and DPS live by true time.
+
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use proxy_core::time::{BootId, Clock, Mono, Now, WallTime};
+use tokio::time::Instant;
+
+/// 2026-01-01T00:00:00Z.
+const EPOCH_MILLIS: i64 = 1_767_225_600_000;
+
+#[derive(Debug)]
+pub(crate) struct SimClock {
+    began: Instant,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    booted: Instant,
+    /// How long the machine had been up by then.
+    uptime: Duration,
+    boots: u32,
+    wall_offset_millis: i64,
+}
+
+impl SimClock {
+    pub(crate) fn new() -> Self {
+        let now = Instant::now();
+        let state = State { booted: now, uptime: Duration::from_secs(5), boots: 1, wall_offset_millis: 0 };
+        Self { began: now, state: Mutex::new(state) }
+    }
+
+    /// True time since the run began.
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// True time in Unix milliseconds.
+    pub(crate) fn unix_millis(&self) -> i64 {
+        EPOCH_MILLIS + i64::try_from(self.began.elapsed().as_millis()).unwrap_or(i64::MAX - EPOCH_MILLIS)
+    }
+
+    /// The moment `elapsed` after the run began.
+    pub(crate) fn at(&self, elapsed: Duration) -> Instant {
+        self.began + elapsed
+    }
+
+    /// The machine boots; our process starts when it has been up for `uptime`.
+    pub(crate) fn reboot(&self, uptime: Duration) {
+        let mut state = self.state.lock();
+        state.uptime = uptime;
+        state.booted = Instant::now();
+        state.boots += 1;
+    }
+
+    /// Sets the gateway's wall clock wrong by `offset`.
+    pub(crate) fn set_wall_offset_millis(&self, offset: i64) {
+        self.state.lock().wall_offset_millis = offset;
+    }
+}
+
+impl Clock for SimClock {
+    fn now(&self) -> Now {
+        let state = self.state.lock();
+        let mono = Mono::default().after(state.uptime + state.booted.elapsed());
+        Now { mono, wall: WallTime::from_unix_millis(self.unix_millis() + state.wall_offset_millis) }
+    }
+
+    fn boot_id(&self) -> BootId {
+        BootId(format!("boot-{}", self.state.lock().boots))
+    }
+}

@@ -1,0 +1,278 @@
+//! The deterministic simulation of dps-proxy.
+//!
+//! The real gateway, on a simulated clock, disk and network, serves simulated fleets and calls the real logic of the DPS emulator. From
+//! one seed come the inventory, the options, the devices and everything that goes wrong. In the *safety phase* processes are killed, disks
+//! fill up, clocks jump, calls are lost and instances die; then all of that is healed, and in the *liveness phase* everybody must be
+//! served within a bound computed from quota and fleet. Then a judge reads the log.
+//!
+//! Invariants:
+//! - The same seed gives the same log, byte for byte: no wall clock, no randomness but the seed's, no thread but one.
+//! - The judge shares nothing with what it judges: it counts what arrived at DPS and reads what is on disk.
+//! - What is broken on purpose to test the judge ([`Mutant`]) is broken here, around the gateway, never within it.
+
+use std::cell::Cell;
+use std::fmt;
+use std::sync::{Arc, Once};
+use std::time::Duration;
+
+use sha2::{Digest as _, Sha256};
+
+mod clock;
+mod dice;
+mod disk;
+mod fleet;
+mod judge;
+mod log;
+mod mutant;
+mod network;
+mod scenario;
+mod settings;
+mod world;
+
+pub use judge::{Invariant, Violation};
+pub use mutant::Mutant;
+
+use log::{Call, Entry, Event, Told};
+use scenario::{Manner, Scenario};
+use world::World;
+
+/// What a run came to.
+#[derive(Debug)]
+pub struct Report {
+    /// What it was made from.
+    pub seed: u64,
+    /// What was broken on purpose.
+    pub mutant: Option<Mutant>,
+    /// Promises that were broken, in order of time. A run is good if there are none.
+    pub violations: Vec<Violation>,
+    /// What the run was like.
+    pub figures: Figures,
+    scenario: Scenario,
+    log: Vec<Entry>,
+}
+
+/// What a run was like.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Figures {
+    /// Simulated time until everybody was served.
+    pub lasted: Duration,
+    /// Of that, after healing.
+    pub healing: Duration,
+    /// Devices.
+    pub devices: usize,
+    /// DPS instances.
+    pub instances: usize,
+    /// Starts of the gateway.
+    pub processes: u32,
+    /// Questions of devices.
+    pub questions: u64,
+    /// Of these, of devices with the manners the service asks for, which have one errand and are never in a hurry.
+    pub questions_of_obedient: u64,
+    /// Devices with those manners.
+    pub obedient: u64,
+    /// Register calls.
+    pub registers: u64,
+    /// Polls.
+    pub polls: u64,
+    /// Status lookups.
+    pub lookups: u64,
+    /// Calls without an answer.
+    pub unanswered: u64,
+    /// Calls that DPS throttled.
+    pub throttled: u64,
+    /// Times that a device was told a refusal of DPS.
+    pub refused: u64,
+    /// Events in the log.
+    pub events: usize,
+}
+
+impl Report {
+    /// The log, one line per event.
+    pub fn lines(&self) -> impl Iterator<Item = String> {
+        self.log.iter().map(ToString::to_string)
+    }
+
+    /// SHA-256 of the log, in hexadecimal.
+    #[must_use]
+    pub fn digest(&self) -> String {
+        let mut hash = Sha256::new();
+        for line in self.lines() {
+            hash.update(line.as_bytes());
+            hash.update(b"\n");
+        }
+        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// The one command that does it again.
+    #[must_use]
+    pub fn replay(&self) -> String {
+        let broken = self.mutant.map(|mutant| format!(" --break {mutant}")).unwrap_or_default();
+        format!("cargo run --release -p proxy-sim -- run --seed {}{broken} --log", self.seed)
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Figures { lasted, healing, devices, instances, processes, .. } = self.figures;
+        writeln!(
+            f,
+            "seed {}: {devices} devices of {} tenants, {instances} instances, {processes} processes, {:.0} s, {:.0} s of it after healing",
+            self.seed,
+            self.scenario.tenants,
+            lasted.as_secs_f64(),
+            healing.as_secs_f64(),
+        )?;
+        let Figures { questions, registers, polls, lookups, unanswered, throttled, refused, events, .. } = self.figures;
+        writeln!(
+            f,
+            "  {questions} questions, {registers} registrations, {polls} polls, {lookups} lookups, {unanswered} unanswered, {throttled} throttled, {refused} refused, {events} events"
+        )?;
+        for (at, occasion) in &self.scenario.occasions {
+            writeln!(f, "  {:>8.3} {occasion:?}", at.as_secs_f64())?;
+        }
+        if self.violations.is_empty() {
+            return write!(f, "  good");
+        }
+        for violation in &self.violations {
+            writeln!(f, "  BROKEN: {violation}")?;
+        }
+        write!(f, "  again: {}", self.replay())
+    }
+}
+
+thread_local! {
+    static PANICS: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Counts panics of this thread, because tokio catches those of its tasks.
+fn count_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            PANICS.set(PANICS.get() + 1);
+            before(info);
+        }));
+    });
+}
+
+/// Runs a seed, with something broken on purpose if wanted.
+///
+/// # Panics
+/// If tokio cannot make a runtime.
+#[must_use]
+pub fn run(seed: u64, mutant: Option<Mutant>) -> Report {
+    count_panics();
+    let panics = PANICS.get();
+    let scenario = Scenario::draw(seed);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    let runtime = runtime.expect("a runtime without I/O needs nothing of the machine");
+    let world = runtime.block_on(async {
+        let world = Arc::new(World::new(scenario.clone(), mutant));
+        Box::pin(world.run()).await;
+        world
+    });
+    let log = world.log.take();
+    let mut violations = judge::judge(&scenario, &log);
+    let end = log.last().map_or(Duration::ZERO, |entry| entry.at);
+    violations.extend(ask_dps(&scenario, &world, &log, end));
+    let panicked = PANICS.get() - panics;
+    if panicked > 0 {
+        let detail = format!("{panicked} panics");
+        violations.push(Violation { invariant: Invariant::NoPanic, at: end, detail });
+    }
+    Report { seed, mutant, violations, figures: figures(&scenario, &log), scenario, log }
+}
+
+/// What DPS itself says at the end: its own count of its own quota, and the hubs that it has given.
+fn ask_dps(scenario: &Scenario, world: &World, log: &[Entry], end: Duration) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    if scenario.real_quota_is_configured() {
+        for instance in world.over_quota() {
+            let detail = format!("{instance} itself has counted more than its quota in a sliding minute");
+            violations.push(Violation { invariant: Invariant::Quota, at: end, detail });
+        }
+    }
+    if scenario.hubs_stay() {
+        for entry in log {
+            let Event::Told { device, told: Told::Assigned { hub } } = &entry.event else { continue };
+            if !world.hubs_at_dps(*device).contains(hub) {
+                let detail = format!("device {device} was told {hub}, which DPS has not given it");
+                violations.push(Violation { invariant: Invariant::OneHub, at: entry.at, detail });
+            }
+        }
+    }
+    violations
+}
+
+fn figures(scenario: &Scenario, log: &[Entry]) -> Figures {
+    let obedient = |device: usize| {
+        let plan = &scenario.devices[device];
+        plan.manner == Manner::Obedient
+            && !plan.reprovision
+            && plan.wait.is_zero()
+            && plan.patience.is_none()
+            && plan.comebacks == 0
+    };
+    let mut figures = Figures {
+        devices: scenario.devices.len(),
+        instances: scenario.instances.len(),
+        obedient: (0..scenario.devices.len()).filter(|&device| obedient(device)).count() as u64,
+        lasted: log.last().map_or(Duration::ZERO, |entry| entry.at),
+        events: log.len(),
+        ..Figures::default()
+    };
+    for entry in log {
+        match &entry.event {
+            Event::Started { .. } => figures.processes += 1,
+            Event::Asked { device, .. } => {
+                figures.questions += 1;
+                figures.questions_of_obedient += u64::from(obedient(*device));
+            }
+            Event::Sent { call: Call::Register, .. } => figures.registers += 1,
+            Event::Sent { call: Call::Poll, .. } => figures.polls += 1,
+            Event::Sent { call: Call::Lookup, .. } => figures.lookups += 1,
+            Event::Heard { status: None, .. } => figures.unanswered += 1,
+            Event::Heard { status: Some(429), .. } => figures.throttled += 1,
+            Event::Told { told: Told::Refused { .. }, .. } => figures.refused += 1,
+            Event::Healed => figures.healing = figures.lasted.saturating_sub(entry.at),
+            _ => {}
+        }
+    }
+    figures
+}
+
+/// Two runs of one seed that differ: the simulation itself is broken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("two runs of seed {seed} differ at line {line}:\n  {first}\n  {second}")]
+pub struct NotTheSame {
+    /// The seed.
+    pub seed: u64,
+    /// The first line that differs, from 1.
+    pub line: usize,
+    /// That line in the first run; empty if it had ended.
+    pub first: String,
+    /// That line in the second run; empty if it had ended.
+    pub second: String,
+}
+
+/// Runs a seed twice and compares the logs to the byte.
+///
+/// # Errors
+/// [`NotTheSame`] with the first line that differs.
+pub fn meta(seed: u64) -> Result<Report, NotTheSame> {
+    let (first, second) = (run(seed, None), run(seed, None));
+    let (mut ours, mut theirs) = (first.lines(), second.lines());
+    for line in 1.. {
+        match (ours.next(), theirs.next()) {
+            (None, None) => break,
+            (one, other) if one == other => {}
+            (one, other) => {
+                let (first, second) = (one.unwrap_or_default(), other.unwrap_or_default());
+                return Err(NotTheSame { seed, line, first, second });
+            }
+        }
+    }
+    drop(ours);
+    Ok(first)
+}
