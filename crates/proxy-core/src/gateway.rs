@@ -13,7 +13,7 @@
 //! `dispatch` (one task per instance),
 //! `register` (one registration, from departure to its end), `restore` (what an earlier process left).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -78,6 +78,8 @@ pub struct Gateway {
     entropy: Mutex<Entropy>,
     /// Names the settings in force: refusals given under others are not believed.
     settings_mark: AtomicU64,
+    /// Devices with a registration on the wire. An operator may move or delete one meanwhile: the next one waits for the answer.
+    on_the_wire: Mutex<BTreeSet<RegistrationId>>,
     /// Device IDs whose assignment is being written.
     claims: Mutex<HashMap<(TenantName, DeviceId), RegistrationId>>,
     stopping: CancellationToken,

@@ -34,6 +34,8 @@ pub enum Invariant {
     AssignmentKept,
     /// Nothing but what is in flight goes to an instance before the `Retry-After` of its 429 is over.
     RetryAfter,
+    /// A device whose registration has reached an instance goes to no other, unless an operator moves it.
+    AtHome,
     /// After healing everybody is served within the bound.
     Starved,
     /// Lines, open requests, timelines, slots and records keep within their bounds.
@@ -58,6 +60,7 @@ impl fmt::Display for Invariant {
             Self::OneAtOnce => "one register call of a device at once",
             Self::OneHub => "no two hubs without cause",
             Self::PlaceKept => "an acknowledged place is kept",
+            Self::AtHome => "nobody is silently re-homed",
             Self::AssignmentKept => "an acknowledged assignment is kept",
             Self::RetryAfter => "DPS's Retry-After is obeyed",
             Self::Starved => "nobody starves",
@@ -108,6 +111,8 @@ struct Seen {
     /// Something other than its first registration was asked for.
     wanted_more: bool,
     told_hub: bool,
+    /// Where a registration of it has arrived.
+    home: Option<InstanceName>,
     /// When it is due again, by its own appointment.
     due: Duration,
     place: Option<(String, String)>,
@@ -212,7 +217,7 @@ impl Judge<'_> {
                 let seen = &mut self.devices[*device];
                 seen.causes += 1;
                 seen.wanted_more = true;
-                seen.place = None;
+                (seen.place, seen.home) = (None, None);
             }
             Event::Told { device, told } => self.tells(at, *device, told),
             Event::Found { device, kept } => self.finds(at, *device, kept.as_ref()),
@@ -248,6 +253,11 @@ impl Judge<'_> {
                 if seen.told_hub && !seen.wanted_more && sent.call != Call::Poll {
                     let detail = format!("call {number} ({:?}) of {} after it was told its hub", sent.call, sent.id);
                     self.convict(Invariant::KnownCostNothing, at, detail);
+                } else if sent.call == Call::Register
+                    && let Some(home) = seen.home.clone().filter(|home| *home != sent.instance)
+                {
+                    let detail = format!("{} had reached {home}, and call {number} goes to {}", sent.id, sent.instance);
+                    self.convict(Invariant::AtHome, at, detail);
                 }
             }
         }
@@ -278,6 +288,11 @@ impl Judge<'_> {
 
     fn arrives(&mut self, at: Duration, number: u64) {
         let Some(sent) = self.sent.get(&number) else { return };
+        if sent.call == Call::Register
+            && let Some(&device) = self.by_id.get(&sent.id.to_ascii_lowercase())
+        {
+            self.devices[device].home.get_or_insert_with(|| sent.instance.clone());
+        }
         if self.draws_on_quota(sent.call) {
             let counted = self.counted.entry(sent.instance.clone()).or_default();
             counted.arrivals.push((at, sent.at));
@@ -367,6 +382,8 @@ impl Judge<'_> {
         if let (Some((joined, before)), Some((joined_now, now))) = (&seen.place, &place)
             && joined == joined_now
             && before != now
+            // Whoever waited in the background moves up when it asks.
+            && !(before.starts_with("Background ") && now.starts_with("Reprovision "))
         {
             found.push((Invariant::PlaceKept, format!("device {device} stood at {before}, now at {now}")));
         }

@@ -185,6 +185,13 @@ pub(crate) struct Scenario {
     pub(crate) connections_max: usize,
     pub(crate) parked_max: usize,
     pub(crate) timeline_max: usize,
+    /// By tenant.
+    pub(crate) weights: Vec<u32>,
+    pub(crate) urgent_share_percent: u32,
+    pub(crate) class_handicap: Duration,
+    pub(crate) rebook_after: Duration,
+    pub(crate) breaker_threshold: u32,
+    pub(crate) learn_limits: bool,
 }
 
 /// Which kinds of mishap a run has.
@@ -234,6 +241,7 @@ impl Scenario {
             (0..fleet.clamp(4, 160)).map(|number| draw_device(&mut dice, number, tenants, safety)).collect();
         let occasions = draw_occasions(&mut dice, &instances, devices.len(), safety, &kinds);
         let lookup_counts = dice.chance(600);
+        let mut sharing = Dice::new(seed, "sharing", 0);
         let length_max = if dice.chance(200) { devices.len() / 2 + 1 } else { 1_000_000 };
         Self {
             seed,
@@ -257,6 +265,12 @@ impl Scenario {
             connections_max: dice.pick(&[2, 8, 256]),
             parked_max: dice.pick(&[1, 5, 1000]),
             timeline_max: dice.pick(&[4, 24]),
+            weights: (0..tenants).map(|_| sharing.pick(&[1, 1, 2, 7])).collect(),
+            urgent_share_percent: sharing.pick(&[1, 10, 50]),
+            class_handicap: Duration::from_secs(sharing.pick(&[0, 30, 600])),
+            rebook_after: Duration::from_secs(sharing.pick(&[1, 10, 60, 86_400])),
+            breaker_threshold: sharing.count(2, 4),
+            learn_limits: sharing.chance(400),
             instances,
             devices,
             occasions,
@@ -279,7 +293,9 @@ impl Scenario {
         // A wall clock that is set back makes what is remembered by it last longer: cool-downs, refusals, the end of lookups.
         let jumps = |(_, occasion): &(Duration, Occasion)| matches!(occasion, Occasion::WallClock { .. });
         let set_back = if self.occasions.iter().any(jumps) { Duration::from_secs(1200) } else { Duration::ZERO };
-        held_back + set_back + windows * Duration::from_millis(60_100) + windows * self.request_timeout / 8
+        // A limit that was learned while DPS took less is believed for up to an hour and then tried upwards, step by step.
+        let believed = if self.learn_limits { Duration::from_secs(2 * 3600) } else { Duration::ZERO };
+        held_back + set_back + believed + windows * Duration::from_millis(60_100) + windows * self.request_timeout / 8
     }
 
     /// Whether the emulator's own count must agree that no quota was broken: nobody but the operator changed one.

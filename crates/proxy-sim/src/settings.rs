@@ -8,7 +8,7 @@ use proxy_core::ids::{EnrollmentName, IdScope, InstanceName, TenantName};
 use proxy_core::secret::SymmetricKey;
 use proxy_core::settings::{
     AttestationSettings, Credential, DeriveFrom, DeviceAttestation, Enrollment, FeedSettings, Instance, LineSettings,
-    Membership, RegistrationSettings, Settings, UpstreamAttestation,
+    Membership, RegistrationSettings, Settings, TenantSettings, UpstreamAttestation,
 };
 
 use crate::scenario::{InstancePlan, Scenario};
@@ -38,7 +38,7 @@ pub(crate) fn group_key(tenant: usize) -> SymmetricKey {
 pub(crate) fn settings(scenario: &Scenario, quotas: &BTreeMap<InstanceName, u32>) -> Settings {
     let instance = |plan: &InstancePlan| {
         let quota = quotas.get(&plan.name).copied().unwrap_or(plan.quota);
-        (plan.name.clone(), instance(plan, quota))
+        (plan.name.clone(), instance(plan, quota, scenario.learn_limits))
     };
     let enrollments = (0..scenario.tenants).map(|tenant| {
         let name = EnrollmentName::parse(&tenant_name(tenant)).expect("it is a name");
@@ -47,9 +47,13 @@ pub(crate) fn settings(scenario: &Scenario, quotas: &BTreeMap<InstanceName, u32>
     Settings {
         instances: scenario.instances.iter().map(instance).collect(),
         enrollments: enrollments.collect(),
+        tenants: (0..scenario.tenants).map(|tenant| (tenant_named(tenant), weight(scenario, tenant))).collect(),
         default_enrollment: None,
         line: LineSettings {
             length_max: scenario.length_max,
+            urgent_share_percent: scenario.urgent_share_percent,
+            class_handicap: scenario.class_handicap,
+            rebook_after: scenario.rebook_after,
             jitter_max: Duration::from_secs(5),
             expected_registration: Duration::from_secs(4),
         },
@@ -62,27 +66,37 @@ pub(crate) fn settings(scenario: &Scenario, quotas: &BTreeMap<InstanceName, u32>
     }
 }
 
-fn instance(plan: &InstancePlan, quota: u32) -> Instance {
+fn tenant_named(tenant: usize) -> TenantName {
+    TenantName::parse(&tenant_name(tenant)).expect("it is a name")
+}
+
+fn weight(scenario: &Scenario, tenant: usize) -> TenantSettings {
+    TenantSettings { weight: scenario.weights[tenant] }
+}
+
+fn instance(plan: &InstancePlan, quota: u32, learn_limit: bool) -> Instance {
     Instance {
         id_scope: IdScope::parse(&plan.scope).expect("it is an ID scope"),
         endpoint: format!("https://{}.example", plan.name),
         extra_ca_pem: None,
         quota_per_minute: quota,
         burst: plan.burst.min(quota),
+        learn_limit,
+        learned_min_per_minute: (quota / 10).max(1),
         capacity: 1_000_000,
         external_count: 0,
         weight: plan.quota,
         region: None,
         labels: BTreeMap::new(),
         hubs: BTreeSet::new(),
-        tenant: plan.tenant.map(|tenant| TenantName::parse(&tenant_name(tenant)).expect("it is a name")),
+        tenant: plan.tenant.map(tenant_named),
         draining: false,
     }
 }
 
 fn enrollment(tenant: usize) -> Enrollment {
     Enrollment {
-        tenant: TenantName::parse(&tenant_name(tenant)).expect("it is a name"),
+        tenant: tenant_named(tenant),
         device: DeviceAttestation::SasToken { audiences: [audience(tenant)].into(), membership: Membership::Signature },
         hosts: BTreeSet::new(),
         derive_from: DeriveFrom::RegistrationId,
@@ -109,6 +123,7 @@ fn registration(scenario: &Scenario) -> RegistrationSettings {
         poll_interval_max: Duration::from_secs(30),
         throttle_wait_max: scenario.throttle_wait_max,
         assigning_max: scenario.assigning_max,
+        breaker_threshold: scenario.breaker_threshold,
         backoff_min: Duration::from_millis(500),
         backoff_max: scenario.backoff_max,
         attempts_max: scenario.attempts_max,

@@ -35,6 +35,9 @@ mod poll;
 const REQUEUE_WAIT_MIN: Duration = Duration::from_secs(1);
 const REQUEUE_WAIT_SPREAD: Duration = Duration::from_secs(2);
 
+/// Until a device is tried again whose earlier registration, from a place it was moved away from, is still on the wire.
+const OTHER_CALL_WAIT: Duration = Duration::from_secs(1);
+
 /// The first polls after a start are spread over this time at least.
 const RESUME_SPREAD_MIN: Duration = Duration::from_secs(5);
 
@@ -73,6 +76,26 @@ struct Trip {
     dispatcher: Arc<Dispatcher>,
     id: RegistrationId,
     place: Place,
+}
+
+/// A device has a registration on the wire as long as this lives.
+struct OnTheWire {
+    gateway: Arc<Gateway>,
+    id: RegistrationId,
+}
+
+impl OnTheWire {
+    /// `None` if it has one already.
+    fn begin(gateway: &Arc<Gateway>, id: &RegistrationId) -> Option<Self> {
+        let begun = gateway.on_the_wire.lock().insert(id.clone());
+        begun.then(|| Self { gateway: Arc::clone(gateway), id: id.clone() })
+    }
+}
+
+impl Drop for OnTheWire {
+    fn drop(&mut self) {
+        self.gateway.on_the_wire.lock().remove(&self.id);
+    }
 }
 
 impl Gateway {
@@ -123,6 +146,10 @@ impl Trip {
     }
 
     async fn register(self, departure: Departure, connection: Connection) {
+        let Some(on_the_wire) = OnTheWire::begin(&self.gateway, &self.id) else {
+            self.dispatcher.line.lock().never_left(departure.slot);
+            return self.come_back(departure.errand, self.now().mono.after(OTHER_CALL_WAIT));
+        };
         let ready = match self.mark_sent(&departure).await {
             Ok(ready) => ready,
             Err(error) => {
@@ -142,7 +169,7 @@ impl Trip {
         tracing::debug!(registration_id = %self.id, instance = %self.dispatcher.name, "registration sent");
         let sent = self.now().mono;
         let result = self.upstream().register(&ready.caller, ready.payload.as_ref()).await;
-        drop(connection);
+        drop((connection, on_the_wire));
         let settled = self.settle(&departure, sent, &result);
         match result {
             Ok(answer) => {

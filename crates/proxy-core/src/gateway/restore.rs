@@ -125,6 +125,7 @@ impl Gateway {
             waiters: Waiters::new(fixed.parked_max),
             repeat: RepeatGuard::new(fixed.repeat_burst, fixed.repeat_interval, entropy.next_u64()),
             settings_mark: AtomicU64::new(entropy.next_u64()),
+            on_the_wire: Mutex::default(),
             claims: Mutex::default(),
             entropy: Mutex::new(entropy),
             stopping: CancellationToken::new(),

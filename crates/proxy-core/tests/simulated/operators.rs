@@ -11,7 +11,7 @@ use proxy_core::settings::{Credential, DeviceAttestation, Membership, UpstreamAt
 use proxy_core::store::Table;
 use proxy_core::store::memory::Failure;
 
-use crate::support::dps::{Call, Fate};
+use crate::support::dps::{Call, Fate, Reply};
 use crate::support::{World, enrollment, enrollment_name, group_key, id, millis, name, seconds, settings, sleep};
 
 async fn is_blocked(world: &World, device: &str) -> bool {
@@ -445,4 +445,26 @@ async fn event_numbers_go_on_although_all_but_the_last_event_have_expired() {
     }
     let reset = reader.read(&world).await;
     assert!(reset || reader.seen.len() == 15, "a gap of which the reader was not told: {:?}", reader.seen);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_device_that_is_moved_while_its_registration_is_on_the_wire_is_not_registered_twice_at_once() {
+    let world = World::new(settings(&[("a", 60), ("b", 60)])).await;
+    for side in ["a", "b"] {
+        let slow = Fate::Answered { there: seconds(3), back: seconds(3), reply: Reply::Serve };
+        world.dps(side).next_of(Call::Register, "device-1", slow);
+    }
+    world.queue("device-1").await;
+    sleep(millis(500)).await;
+    let at = world.record("device-1").await.unwrap().pending.unwrap().instance;
+    let other = if at == name("a") { "b" } else { "a" };
+    world.gateway.move_to(&id("device-1"), &name(other)).await.unwrap();
+    sleep(seconds(30)).await;
+    assert_eq!(world.hub("device-1").await, format!("hub-{other}.azure-devices.net"));
+    let spans = |side: &str| {
+        let sent = world.dps(side).sent().into_iter().find(|sent| sent.call == Call::Register).unwrap();
+        (sent.at, sent.ended.unwrap())
+    };
+    let (first, second) = (spans(&at.to_string()), spans(other));
+    assert!(second.0 >= first.1, "{first:?} and {second:?} overlap");
 }
