@@ -13,7 +13,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 
 fn tenant(name: &str, devices: u32) -> Tenant {
     Tenant {
-        name: TenantName::parse(name).unwrap(),
+        name: TenantName::parse(name).expect("a name"),
         devices,
         boot: BootCurve::Within(MINUTE),
         dedicated_instances: 0,
@@ -28,11 +28,17 @@ fn scenario(tenants: Vec<Tenant>, instances: u16) -> Scenario {
         latency: Duration::from_millis(300),
         assigning: Duration::from_secs(3),
     };
-    Scenario { fleet: Fleet::new(tenants).unwrap(), instances, dps, manner: Manner::Appointments, seed: 1 }
+    Scenario {
+        fleet: Fleet::new(tenants).expect("a sound fleet"),
+        instances,
+        dps,
+        manner: Manner::Appointments,
+        seed: 1,
+    }
 }
 
 fn storm(tenants: Vec<Tenant>, instances: u16) -> Report {
-    run(&scenario(tenants, instances)).unwrap()
+    run(&scenario(tenants, instances)).expect("room for all")
 }
 
 #[test]
@@ -44,8 +50,9 @@ fn obedient_devices_ask_twice() {
 
 #[test]
 fn the_quota_is_kept_and_used_to_the_end() {
-    let report = storm(vec![tenant("fleet", 40_000)], 2);
-    assert_eq!((report.devices, report.registrations, report.throttled), (40_000, 40_000, 0));
+    // A line of an hour: in a short one the spread of the last device's return, up to 5 s, weighs more than one part in a hundred.
+    let report = storm(vec![tenant("fleet", 60_000)], 1);
+    assert_eq!((report.devices, report.registrations, report.throttled), (60_000, 60_000, 0));
     assert!(report.most_in_any_minute <= 1_000, "{}", report.most_in_any_minute);
     assert!(report.most_in_clock_minute <= 1_000, "{}", report.most_in_clock_minute);
     assert!(report.finish_to_ideal() <= 1.01, "{}", report.finish_to_ideal());
