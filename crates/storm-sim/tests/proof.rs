@@ -1,7 +1,5 @@
 //! What the engine proves at a size that a debug build simulates in seconds, and what it must be able to disprove.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::time::Duration;
 
 use proxy_core::ids::TenantName;

@@ -465,6 +465,6 @@ async fn a_device_that_is_moved_while_its_registration_is_on_the_wire_is_not_reg
         let sent = world.dps(side).sent().into_iter().find(|sent| sent.call == Call::Register).unwrap();
         (sent.at, sent.ended.unwrap())
     };
-    let (first, second) = (spans(&at.to_string()), spans(other));
+    let (first, second) = (spans(at.as_str()), spans(other));
     assert!(second.0 >= first.1, "{first:?} and {second:?} overlap");
 }
