@@ -1,8 +1,13 @@
 //! What the service says about itself.
 
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::process::Stdio;
+
+use dps_proxy_tests::binary;
 use dps_proxy_tests::device::FLEET_KEY;
 use dps_proxy_tests::gateway::{BACKEND_TOKEN, OPERATOR_TOKEN, READ_TOKEN};
 use dps_proxy_tests::{Recorder, TestDevice, TestDps, TestGateway};
+use reqwest::header::AUTHORIZATION;
 use serde_json::json;
 
 const INDIVIDUAL_KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
@@ -97,4 +102,28 @@ async fn no_secret_is_in_the_log_however_much_is_logged() {
         let found = log.lines().find(|line| line.contains(secret));
         assert_eq!(found, None, "{secret:?} is in the log");
     }
+}
+
+#[tokio::test]
+async fn the_service_outlives_whoever_reads_its_log() {
+    let dps = TestDps::start().await;
+    let site = TestGateway::builder().instance("eu-1", &dps).set("log.filter", "\"debug\"").prepare();
+    let mut command = binary::command();
+    command.arg("serve").arg("--config").arg(site.config_path());
+    let mut service = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut log = BufReader::new(service.stderr.take().unwrap());
+    let ready = log.by_ref().lines().map_while(Result::ok).find(|line| line.contains("\"ready\"")).unwrap();
+    drop(log);
+    let ready: serde_json::Value = serde_json::from_str(&ready).unwrap();
+    let url = format!("http://{}/v1/provision", ready["device"].as_str().unwrap());
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    for number in 0..20 {
+        let device = TestDevice::of_fleet(&format!("sn-{number}"));
+        let request = client.post(&url).header(AUTHORIZATION, device.usual_credential());
+        let answer = request.json(&json!({ "hardwareId": device.hardware_id })).send().await.unwrap();
+        assert_eq!(answer.status().as_u16(), 202);
+    }
+    assert!(service.try_wait().unwrap().is_none(), "it ended");
+    service.kill().unwrap();
+    service.wait().unwrap();
 }

@@ -14,7 +14,12 @@ pub fn start(settings: &LogSettings) {
         LogFormat::Human => false,
         LogFormat::Auto => !std::io::stderr().is_terminal(),
     };
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        // Whoever collects the log may go away: what cannot be written is lost, and telling so on the same stream would panic.
+        .log_internal_errors(false);
     // A second subscriber is refused; the first one serves as well.
     let _already_started = if json {
         builder.json().flatten_event(true).with_current_span(true).with_span_list(false).try_init()
