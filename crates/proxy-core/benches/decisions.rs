@@ -63,7 +63,7 @@ fn line(criterion: &mut Criterion) {
             Waiting { id: id.expect("an ID"), errand: Errand::Register, confirmed: true, joined }
         };
         for sequence in 0..waiting {
-            lanes.insert(&tenant, place(sequence), device(sequence));
+            lanes.insert(&tenant, place(sequence), &device(sequence));
         }
         let mut next = waiting;
         criterion.bench_function(&format!("line: join, and the front departs, {waiting} waiting"), |bench| {
@@ -73,7 +73,7 @@ fn line(criterion: &mut Criterion) {
                     (place(next - 1), device(next - 1))
                 },
                 |(place, device)| {
-                    lanes.insert(&tenant, place, device);
+                    lanes.insert(&tenant, place, &device);
                     let turn = lanes.front().expect("somebody waits");
                     lanes.depart(&turn)
                 },

@@ -4,8 +4,8 @@
 //! - A place keeps its sequence number for life. Leaving the front and coming back (after DPS throttled it) puts it where it was.
 //! - `rank` counts only places that still wait; places given up behind or before it move it at once.
 //! - Sequence numbers grow with the time of joining, so that places can be counted by either.
-//! - Memory is 32 bytes and the ID per place that waits: places are kept in chunks, and a chunk is gone when nobody waits in it and
-//!   before it.
+//! - Memory is 24 bytes and the length of the ID per place that waits: places are kept in chunks, each with its IDs in one piece, and a
+//!   chunk is gone when nobody waits in it and before it.
 //!
 //! The chunk and the slot of a sequence number are guessed first: where numbers are dense, as in a storm, the guess is right, and finding a
 //! place touches as little memory among a million as among a thousand.
@@ -48,26 +48,16 @@ pub struct Waiting {
     pub joined: Joined,
 }
 
-/// 32 bytes; a place that was left keeps its number until its chunk is gone.
-#[derive(Debug)]
+/// 24 bytes; a place that was left keeps its number and its ID until its chunk is gone.
+#[derive(Debug, Clone, Copy)]
 struct Slot {
     sequence: Sequence,
     joined: Joined,
+    /// Where in the chunk's IDs this one begins.
+    id_at: u32,
+    id_length: u8,
     errand: Errand,
     confirmed: bool,
-    id: Option<RegistrationId>,
-}
-
-impl Slot {
-    fn of(sequence: Sequence, waiting: Waiting) -> Self {
-        let Waiting { id, errand, confirmed, joined } = waiting;
-        Self { sequence, joined, errand, confirmed, id: Some(id) }
-    }
-
-    fn take(&mut self) -> Option<Waiting> {
-        let id = self.id.take()?;
-        Some(Waiting { id, errand: self.errand, confirmed: self.confirmed, joined: self.joined })
-    }
 }
 
 #[derive(Debug)]
@@ -78,21 +68,59 @@ struct Chunk {
     live: [u128; 2],
     /// In order of sequence; never empty, at most [`SLOTS_MAX`].
     slots: Vec<Slot>,
+    ids: String,
 }
 
 impl Chunk {
-    fn new(slot: Slot) -> Self {
-        let (first, mut slots) = (slot.sequence, Vec::with_capacity(CHUNK));
-        slots.push(slot);
-        Self { first, live: [1, 0], slots }
+    fn new(sequence: Sequence, waiting: &Waiting) -> Self {
+        let slots = Vec::with_capacity(CHUNK);
+        let mut chunk = Self { first: sequence, live: [0; 2], slots, ids: String::with_capacity(CHUNK * 32) };
+        chunk.put(0, sequence, waiting);
+        chunk
     }
 
-    fn of(slots: Vec<Slot>) -> Self {
-        let mut chunk = Self { first: slots.first().map_or(0, |slot| slot.sequence), live: [0; 2], slots };
-        for at in 0..chunk.slots.len() {
-            chunk.mark(at, chunk.slots[at].id.is_some());
+    /// Puts a new slot at index `at`.
+    fn put(&mut self, at: usize, sequence: Sequence, waiting: &Waiting) {
+        let id = waiting.id.as_str();
+        let id_at = u32::try_from(self.ids.len()).unwrap_or(u32::MAX);
+        self.ids.push_str(id);
+        let id_length = u8::try_from(id.len()).unwrap_or(u8::MAX);
+        let Waiting { errand, confirmed, joined, .. } = *waiting;
+        let behind: Vec<bool> = (at..self.slots.len()).map(|at| self.is_live(at)).collect();
+        self.slots.insert(at, Slot { sequence, joined, id_at, id_length, errand, confirmed });
+        self.mark(at, true);
+        for (number, live) in behind.into_iter().enumerate() {
+            self.mark(at + 1 + number, live);
         }
-        chunk
+        self.first = self.slots.first().map_or(sequence, |slot| slot.sequence);
+    }
+
+    /// Puts a device into the slot at index `at`, which has its number.
+    fn put_back(&mut self, at: usize, waiting: &Waiting) {
+        let slot = self.slots[at];
+        if self.id(slot) == waiting.id.as_str() {
+            let Waiting { errand, confirmed, joined, .. } = *waiting;
+            self.slots[at] = Slot { errand, confirmed, joined, ..slot };
+            self.mark(at, true);
+        } else {
+            self.slots.remove(at);
+            self.put(at, slot.sequence, waiting);
+        }
+    }
+
+    fn id(&self, slot: Slot) -> &str {
+        let at = slot.id_at as usize;
+        self.ids.get(at..at + usize::from(slot.id_length)).unwrap_or_default()
+    }
+
+    fn waiting(&self, at: usize) -> Option<Waiting> {
+        let slot = self.slots.get(at).copied().filter(|_| self.is_live(at))?;
+        let id = RegistrationId::parse(self.id(slot)).expect("it was one");
+        Some(Waiting { id, errand: slot.errand, confirmed: slot.confirmed, joined: slot.joined })
+    }
+
+    fn is_live(&self, at: usize) -> bool {
+        self.live[at / 128] >> (at % 128) & 1 == 1
     }
 
     fn mark(&mut self, at: usize, live: bool) {
@@ -164,28 +192,28 @@ impl Lane {
     }
 
     /// Puts `waiting` at `sequence`, wherever that is relative to the others. Replaces what was there.
-    pub fn insert(&mut self, sequence: Sequence, waiting: Waiting) {
-        let slot = Slot::of(sequence, waiting);
+    pub fn insert(&mut self, sequence: Sequence, waiting: &Waiting) {
         let Some(index) = self.chunk_of(sequence).or((!self.chunks.is_empty()).then_some(0)) else {
-            return self.push(slot);
+            return self.push(sequence, waiting);
         };
         let is_last = index + 1 == self.chunks.len();
         let chunk = &mut self.chunks[index];
         match chunk.find(sequence) {
             Ok(at) => {
-                let was_live = std::mem::replace(&mut chunk.slots[at], slot).id.is_some();
+                let was_live = chunk.is_live(at);
+                chunk.put_back(at, waiting);
                 if !was_live {
-                    chunk.mark(at, true);
                     self.count_one(index);
                 }
             }
-            Err(at) if is_last && at == chunk.slots.len() && at >= CHUNK => self.push(slot),
-            Err(at) if is_last && at == chunk.slots.len() => {
-                chunk.slots.push(slot);
-                chunk.mark(at, true);
+            Err(at) if is_last && at == chunk.slots.len() && at >= CHUNK => self.push(sequence, waiting),
+            Err(at) => {
+                chunk.put(at, sequence, waiting);
                 self.count_one(index);
+                if self.chunks[index].slots.len() == SLOTS_MAX {
+                    self.split(index);
+                }
             }
-            Err(at) => self.insert_between(index, at, slot),
         }
     }
 
@@ -194,24 +222,25 @@ impl Lane {
         self.add(index, true);
     }
 
-    /// An older place returns that was thought gone: rare.
-    fn insert_between(&mut self, index: usize, at: usize, slot: Slot) {
-        let mut slots = std::mem::take(&mut self.chunks[index].slots);
-        slots.insert(at, slot);
-        self.len += 1;
-        if slots.len() < SLOTS_MAX {
-            self.chunks[index] = Chunk::of(slots);
-            self.add(index, true);
-            return;
-        }
-        let behind = slots.split_off(CHUNK);
-        self.chunks[index] = Chunk::of(slots);
-        self.chunks.insert(index + 1, Chunk::of(behind));
+    /// Makes two chunks of one that many older places have come back to: rare.
+    fn split(&mut self, index: usize) {
+        let whole = &self.chunks[index];
+        let halves = [0..CHUNK, CHUNK..SLOTS_MAX].map(|half| {
+            let mut places = half.filter_map(|at| Some((whole.slots[at].sequence, whole.waiting(at)?)));
+            let (sequence, waiting) = places.next()?;
+            let mut chunk = Chunk::new(sequence, &waiting);
+            places.for_each(|(sequence, waiting)| chunk.put(chunk.slots.len(), sequence, &waiting));
+            Some(chunk)
+        });
+        let [first, second] = halves;
+        let behind = self.chunks.split_off(index + 1);
+        self.chunks.pop_back();
+        self.chunks.extend(first.into_iter().chain(second).chain(behind));
         self.count_anew();
     }
 
-    fn push(&mut self, slot: Slot) {
-        self.chunks.push_back(Chunk::new(slot));
+    fn push(&mut self, sequence: Sequence, waiting: &Waiting) {
+        self.chunks.push_back(Chunk::new(sequence, waiting));
         self.len += 1;
         // A Fenwick tree grows by one node that covers the new chunk and the whole nodes before it.
         let node = self.tree.len();
@@ -227,15 +256,16 @@ impl Lane {
     /// The place at `sequence`.
     #[must_use]
     pub fn get(&self, sequence: Sequence) -> Option<Waiting> {
-        let slot = self.slot(sequence)?;
-        let id = slot.id.clone()?;
-        Some(Waiting { id, errand: slot.errand, confirmed: slot.confirmed, joined: slot.joined })
+        let (index, at) = self.find(sequence)?;
+        self.chunks[index].waiting(at)
     }
 
     /// When the place at `sequence` was joined, if it still waits.
     #[must_use]
     pub fn joined(&self, sequence: Sequence) -> Option<Joined> {
-        self.slot(sequence).filter(|slot| slot.id.is_some()).map(|slot| slot.joined)
+        let (index, at) = self.find(sequence)?;
+        let chunk = &self.chunks[index];
+        chunk.is_live(at).then(|| chunk.slots[at].joined)
     }
 
     /// The record of the place at `sequence` is durable.
@@ -249,7 +279,7 @@ impl Lane {
     pub fn remove(&mut self, sequence: Sequence) -> Option<Waiting> {
         let (index, at) = self.find(sequence)?;
         let chunk = &mut self.chunks[index];
-        let waiting = chunk.slots[at].take()?;
+        let waiting = chunk.waiting(at)?;
         chunk.mark(at, false);
         self.len -= 1;
         self.add(index, false);
@@ -274,8 +304,11 @@ impl Lane {
     /// The first places in order that are confirmed, at most `most`.
     #[must_use]
     pub fn first(&self, most: usize) -> Vec<(Sequence, RegistrationId)> {
-        let confirmed = self.chunks.iter().flat_map(|chunk| &chunk.slots).filter(|slot| slot.confirmed);
-        confirmed.filter_map(|slot| Some((slot.sequence, slot.id.clone()?))).take(most).collect()
+        let places = self.chunks.iter().flat_map(|chunk| {
+            let numbered = chunk.slots.iter().enumerate().filter(|(_, slot)| slot.confirmed);
+            numbered.filter_map(|(at, slot)| Some((slot.sequence, chunk.waiting(at)?.id)))
+        });
+        places.take(most).collect()
     }
 
     /// How many places are before `sequence`.
@@ -311,11 +344,6 @@ impl Lane {
     fn find(&self, sequence: Sequence) -> Option<(usize, usize)> {
         let index = self.chunk_of(sequence)?;
         Some((index, self.chunks[index].find(sequence).ok()?))
-    }
-
-    fn slot(&self, sequence: Sequence) -> Option<&Slot> {
-        let (index, at) = self.find(sequence)?;
-        self.chunks[index].slots.get(at)
     }
 
     /// Live places in the first `chunks` chunks.
@@ -401,8 +429,8 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_takes_32_bytes() {
-        assert_eq!(size_of::<Slot>(), 32);
+    fn a_slot_takes_24_bytes() {
+        assert_eq!(size_of::<Slot>(), 24);
     }
 
     proptest! {
@@ -415,7 +443,7 @@ mod tests {
             let mut popped = Vec::new();
             for (number, step) in steps.into_iter().enumerate() {
                 match step {
-                    Step::Join(gap) => { next += gap; lane.insert(next, waiting(next)); naive.insert(next, waiting(next)); }
+                    Step::Join(gap) => { next += gap; lane.insert(next, &waiting(next)); naive.insert(next, waiting(next)); }
                     Step::Leave(index) => {
                         let Some(&sequence) = naive.keys().nth(index % naive.len().max(1)) else { continue };
                         prop_assert_eq!(lane.remove(sequence), naive.remove(&sequence));
@@ -425,7 +453,7 @@ mod tests {
                         prop_assert_eq!(front, naive.keys().next().copied());
                         if let Some(sequence) = front { lane.remove(sequence); naive.remove(&sequence); popped.push(sequence); }
                     }
-                    Step::Return => if let Some(sequence) = popped.pop() { lane.insert(sequence, waiting(sequence)); naive.insert(sequence, waiting(sequence)); },
+                    Step::Return => if let Some(sequence) = popped.pop() { lane.insert(sequence, &waiting(sequence)); naive.insert(sequence, waiting(sequence)); },
                 }
                 prop_assert_eq!(lane.len(), naive.len());
                 if number % 50 > 0 {

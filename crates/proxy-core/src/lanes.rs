@@ -200,7 +200,7 @@ impl Lanes {
     }
 
     /// Puts a device at `place`.
-    pub fn insert(&mut self, tenant: &TenantName, place: Place, waiting: Waiting) {
+    pub fn insert(&mut self, tenant: &TenantName, place: Place, waiting: &Waiting) {
         let tier = place.class.tier();
         if !self.tenants.contains_key(tenant) {
             let lanes = TenantLanes { stride: stride(&self.fairness, tenant), ..TenantLanes::default() };
@@ -373,7 +373,7 @@ mod tests {
             self.next[class as usize] += 1;
             let id = RegistrationId::parse(&format!("{name}-{}-{}", class as u8, place.sequence)).unwrap();
             let waiting = Waiting { id, errand: Errand::Register, confirmed: true, joined };
-            self.lanes.insert(&tenant(name), place, waiting);
+            self.lanes.insert(&tenant(name), place, &waiting);
             self.places.push((tenant(name), place, joined));
         }
 

@@ -331,7 +331,7 @@ impl Line {
         self.next_sequence[class as usize] += 1;
         let place = Place { class, sequence };
         let joined = self.joined(now, Duration::ZERO);
-        self.lanes.insert(tenant, place, Waiting { id, errand: Errand::Register, confirmed: false, joined });
+        self.lanes.insert(tenant, place, &Waiting { id, errand: Errand::Register, confirmed: false, joined });
         place
     }
 
@@ -370,7 +370,7 @@ impl Line {
         now: Mono,
     ) {
         let joined = self.joined(now, ago);
-        self.lanes.insert(tenant, place, Waiting { id, errand, confirmed: true, joined });
+        self.lanes.insert(tenant, place, &Waiting { id, errand, confirmed: true, joined });
         self.seen(place);
     }
 
@@ -474,7 +474,7 @@ impl Line {
         {
             if let Some(Deferred { tenant, waiting }) = self.deferred.remove(&(due, place)) {
                 self.deferred_until.remove(&place);
-                self.lanes.insert(&tenant, place, waiting);
+                self.lanes.insert(&tenant, place, &waiting);
             }
         }
     }
@@ -540,7 +540,7 @@ impl Line {
         let UnderWay { tenant, id, joined, .. } = under_way;
         let waiting = Waiting { id, errand, confirmed: true, joined };
         if not_before <= now {
-            self.lanes.insert(&tenant, place, waiting);
+            self.lanes.insert(&tenant, place, &waiting);
         } else {
             self.put_off(tenant, place, waiting, not_before);
         }
