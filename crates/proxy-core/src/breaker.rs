@@ -1,8 +1,8 @@
 //! The circuit breaker of one instance: stops sending when calls fail, tries with one device, then ramps up.
 //!
 //! The well-known states: *closed* (calls go), *open* (nobody goes until a moment), *half-open* (one device tries). After it closes,
-//! the calls allowed at the same time start at two and grow by one with every answer, so they double per round trip; after DPS
-//! throttled a call they start at one.
+//! the calls allowed at the same time start at two and grow by one with every answer, so they double per round trip. After DPS
+//! throttled a call they go one after the other until a few registrations were accepted, and then grow the same way.
 //!
 //! Invariants:
 //! - Only what blames the instance counts as a failure; a single one never opens it, as it may be about that one device.
@@ -19,6 +19,10 @@ use crate::time::Mono;
 
 /// Calls at the same time, once closed again, beyond which the ramp has ended.
 const RAMP_END: usize = 64;
+
+/// Registrations to be accepted one after the other once DPS has throttled one. A limit that is still too high shows by then, and
+/// costs one call.
+const ONE_BY_ONE: usize = 8;
 
 /// What the breaker is at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -71,6 +75,8 @@ pub struct Breaker {
     since: Option<Mono>,
     /// Calls allowed at the same time, while it ramps.
     ramp: Option<usize>,
+    /// Registrations accepted since DPS throttled one, while that matters.
+    accepted: Option<usize>,
 }
 
 impl Breaker {
@@ -86,6 +92,7 @@ impl Breaker {
             trips: 0,
             since: None,
             ramp: None,
+            accepted: None,
         }
     }
 
@@ -131,7 +138,11 @@ impl Breaker {
         }
         let most = match self.state {
             BreakerState::HalfOpen => 1,
-            BreakerState::Open | BreakerState::Closed => self.ramp.unwrap_or(usize::MAX),
+            BreakerState::Open | BreakerState::Closed => {
+                let after_throttling =
+                    self.accepted.map_or(usize::MAX, |count| count.saturating_sub(ONE_BY_ONE).max(1));
+                self.ramp.unwrap_or(usize::MAX).min(after_throttling)
+            }
         };
         if calling < most { Ok(()) } else { Err(Held::ForAnAnswer) }
     }
@@ -147,9 +158,14 @@ impl Breaker {
         self.ramp = Some(2);
     }
 
-    /// DPS throttled a call: nothing is wrong, but calls start at one again, so that the next refusal costs one call only.
+    /// DPS throttled a call: nothing is wrong, but calls go one by one for a while, so that the next refusal costs one call only.
     pub fn throttled(&mut self) {
-        self.ramp = Some(1);
+        self.accepted = Some(0);
+    }
+
+    /// DPS accepted a registration.
+    pub fn accepted(&mut self) {
+        self.accepted = self.accepted.map(|count| count + 1).filter(|count| *count < ONE_BY_ONE + RAMP_END);
     }
 
     /// A call failed in a way that blames the instance.
@@ -207,6 +223,20 @@ mod tests {
             breaker.works();
         }
         assert_eq!(breaker.admit(until, 10_000), Ok(()));
+    }
+
+    #[test]
+    fn after_throttling_calls_go_one_by_one_for_a_while() {
+        let mut breaker = Breaker::new(2, BACKOFF);
+        breaker.throttled();
+        for accepted in 0..ONE_BY_ONE + RAMP_END {
+            let most = accepted.saturating_sub(ONE_BY_ONE).max(1);
+            assert_eq!((breaker.admit(at(0), most - 1), breaker.admit(at(0), most)), (Ok(()), Err(Held::ForAnAnswer)));
+            // Polls are answered all the while.
+            breaker.works();
+            breaker.accepted();
+        }
+        assert_eq!(breaker.admit(at(0), 10_000), Ok(()));
     }
 
     #[test]

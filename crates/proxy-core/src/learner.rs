@@ -1,17 +1,26 @@
 //! The limit learner of one instance: what DPS really takes, when that is less than the configured quota.
 //!
-//! Other callers may share the quota, and quotas change. When DPS throttles a registration, what it accepted within the last
-//! minute is what it takes: the limit comes down to that, and is tried upwards later, in steps.
+//! Other callers may share the quota, and quotas change. What a refusal shows depends on how DPS counts, which nobody has published:
+//! - *A window*: what DPS took within the last minute is what it takes. Believed at first, as it needs one refusal only. If the
+//!   window is a fixed one, the waits that DPS asks for end with it, and what it took since the last end is what it takes.
+//! - *A bucket*: known by DPS having taken a call on top of more than it refuses one on top of now. The bucket was empty at both
+//!   refusals, so what it took in between came in at the rate sought.
+//!
+//! Where that leaves much open, the limit is sought between what was taken and what was refused, a window per step. Then it is
+//! believed for a while, and explored upwards in bounded steps.
 //!
 //! Invariants:
 //! - The limit stays within the band from the floor to the configured quota. It is never above the quota, so promise and
 //!   ledger hold whatever is learned.
 //! - One step down per limit: refusals of calls that had left before a step say nothing about the new limit. So a step costs
 //!   one refusal and at most those of the calls that were out.
-//! - It steps up only after a whole window in which the limit was what held the line back, and only by a bounded step. A step that is
-//!   refused doubles the time until the next try.
+//! - It steps up only after a whole window in which the limit was what held the line back, and only by a bounded step. An exploration
+//!   that is refused doubles the time until the next one.
 
 use std::collections::VecDeque;
+use std::fmt;
+use std::num::ParseIntError;
+use std::str::FromStr;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -25,14 +34,28 @@ const LEAST_PART: u32 = 5;
 /// Kept below what was accepted, in per cent: another caller's share and DPS's own clock vary a little.
 const MARGIN_PERCENT: u32 = 2;
 
-/// Upward steps, in per cent of the quota: the first one, and the largest.
+/// Steps beyond what is known, in per cent of the quota: the first one, and the largest.
 const STEP_PERCENT: (u32, u32) = (2, 10);
 
-/// How long a limit that DPS has shown is believed before a higher one is tried; doubles with every refused try.
+/// How long a limit that DPS has shown is believed before a higher one is explored; doubles with every refused exploration.
 const BELIEVED: (Duration, Duration) = (Duration::from_secs(600), Duration::from_secs(3600));
+
+/// Of the calls of an hour, one in so many may be refused; an exploration waits until it stays within that.
+const CALLS_PER_REFUSAL: u64 = 1000;
+
+/// Refusals that an exploration may cost, however DPS counts.
+const EXPLORATION_COST: u64 = 3;
+
+const HOUR: Duration = Duration::from_secs(3600);
 
 /// How long a limit has to hold the line back before it counts as kept.
 const PROVEN: Duration = WINDOW.saturating_add(DRIFT_GUARD);
+
+/// Refusals no further apart than this are about the same change.
+const EPISODE: Duration = Duration::from_secs(120);
+
+/// How far a window's end that DPS names, in whole seconds, may be off.
+const NAMED_WITHIN: Duration = Duration::from_millis(1500);
 
 /// What the learner is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -59,6 +82,51 @@ pub struct Band {
     pub on: bool,
 }
 
+/// What a process leaves of its learning to the next one. Its text is `200`, or `200..1000` while the limit is sought in between.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Learned {
+    /// Registrations per minute that may leave.
+    pub limit: u32,
+    /// What was refused, if the limit is sought below that without waiting.
+    pub ceiling: Option<u32>,
+}
+
+impl fmt::Display for Learned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.limit)?;
+        self.ceiling.map_or(Ok(()), |ceiling| write!(f, "..{ceiling}"))
+    }
+}
+
+impl FromStr for Learned {
+    type Err = ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, ParseIntError> {
+        let (limit, ceiling) = text.split_once("..").map_or((text, None), |(limit, ceiling)| (limit, Some(ceiling)));
+        Ok(Self { limit: limit.parse()?, ceiling: ceiling.map(str::parse).transpose()? })
+    }
+}
+
+/// What is known since DPS began to refuse.
+#[derive(Debug)]
+struct Episode {
+    began: Mono,
+    last: Mono,
+    /// Calls accepted since it began.
+    accepted: u32,
+    /// The most calls within one window that DPS accepted another one on top of.
+    most_in_window: u32,
+}
+
+/// What a refusal shows: DPS takes at least `limit`, and less than `ceiling`.
+#[derive(Debug, Clone, Copy)]
+struct Shown {
+    limit: u32,
+    ceiling: u32,
+    /// Below this it shows nothing.
+    least: u32,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Learner {
@@ -66,12 +134,21 @@ pub struct Learner {
     limit: u32,
     /// Calls accepted within the last window, by when they were sent.
     accepted: VecDeque<Mono>,
+    episode: Option<Episode>,
+    /// The end of the last pause that DPS asked for.
+    paused_until: Option<Mono>,
     /// When the limit last came down.
     stepped: Mono,
     /// Since when the limit holds the line back.
     binding_since: Option<Mono>,
+    /// The limit that was last kept.
+    kept: u32,
+    /// What was refused: the limit is sought between the two, without waiting.
+    ceiling: Option<u32>,
     believed_until: Mono,
     believe: Duration,
+    /// When calls were refused within the last hour; at most as many as an hour has room for, and one.
+    refused: VecDeque<Mono>,
     step_percent: u32,
     /// The limit was raised on trial, and is not proven yet.
     probing: bool,
@@ -80,21 +157,27 @@ pub struct Learner {
 impl Learner {
     /// A learner that begins with `learned`, if an earlier process left that, else with the quota.
     #[must_use]
-    pub fn new(band: Band, learned: Option<u32>, now: Mono) -> Self {
+    pub fn new(band: Band, learned: Option<Learned>, now: Mono) -> Self {
         let mut learner = Self {
             band,
             limit: band.quota,
             accepted: VecDeque::new(),
+            episode: None,
+            paused_until: None,
             stepped: Mono::default(),
             binding_since: None,
+            kept: band.quota,
+            ceiling: None,
             believed_until: Mono::default(),
             believe: BELIEVED.0,
+            refused: VecDeque::new(),
             step_percent: STEP_PERCENT.0,
             probing: false,
         };
-        if let Some(learned) = learned.filter(|learned| band.on && *learned < band.quota) {
-            learner.limit = learned.max(band.floor);
-            learner.believed_until = now.after(BELIEVED.0);
+        if let Some(learned) = learned.filter(|learned| band.on && learned.limit < band.quota) {
+            learner.limit = learned.limit.max(band.floor);
+            (learner.kept, learner.ceiling) = (learner.limit, learned.ceiling);
+            learner.believed_until = if learned.ceiling.is_some() { now } else { now.after(BELIEVED.0) };
         }
         learner
     }
@@ -103,6 +186,12 @@ impl Learner {
     #[must_use]
     pub const fn limit(&self) -> u32 {
         self.limit
+    }
+
+    /// What is left to the next process.
+    #[must_use]
+    pub fn learned(&self) -> Learned {
+        Learned { limit: self.limit, ceiling: self.ceiling.filter(|_| self.is_vague(self.limit)) }
     }
 
     /// What it is doing.
@@ -128,9 +217,15 @@ impl Learner {
 
     /// DPS took a registration that was sent at `sent`.
     pub fn accepted(&mut self, sent: Mono, now: Mono) {
-        if self.band.on {
-            self.forget(now);
-            self.accepted.push_back(sent);
+        if !self.band.on {
+            return;
+        }
+        self.forget(now);
+        let before = self.count();
+        self.accepted.push_back(sent);
+        if let Some(episode) = self.episode.as_mut().filter(|episode| sent >= episode.began) {
+            episode.accepted = episode.accepted.saturating_add(1);
+            episode.most_in_window = episode.most_in_window.max(before);
         }
     }
 
@@ -138,28 +233,85 @@ impl Learner {
         while self.accepted.front().is_some_and(|sent| now.since(*sent) >= PROVEN) {
             self.accepted.pop_front();
         }
+        if self.episode.as_ref().is_some_and(|episode| now.since(episode.last) >= EPISODE) {
+            self.episode = None;
+        }
     }
 
-    /// DPS throttled a registration that was sent at `sent`. Whether the limit came down.
-    pub fn refused(&mut self, sent: Mono, now: Mono) -> bool {
-        if !self.band.on || sent < self.stepped {
+    fn count(&self) -> u32 {
+        u32::try_from(self.accepted.len()).unwrap_or(u32::MAX)
+    }
+
+    /// DPS throttled a registration that was sent at `sent`, and nobody goes before `until`. Whether the limit came down.
+    pub fn refused(&mut self, sent: Mono, until: Mono, now: Mono) -> bool {
+        if !self.band.on {
             return false;
         }
         self.forget(now);
-        let accepted = u32::try_from(self.accepted.len()).unwrap_or(u32::MAX);
-        let shown = accepted - accepted.saturating_mul(MARGIN_PERCENT).div_ceil(100).min(accepted);
-        let least = (self.limit / LEAST_PART).max(self.band.floor).max(1);
+        self.refused.push_back(now);
+        while self.refused.len() as u64 > hourly(self.band.quota) + 1 {
+            self.refused.pop_front();
+        }
+        if sent < self.stepped {
+            return false;
+        }
+        let Shown { limit, ceiling, least } = self.shown(sent, until, now);
+        let least = least.max(self.band.floor).max(1);
         let below = self.limit.saturating_sub(1).max(self.band.floor);
-        let limit = shown.clamp(least.min(below), below);
-        // Hardly anything was accepted: the refusal shows no limit, so that it is not believed for long.
-        let shows_a_limit = shown >= least;
-        if self.probing {
+        let exploring = self.probing && self.ceiling.is_none();
+        let most = if exploring { self.kept.min(below) } else { below };
+        let came_down = limit.clamp(least.min(most), most);
+        // A try beyond what was known has failed.
+        if exploring {
             self.believe = (self.believe * 2).min(BELIEVED.1);
         }
-        self.believed_until = if shows_a_limit { now.after(self.believe) } else { now };
-        self.step_percent = if shows_a_limit { STEP_PERCENT.0 } else { 100 };
+        // What hardly began to be counted shows no limit.
+        self.ceiling = Some(if limit < came_down { self.limit.saturating_mul(2) } else { ceiling.min(self.limit) });
+        self.step_percent = STEP_PERCENT.0;
+        self.believed_until = if self.is_vague(came_down) { now } else { now.after(self.believe) };
         (self.stepped, self.binding_since, self.probing) = (now, None, false);
-        std::mem::replace(&mut self.limit, limit) != limit
+        self.paused_until = Some(until);
+        let episode = self.episode.get_or_insert(Episode { began: sent, last: now, accepted: 0, most_in_window: 0 });
+        episode.last = now;
+        std::mem::replace(&mut self.limit, came_down) != came_down
+    }
+
+    /// Whether what was refused is so much more than `limit` that the truth is sought in between, without waiting.
+    fn is_vague(&self, limit: u32) -> bool {
+        self.ceiling.is_some_and(|ceiling| ceiling > limit + limit / 5)
+    }
+
+    fn shown(&self, sent: Mono, until: Mono, now: Mono) -> Shown {
+        let count = self.count();
+        let least = self.limit / LEAST_PART;
+        if let Some(one_window) = self.taken_in_named_window(until) {
+            return Shown { limit: with_margin(one_window), ceiling: one_window.saturating_add(1), least };
+        }
+        match self.episode.as_ref().filter(|episode| episode.most_in_window > count + 2 + count / 50) {
+            // A bucket, so that the window's count says little.
+            Some(episode) => {
+                let filled = sent.since(episode.began);
+                let limit = with_margin(per_minute(episode.accepted, filled).min(count));
+                // One more or less of each end is within the measure.
+                Shown { limit, ceiling: per_minute(episode.accepted.saturating_add(2), filled), least: 1 }
+            }
+            // A line that has just begun has no whole window to show.
+            None => {
+                let first = self.accepted.front().map_or(now, |first| *first);
+                let seen = now.since(first).clamp(Duration::from_secs(1), WINDOW);
+                Shown { limit: with_margin(count), ceiling: per_minute(count, seen).saturating_add(1), least }
+            }
+        }
+    }
+
+    /// What DPS took since the last pause, if the wait that it asks for now ends one window after that one did.
+    fn taken_in_named_window(&self, until: Mono) -> Option<u32> {
+        let began = self.paused_until?;
+        let off = until.since(began).abs_diff(WINDOW);
+        (off <= NAMED_WITHIN).then(|| {
+            let taken = self.accepted.iter().filter(|sent| **sent >= began).count();
+            u32::try_from(taken).unwrap_or(u32::MAX)
+        })
     }
 
     /// Told at each departure and whenever the limit holds somebody back (`binding`) or nobody waits. Whether the limit was raised.
@@ -175,166 +327,136 @@ impl Learner {
         if now.since(since) < PROVEN || now < self.believed_until {
             return false;
         }
-        if self.probing {
-            // It was kept for a whole window: the next step may be larger.
-            self.believe = BELIEVED.0;
-            self.step_percent = (self.step_percent * 2).min(STEP_PERCENT.1.max(self.step_percent));
+        self.kept = self.limit;
+        self.binding_since = Some(now);
+        if self.probing && self.ceiling.is_some() && !self.is_vague(self.limit) {
+            // Found.
+            (self.probing, self.believed_until) = (false, now.after(self.believe));
+            return false;
         }
-        self.probing = self.limit < self.band.quota;
-        let step = if self.step_percent >= 100 {
-            // Nothing is known of a limit in between: double it.
-            self.limit
+        if !self.probing && !self.is_vague(self.limit) && !self.may_explore(now) {
+            return false;
+        }
+        self.raise()
+    }
+
+    /// Whether the last hour leaves room for what an exploration may cost. Once an hour it may, however small the limit.
+    fn may_explore(&mut self, now: Mono) -> bool {
+        while self.refused.front().is_some_and(|at| now.since(*at) >= HOUR) {
+            self.refused.pop_front();
+        }
+        self.refused.is_empty() || self.refused.len() as u64 + EXPLORATION_COST <= hourly(self.limit)
+    }
+
+    fn raise(&mut self) -> bool {
+        let step = if self.is_vague(self.limit) {
+            self.ceiling.map_or(1, |ceiling| ((ceiling - self.limit) / 3).min(self.limit))
         } else {
+            self.ceiling = None;
+            if self.probing {
+                // It was kept for a whole window: the next step may be larger.
+                self.believe = BELIEVED.0;
+                self.step_percent = (self.step_percent * 2).min(STEP_PERCENT.1);
+            }
             (u64::from(self.band.quota) * u64::from(self.step_percent)).div_ceil(100).try_into().unwrap_or(u32::MAX)
         };
+        self.probing = self.limit < self.band.quota;
         let limit = self.limit.saturating_add(step.max(1)).min(self.band.quota);
-        self.binding_since = Some(now);
         std::mem::replace(&mut self.limit, limit) != limit
     }
+}
+
+/// Refusals that an hour at such a limit has room for.
+fn hourly(limit_per_minute: u32) -> u64 {
+    u64::from(limit_per_minute) * 60 / CALLS_PER_REFUSAL
+}
+
+fn per_minute(calls: u32, within: Duration) -> u32 {
+    let rate = u128::from(calls) * WINDOW.as_nanos() / within.as_nanos().max(1);
+    u32::try_from(rate).unwrap_or(u32::MAX)
+}
+
+fn with_margin(accepted: u32) -> u32 {
+    accepted - accepted.saturating_mul(MARGIN_PERCENT).div_ceil(100).min(accepted)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// DPS as a sliding window of `real` per minute; refused calls do not count. Runs the learner as a line that always has
-    /// somebody waiting, with `latency` between sending and answer.
-    struct Run {
-        learner: Learner,
-        now: u64,
-        sent: VecDeque<u64>,
-        counted: VecDeque<u64>,
-        /// Answers under way: when, when sent, whether refused.
-        answers: VecDeque<(u64, u64, bool)>,
-        paused_until: u64,
-        refused: Vec<u64>,
-        total: u64,
-    }
-
-    const LATENCY: u64 = 300;
-
     fn at(millis: u64) -> Mono {
         Mono::from_nanos(millis * 1_000_000)
     }
 
-    impl Run {
-        fn new(quota: u32) -> Self {
-            let band = Band { floor: quota / 10, quota, on: true };
-            Self {
-                learner: Learner::new(band, None, at(0)),
-                now: 0,
-                sent: VecDeque::new(),
-                counted: VecDeque::new(),
-                answers: VecDeque::new(),
-                paused_until: 0,
-                refused: Vec::new(),
-                total: 0,
-            }
-        }
-
-        /// Sends at the learned rate for so many seconds against a real quota.
-        fn run(&mut self, seconds: u64, real: usize) {
-            let end = self.now + seconds * 1000;
-            let mut next = self.now;
-            while self.now < end {
-                while self.answers.front().is_some_and(|answer| answer.0 <= self.now) {
-                    let (_, sent, refused) = self.answers.pop_front().unwrap();
-                    if refused {
-                        self.learner.refused(at(sent), at(self.now));
-                        // As DPS asks: until its window has room.
-                        let room = self.counted.front().map_or(0, |first| first + 60_000);
-                        self.paused_until = self.paused_until.max(room.max(self.now + 1000));
-                    } else {
-                        self.learner.accepted(at(sent), at(self.now));
-                    }
-                }
-                while self.sent.front().is_some_and(|sent| sent + 60_100 + LATENCY <= self.now) {
-                    self.sent.pop_front();
-                }
-                let limit = self.learner.limit();
-                let open = self.now >= self.paused_until && self.sent.len() < limit as usize;
-                if open && self.now >= next {
-                    self.send(real);
-                    next = self.now + 60_000 / u64::from(limit);
-                }
-                self.learner.observe(self.now >= self.paused_until, at(self.now));
-                self.now += 10;
-            }
-        }
-
-        fn send(&mut self, real: usize) {
-            self.total += 1;
-            self.sent.push_back(self.now);
-            while self.counted.front().is_some_and(|first| first + 60_000 <= self.now) {
-                self.counted.pop_front();
-            }
-            let refused = self.counted.len() >= real;
-            if refused {
-                self.refused.push(self.now);
-            } else {
-                self.counted.push_back(self.now);
-            }
-            self.answers.push_back((self.now + LATENCY, self.now, refused));
-        }
-    }
-
-    #[test]
-    fn a_lower_quota_is_found_at_once_and_hardly_ever_exceeded_again() {
-        let mut run = Run::new(1000);
-        run.run(120, 200);
-        assert!((180..=200).contains(&run.learner.limit()), "{}", run.learner.limit());
-        let settled = run.refused.len();
-        assert!(settled <= 7, "{settled} refusals to find it");
-        run.run(3480, 200);
-        let refused = run.refused.len() as f64 / run.total as f64;
-        assert!(refused < 0.001, "{} of {} refused in the hour", run.refused.len(), run.total);
-        assert!((180..=210).contains(&run.learner.limit()), "{}", run.learner.limit());
-    }
-
-    #[test]
-    fn a_quota_that_is_raised_again_is_found_again() {
-        let mut run = Run::new(1000);
-        run.run(300, 200);
-        run.run(3600, 1000);
-        assert_eq!(run.learner.limit(), 1000);
+    fn learner(quota: u32) -> Learner {
+        Learner::new(Band { floor: quota / 10, quota, on: true }, None, at(0))
     }
 
     #[test]
     fn a_refusal_that_shows_no_limit_is_forgotten_within_minutes() {
-        let mut run = Run::new(1000);
-        run.learner.refused(at(0), at(0));
-        assert_eq!(run.learner.limit(), 200);
-        run.run(300, 1000);
-        assert_eq!((run.learner.limit(), run.refused.len()), (1000, 0));
+        let mut learner = learner(1000);
+        assert!(learner.refused(at(0), at(1_000), at(0)));
+        assert_eq!(learner.limit(), 200);
+        for second in 0..200 {
+            learner.observe(true, at(second * 1000));
+        }
+        assert_eq!(learner.limit(), 1000);
+    }
+
+    #[test]
+    fn a_search_outlives_its_process() {
+        let mut learner = learner(1000);
+        learner.refused(at(0), at(1_000), at(0));
+        let left = learner.learned().to_string();
+        assert_eq!(left, "200..2000");
+        let mut next = Learner::new(Band { floor: 100, quota: 1000, on: true }, Some(left.parse().unwrap()), at(5_000));
+        assert_eq!(next.limit(), 200);
+        next.observe(true, at(5_000));
+        assert!(next.observe(true, at(66_000)));
+        assert_eq!(next.limit(), 400);
+        let believed = Learner::new(Band { floor: 100, quota: 1000, on: true }, Some("200".parse().unwrap()), at(0));
+        assert_eq!((believed.limit(), believed.learned().to_string().as_str()), (200, "200"));
     }
 
     #[test]
     fn refusals_of_calls_that_were_out_are_one_step() {
-        let mut run = Run::new(100);
+        let mut learner = learner(100);
         for sent in 0..100 {
-            run.learner.accepted(at(sent), at(sent));
+            learner.accepted(at(sent * 500), at(sent * 500 + 100));
         }
-        assert!(run.learner.refused(at(200), at(500)));
-        let limit = run.learner.limit();
+        assert!(learner.refused(at(50_000), at(52_000), at(50_300)));
+        let limit = learner.limit();
         assert_eq!(limit, 98);
-        for sent in [201, 300, 499] {
-            assert!(!run.learner.refused(at(sent), at(600)));
+        for sent in [50_001, 50_100, 50_299] {
+            assert!(!learner.refused(at(sent), at(52_000), at(50_400)));
         }
-        assert_eq!(run.learner.limit(), limit);
+        assert_eq!(learner.limit(), limit);
+    }
+
+    #[test]
+    fn a_limit_that_does_not_hold_the_line_back_is_not_raised() {
+        let mut learner = learner(100);
+        learner.refused(at(0), at(1_000), at(0));
+        let limit = learner.limit();
+        for second in 0..7200 {
+            // Somebody waits every other minute.
+            assert!(!learner.observe(second / 60 % 2 == 0, at(second * 1000)));
+        }
+        assert_eq!(learner.limit(), limit);
     }
 
     #[test]
     fn the_band_is_never_left_and_a_new_quota_starts_anew() {
-        let mut learner = Learner::new(Band { floor: 50, quota: 100, on: true }, Some(3), at(0));
+        let mut learner = Learner::new(Band { floor: 50, quota: 100, on: true }, Some("3".parse().unwrap()), at(0));
         assert_eq!((learner.limit(), learner.state()), (50, Learning::Believed));
         learner.configure(Band { floor: 20, quota: 60, on: true }, at(0));
         assert_eq!((learner.limit(), learner.state()), (60, Learning::Configured));
         for moment in 1..20 {
-            learner.refused(at(moment * 1000), at(moment * 1000));
+            learner.refused(at(moment * 1000), at(moment * 1000 + 1000), at(moment * 1000));
             assert!((20..=60).contains(&learner.limit()));
         }
         learner.configure(Band { floor: 20, quota: 60, on: false }, at(0));
-        assert!(!learner.refused(at(90_000), at(90_000)));
+        assert!(!learner.refused(at(90_000), at(90_000), at(90_000)));
         assert_eq!((learner.limit(), learner.state()), (60, Learning::Off));
     }
 }

@@ -19,7 +19,7 @@ use crate::entropy::Entropy;
 use crate::ids::{RegistrationId, TenantName};
 use crate::lane::{Errand, Joined, Sequence, Waiting};
 use crate::lanes::{Class, Fairness, Lanes, Place, Turn};
-use crate::learner::{Band, Learner, Learning};
+use crate::learner::{Band, Learned, Learner, Learning};
 use crate::ledger::{Full, Ledger, SlotId, SlotRecord};
 use crate::pace::Pace;
 use crate::settings::{Instance, LineSettings, RegistrationSettings};
@@ -28,6 +28,9 @@ use crate::time::{BootId, Mono};
 /// Joining is counted in these, from a moment a year before the line was made, so that places of earlier processes fit.
 const JOINED_UNIT: Duration = Duration::from_millis(100);
 const JOINED_AT_START: Joined = 365 * 24 * 3600 * 10;
+
+/// A learned limit makes up for delays by at most this part of a minute's registrations at once: 300 ms, about what answers vary by.
+const CATCH_UP_PART: u32 = 200;
 
 /// A place that may not go before a moment of its own.
 #[derive(Debug)]
@@ -166,7 +169,7 @@ pub struct Line {
     breaker: Breaker,
     learner: Learner,
     /// What was learned, while nobody has asked for it.
-    learned: Option<u32>,
+    learned: Option<Learned>,
     began: Mono,
     quota_per_minute: u32,
     burst: u32,
@@ -185,8 +188,8 @@ pub struct Line {
 pub struct LeftByEarlier {
     /// Sends that may still count.
     pub slots: Vec<(SlotId, SlotRecord)>,
-    /// The limit that was learned, if it was below the quota.
-    pub learned_per_minute: Option<u32>,
+    /// What was learned of the limit.
+    pub learned: Option<Learned>,
 }
 
 impl Line {
@@ -201,8 +204,8 @@ impl Line {
         now: Mono,
     ) -> Self {
         let (line, registration) = rules;
-        let learner = Learner::new(band(instance), left.learned_per_minute, now);
-        let (limit, burst) = (learner.limit(), instance.burst.min(learner.limit()));
+        let learner = Learner::new(band(instance), left.learned, now);
+        let (limit, burst) = (learner.limit(), burst_at(learner.limit(), instance.quota_per_minute, instance.burst));
         let mut sent: Vec<Mono> =
             left.slots.iter().map(|(_, slot)| if slot.boot == *boot { slot.sent.min(now) } else { now }).collect();
         sent.sort_unstable();
@@ -262,14 +265,14 @@ impl Line {
 
     fn limit_changed(&mut self, now: Mono) {
         let limit = self.learner.limit();
-        let burst = self.burst.min(limit);
+        let burst = burst_at(limit, self.quota_per_minute, self.burst);
         self.ledger.configure(limit, self.upstream_max_delay);
         self.pace = Pace::new(limit, burst, self.pace.credit(now).min(burst), now);
-        self.learned = Some(limit);
+        self.learned = Some(self.learner.learned());
     }
 
     /// The limit, if it has changed since this was last asked: to be kept for the next process.
-    pub fn take_learned(&mut self) -> Option<u32> {
+    pub fn take_learned(&mut self) -> Option<Learned> {
         self.learned.take()
     }
 
@@ -491,6 +494,7 @@ impl Line {
             self.ledger.answered(slot, now);
             if !throttled {
                 self.learner.accepted(sent, now);
+                self.breaker.accepted();
             }
         }
         self.answer_time.observe(now.since(sent));
@@ -550,7 +554,7 @@ impl Line {
     pub fn throttled(&mut self, sent: Mono, until: Mono, now: Mono) {
         self.throttled_until = self.throttled_until.max(until);
         self.breaker.throttled();
-        if self.learner.refused(sent, now) {
+        if self.learner.refused(sent, until, now) {
             self.limit_changed(now);
         }
     }
@@ -645,6 +649,12 @@ impl Line {
         });
         status.collect()
     }
+}
+
+/// A limit that was learned may be wrong, and then DPS refuses all of a burst: it is used evenly.
+fn burst_at(limit: u32, quota: u32, burst: u32) -> u32 {
+    let most = if limit < quota { 1 + limit / CATCH_UP_PART } else { burst };
+    burst.min(most).min(limit)
 }
 
 fn band(instance: &Instance) -> Band {

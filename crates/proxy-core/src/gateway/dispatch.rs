@@ -9,6 +9,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use super::Gateway;
 use crate::dps_clock::DpsClock;
 use crate::ids::InstanceName;
+use crate::learner::Learned;
 use crate::ledger::{SlotId, SlotRecord};
 use crate::line::{Line, Next};
 use crate::settings::{Instance, Settings};
@@ -144,9 +145,9 @@ impl Gateway {
                 let mut line = dispatcher.line.lock();
                 (line.next(now), line.take_learned())
             };
-            if let Some(limit) = learned {
-                tracing::info!(instance = %dispatcher.name, limit_per_minute = limit, "DPS's limit was learned anew");
-                self.spawn(Arc::clone(&self).keep_learned(dispatcher.name.clone(), limit));
+            if let Some(learned) = learned {
+                tracing::info!(instance = %dispatcher.name, limit_per_minute = learned.limit, "DPS's limit was learned anew");
+                self.spawn(Arc::clone(&self).keep_learned(dispatcher.name.clone(), learned));
             }
             let wait = match next {
                 Next::Depart(departure) => {
@@ -177,8 +178,8 @@ impl Gateway {
 
 impl Gateway {
     /// Keeps the learned limit for the next process. Without it that one learns anew, so a failure is only told.
-    async fn keep_learned(self: Arc<Self>, instance: InstanceName, limit: u32) {
-        let value = Some(limit.to_string().into());
+    async fn keep_learned(self: Arc<Self>, instance: InstanceName, learned: Learned) {
+        let value = Some(learned.to_string().into());
         let write = Write { key: learned_key(&instance), expect: Expect::Any, value };
         if let Err(error) = self.store.commit(vec![write]).await {
             tracing::warn!(%instance, %error, "the learned limit was not kept");

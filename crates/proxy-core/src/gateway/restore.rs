@@ -1,10 +1,9 @@
 //! What an earlier process left: records give back the lines, the counts, the aliases and the registrations under way; the ledger
 //! gives back what may still count. And the settings, at start and while the service runs.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -14,13 +13,13 @@ use tokio_util::task::TaskTracker;
 
 use super::aliases::Aliases;
 use super::dispatch::{Dispatcher, learned_key, slot_of};
+use super::left::{Left, LeftInLine, LeftWith};
 use super::provision::suspect_not_before;
 use super::{Fixed, Gateway, NotApplicable, StoreError};
 use crate::entropy::Entropy;
 use crate::feed::Feed;
-use crate::ids::{IdScope, InstanceName, OperationId, RegistrationId, TenantName};
+use crate::ids::{IdScope, InstanceName};
 use crate::lane::Errand;
-use crate::lanes::Place;
 use crate::ledger::{SlotId, SlotRecord};
 use crate::line::{LeftByEarlier, Line};
 use crate::placement::Occupancy;
@@ -28,7 +27,7 @@ use crate::record::{Record, Stage, Versioned};
 use crate::repeat::RepeatGuard;
 use crate::settings::Settings;
 use crate::store::{CommitError, Expect, Key, MAX_WRITES, ReadError, Store, Stored, Table, Write};
-use crate::time::{Clock, Mono};
+use crate::time::Clock;
 use crate::upstream::{Connect, Upstream};
 use crate::waiters::Waiters;
 
@@ -55,30 +54,12 @@ struct Renewed {
     clients: Vec<(Arc<Dispatcher>, Arc<dyn Upstream>)>,
 }
 
-/// A place that an earlier process gave.
-struct Left {
-    place: Place,
-    tenant: TenantName,
-    id: RegistrationId,
-    /// How long it has waited.
-    ago: Duration,
-    what: LeftWith,
-}
-
-enum LeftWith {
-    Waiting { not_before: Option<Mono> },
-    UnknownOutcome,
-    Operation(OperationId),
-}
-
 /// Everything derived from the records.
 #[derive(Default)]
 struct Derived {
     occupancy: Occupancy,
     aliases: Aliases,
-    lines: BTreeMap<InstanceName, Vec<Left>>,
-    /// One of each name, however many records have it.
-    tenants: BTreeSet<TenantName>,
+    lines: BTreeMap<InstanceName, LeftInLine>,
 }
 
 impl Gateway {
@@ -138,7 +119,7 @@ impl Gateway {
         Ok(gateway)
     }
 
-    async fn start(self: &Arc<Self>, mut lines: BTreeMap<InstanceName, Vec<Left>>) -> Result<(), OpenError> {
+    async fn start(self: &Arc<Self>, mut lines: BTreeMap<InstanceName, LeftInLine>) -> Result<(), OpenError> {
         let settings = self.settings();
         let mut left = read_left(&*self.store, &settings).await?;
         let (boot, now) = (self.clock.boot_id(), self.now().mono);
@@ -203,12 +184,10 @@ impl Gateway {
     }
 
     /// Puts everybody back where an earlier process left them.
-    fn take_over(self: &Arc<Self>, dispatcher: &Arc<Dispatcher>, mut left: Vec<Left>) {
-        // Places are unique, and the stable sort would need half as much memory again.
-        left.sort_unstable_by_key(|left| left.place);
+    fn take_over(self: &Arc<Self>, dispatcher: &Arc<Dispatcher>, left: LeftInLine) {
         let now = self.now().mono;
         let mut line = dispatcher.line.lock();
-        for Left { place, tenant, id, ago, what } in left {
+        for Left { place, tenant, id, ago, what } in left.into_ordered() {
             match what {
                 LeftWith::Waiting { not_before } => {
                     line.restore(&tenant, place, id, Errand::Register, ago, now);
@@ -457,9 +436,9 @@ async fn read_left(
     for name in settings.instances.keys() {
         let stored = store.get(&learned_key(name)).await?;
         // What cannot be read was not learned.
-        let learned_per_minute = stored.and_then(|stored| std::str::from_utf8(&stored.value).ok()?.parse().ok());
+        let learned = stored.and_then(|stored| std::str::from_utf8(&stored.value).ok()?.parse().ok());
         let slots = slots.remove(name).unwrap_or_default();
-        left.insert(name.clone(), LeftByEarlier { slots, learned_per_minute });
+        left.insert(name.clone(), LeftByEarlier { slots, learned });
     }
     Ok(left)
 }
@@ -512,11 +491,7 @@ impl Derived {
             Stage::Assigning { operation_id, .. } => LeftWith::Operation(operation_id.clone()),
         };
         let (instance, place, ago) = (pending.instance.clone(), pending.place, now.wall.since(pending.joined_at));
-        let tenant = self.tenants.get(&record.tenant).cloned().unwrap_or_else(|| {
-            self.tenants.insert(record.tenant.clone());
-            record.tenant
-        });
-        let id = record.registration_id;
-        self.lines.entry(instance).or_default().push(Left { place, tenant, id, ago, what });
+        let Record { registration_id: id, tenant, .. } = record;
+        self.lines.entry(instance).or_default().add(Left { place, tenant, id, ago, what });
     }
 }

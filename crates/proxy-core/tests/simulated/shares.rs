@@ -143,7 +143,7 @@ fn learning(quota: u32) -> Settings {
 #[tokio::test(start_paused = true)]
 async fn a_quota_that_is_halved_behind_our_back_is_found_and_found_again_when_it_is_back() {
     let world = World::new(learning(300)).await;
-    for number in 0..12_000 {
+    for number in 0..16_000 {
         world.queue(&format!("device-{number}")).await;
     }
     sleep(seconds(120)).await;
@@ -153,14 +153,15 @@ async fn a_quota_that_is_halved_behind_our_back_is_found_and_found_again_when_it
     let found = view(&world);
     assert!((135..=150).contains(&found.learned_per_minute), "{}", found.learned_per_minute);
     assert_eq!(found.learning, Learning::Believed);
-    // The burst of ten that was in flight, and one for the second step: after the first, calls start at one.
+    // The burst of ten that was in flight, and one for the second step: after the first, calls go one by one.
     let first = found.counts.throttled;
     assert!((1..=12).contains(&first), "{first} throttled");
     sleep(seconds(1500)).await;
     let later = view(&world).counts;
-    assert!(later.throttled - first <= 4, "{} throttled in 25 minutes", later.throttled - first);
+    assert!(later.throttled - first <= 3, "{} throttled in 25 minutes", later.throttled - first);
     world.dps("a").takes_per_minute(None);
-    sleep(seconds(1800)).await;
+    // At so small a quota the burst has used up what may be refused within an hour, so that long nothing is tried.
+    sleep(seconds(3000)).await;
     assert_eq!(view(&world).learned_per_minute, 300);
     assert_within_quota(world.dps("a"), 300, "learning");
     let times = counted(world.dps("a"));
@@ -171,10 +172,11 @@ async fn a_quota_that_is_halved_behind_our_back_is_found_and_found_again_when_it
 async fn what_was_learned_outlives_a_crash() {
     let mut world = World::new(learning(600)).await;
     world.dps("a").takes_per_minute(Some(150));
-    for number in 0..400 {
+    for number in 0..1500 {
         world.queue(&format!("device-{number}")).await;
     }
-    sleep(seconds(100)).await;
+    // The first window was not a whole one, so a little more is tried once.
+    sleep(seconds(200)).await;
     let learned = view(&world).learned_per_minute;
     assert!((140..=150).contains(&learned), "{learned}");
     world.kill().await;

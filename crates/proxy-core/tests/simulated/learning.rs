@@ -1,0 +1,348 @@
+//! The learner of a line before a DPS that takes less than it should: three shapes of its quota, with refused calls counted or
+//! not, from the first call on or from the middle of a drain. Everything runs on handed time, with the line as it is in service.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use proxy_core::ids::{RegistrationId, TenantName};
+use proxy_core::lane::Errand;
+use proxy_core::lanes::{Class, Place};
+use proxy_core::ledger::SlotId;
+use proxy_core::line::{LeftByEarlier, Line, Next};
+use proxy_core::time::{BootId, Mono};
+
+use crate::support::{name, settings};
+
+const MINUTE: u64 = 60_000;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    Sliding,
+    Fixed,
+    /// Holds so many per cent of a minute's calls.
+    Bucket(u64),
+}
+
+/// What DPS takes. Times are milliseconds.
+#[derive(Debug)]
+struct Dps {
+    shape: Shape,
+    refused_count: bool,
+    per_minute: u64,
+    counted: VecDeque<u64>,
+    /// In units of 1/60,000 of a call.
+    level: u64,
+    filled_at: u64,
+}
+
+impl Dps {
+    fn new(shape: Shape, refused_count: bool, per_minute: u64) -> Self {
+        let mut dps = Self { shape, refused_count, per_minute, counted: VecDeque::new(), level: 0, filled_at: 0 };
+        dps.level = dps.full();
+        dps
+    }
+
+    fn full(&self) -> u64 {
+        match self.shape {
+            Shape::Bucket(percent) => self.per_minute * percent / 100 * MINUTE,
+            Shape::Sliding | Shape::Fixed => 0,
+        }
+    }
+
+    fn change(&mut self, per_minute: u64) {
+        self.per_minute = per_minute;
+        self.level = self.level.min(self.full());
+    }
+
+    /// `Err` is the whole seconds until a call fits.
+    fn call(&mut self, now: u64) -> Result<(), u64> {
+        let wait = self.wait(now);
+        if wait == 0 || self.refused_count {
+            self.counted.push_back(now);
+            self.level = self.level.saturating_sub(MINUTE);
+        }
+        if wait == 0 { Ok(()) } else { Err(self.wait(now).div_ceil(1000).max(1)) }
+    }
+
+    fn wait(&mut self, now: u64) -> u64 {
+        let within = |at: u64| match self.shape {
+            Shape::Fixed => at / MINUTE == now / MINUTE,
+            Shape::Sliding | Shape::Bucket(_) => at + MINUTE > now,
+        };
+        while self.counted.front().is_some_and(|at| !within(*at)) {
+            self.counted.pop_front();
+        }
+        match self.shape {
+            Shape::Fixed if (self.counted.len() as u64) < self.per_minute => 0,
+            Shape::Fixed => (now / MINUTE + 1) * MINUTE - now,
+            Shape::Sliding => match (self.counted.len() as u64).checked_sub(self.per_minute) {
+                None => 0,
+                Some(over) => self.counted[usize::try_from(over).unwrap()] + MINUTE - now,
+            },
+            Shape::Bucket(_) => {
+                self.level = (self.level + (now - self.filled_at) * self.per_minute).min(self.full());
+                self.filled_at = now;
+                MINUTE.saturating_sub(self.level).div_ceil(self.per_minute)
+            }
+        }
+    }
+}
+
+/// A call that is out.
+#[derive(Debug)]
+struct Out {
+    place: Place,
+    slot: Option<SlotId>,
+    sent: u64,
+    refused: Option<u64>,
+}
+
+struct Run {
+    dps: Dps,
+    line: Line,
+    tenant: TenantName,
+    now: u64,
+    /// By when they arrive, and by when the answer is heard.
+    leaving: BTreeMap<(u64, u64), Out>,
+    answers: BTreeMap<(u64, u64), Out>,
+    names: u64,
+    dice: u64,
+    /// Calls of others per minute, and when the next one arrives.
+    others: u64,
+    other_at: u64,
+    sent: Vec<u64>,
+    refused: Vec<u64>,
+    /// The limit, whenever it changed.
+    limits: Vec<(u64, u32)>,
+    /// Whenever it came down: and how many calls were out then, the refused one left aside.
+    steps_down: Vec<(u64, usize)>,
+}
+
+fn at(millis: u64) -> Mono {
+    Mono::from_nanos(millis * 1_000_000)
+}
+
+impl Run {
+    fn new(quota: u32, dps: Dps) -> Self {
+        let mut rules = settings(&[("a", quota)]);
+        let instance = rules.instances.get_mut(&name("a")).unwrap();
+        (instance.learn_limit, instance.learned_min_per_minute) = (true, quota / 10);
+        instance.burst = 10;
+        let (instance, fairness) = (&rules.instances[&name("a")], rules.fairness());
+        let boot = BootId("boot".to_owned());
+        let line =
+            Line::new(instance, (&rules.line, &rules.registration), fairness, LeftByEarlier::default(), &boot, at(0));
+        Self {
+            dps,
+            line,
+            tenant: TenantName::parse("default").unwrap(),
+            now: 0,
+            leaving: BTreeMap::new(),
+            answers: BTreeMap::new(),
+            names: 0,
+            dice: 1,
+            others: 0,
+            other_at: 0,
+            sent: Vec::new(),
+            refused: Vec::new(),
+            limits: Vec::new(),
+            steps_down: Vec::new(),
+        }
+    }
+
+    fn below(&mut self, most: u64) -> u64 {
+        self.dice = self.dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.dice >> 33) % most
+    }
+
+    fn number(&mut self) -> u64 {
+        self.names += 1;
+        self.names
+    }
+
+    /// There is always somebody in line.
+    fn run(&mut self, seconds: u64) {
+        let end = self.now + seconds * 1000;
+        while self.now < end {
+            while self.line.waiting() < 100 {
+                let id = RegistrationId::parse(&format!("sn-{}", self.number())).unwrap();
+                let place = self.line.reserve(&self.tenant, id, Class::First, at(self.now)).unwrap();
+                self.line.confirm(&self.tenant, place);
+            }
+            self.arrive_others();
+            self.arrive();
+            self.hear();
+            let mut due = end;
+            loop {
+                let departure = match self.line.next(at(self.now)) {
+                    Next::Depart(departure) => departure,
+                    Next::WaitUntil(moment) => {
+                        due = due.min(moment.as_nanos().div_ceil(1_000_000));
+                        break;
+                    }
+                    Next::Idle => break,
+                };
+                self.sent.push(self.now);
+                let arrives = self.now + 20 + self.below(130);
+                let out = Out { place: departure.place, slot: departure.slot, sent: self.now, refused: None };
+                let number = self.number();
+                self.leaving.insert((arrives, number), out);
+            }
+            let limit = self.line.limit_per_minute();
+            if self.limits.last().is_none_or(|last| last.1 != limit) {
+                self.limits.push((self.now, limit));
+            }
+            let events = [self.leaving.keys().next(), self.answers.keys().next()];
+            let due = if self.others > 0 { due.min(self.other_at) } else { due };
+            let due = events.into_iter().flatten().fold(due, |due, event| due.min(event.0));
+            self.now = due.max(self.now + 1);
+        }
+    }
+
+    /// Evenly but for a jitter as long as the time between two of them.
+    fn arrive_others(&mut self) {
+        while self.others > 0 && self.other_at <= self.now {
+            let _ = self.dps.call(self.now);
+            let between = MINUTE / self.others;
+            self.other_at = (self.now / between + 1) * between + self.below(between);
+        }
+    }
+
+    fn arrive(&mut self) {
+        while self.leaving.first_key_value().is_some_and(|(key, _)| key.0 <= self.now) {
+            let ((_, number), mut out) = self.leaving.pop_first().unwrap();
+            out.refused = self.dps.call(self.now).err();
+            if out.refused.is_some() {
+                self.refused.push(self.now);
+            }
+            let heard = self.now + 20 + self.below(130);
+            self.answers.insert((heard, number), out);
+        }
+    }
+
+    fn hear(&mut self) {
+        while self.answers.first_key_value().is_some_and(|(key, _)| key.0 <= self.now) {
+            let (_, out) = self.answers.pop_first().unwrap();
+            let (sent, now) = (at(out.sent), at(self.now));
+            self.line.answered(out.place, out.slot, sent, out.refused.is_some(), now);
+            match out.refused {
+                None => {
+                    self.line.instance_works();
+                    self.line.finish(out.place, true, now);
+                }
+                Some(wait) => {
+                    let limit = self.line.limit_per_minute();
+                    self.line.throttled(sent, at(self.now + wait * 1000), now);
+                    if self.line.limit_per_minute() < limit {
+                        self.steps_down.push((self.now, self.leaving.len() + self.answers.len()));
+                    }
+                    self.line.come_back(out.place, Errand::Register, now, now);
+                }
+            }
+        }
+    }
+}
+
+/// What a lower quota cost, and what was made of it, over the hour that begins with it and the one after that.
+struct Hours {
+    run: Run,
+    began: u64,
+    what: String,
+}
+
+impl Hours {
+    /// `before` seconds at the configured quota, then `seconds` at `real`.
+    fn new((quota, real): (u32, u64), shape: Shape, refused_count: bool, before: u64, seconds: u64) -> Self {
+        let what = format!("{quota} to {real}, {shape:?}, refused calls count: {refused_count}, after {before} s");
+        let first = if before > 0 { u64::from(quota) } else { real };
+        let mut run = Run::new(quota, Dps::new(shape, refused_count, first));
+        run.run(before);
+        run.dps.change(real);
+        let began = run.now;
+        run.run(seconds);
+        Self { run, began, what }
+    }
+
+    /// Calls sent, and calls refused, in an hour that begins so many seconds after the change.
+    fn hour(&self, after: u64) -> (usize, usize) {
+        let from = self.began + after * 1000;
+        let within = |times: &[u64]| times.iter().filter(|at| (from..from + 60 * MINUTE).contains(*at)).count();
+        (within(&self.run.sent), within(&self.run.refused))
+    }
+
+    fn limit_after(&self, seconds: u64) -> u32 {
+        let by = self.began + seconds * 1000;
+        self.run.limits.iter().take_while(|limit| limit.0 <= by).last().unwrap().1
+    }
+}
+
+const SHAPES: [Shape; 3] = [Shape::Sliding, Shape::Fixed, Shape::Bucket(10)];
+
+#[test]
+fn a_lower_quota_is_found_within_two_minutes_and_less_than_one_call_in_a_thousand_is_refused() {
+    for (quota, real) in [(1000, 200), (300, 150), (200, 100)] {
+        // From the first call on, from the middle of a minute, and from right before a whole burst is in flight: that is all refused,
+        // which is too much for such small quotas, so that only the time afterwards is looked at.
+        let cases = |shape| {
+            [(false, 0, 0), (true, 0, 0), (false, 137, 0), (true, 137, 0), (true, 120, 60)].map(|case| (shape, case))
+        };
+        for (shape, (refused_count, before, from)) in SHAPES.into_iter().flat_map(cases) {
+            let hours = Hours::new((quota, real), shape, refused_count, before, 7200);
+            let what = &hours.what;
+            for after in [from, 600, 3600] {
+                let (sent, refused) = hours.hour(after);
+                assert!(refused * 1000 < sent, "{what}: {refused} of {sent} refused in the hour from {after} s on");
+                let used = (sent - refused) as f64 / (60 * real) as f64;
+                assert!(used > 0.85, "{what}: {used:.3} of the quota used in the hour from {after} s on");
+            }
+            let found = f64::from(hours.limit_after(120)) / real as f64;
+            assert!((0.66..1.05).contains(&found), "{what}: {found:.2} of the real quota after two minutes");
+        }
+    }
+}
+
+#[test]
+fn a_step_down_costs_at_most_the_calls_that_were_out_and_one() {
+    for (quota, real, before) in [(1000, 500, 137), (1000, 900, 0), (6000, 1000, 100)] {
+        for shape in SHAPES {
+            let Hours { run, what, .. } = Hours::new((quota, real), shape, false, before, 1800);
+            let allowed: usize = run.steps_down.iter().map(|(_, out)| out + 1).sum();
+            assert!(run.refused.len() <= allowed, "{what}: {} refused, {:?}", run.refused.len(), run.steps_down);
+        }
+    }
+}
+
+#[test]
+fn other_callers_of_the_same_instance_are_left_their_share() {
+    for shape in SHAPES {
+        let mut run = Run::new(1000, Dps::new(shape, false, 1000));
+        run.others = 400;
+        run.run(7200);
+        let (sent, refused) = (run.sent.len(), run.refused.len());
+        assert!(refused * 1000 < sent, "{shape:?}: {refused} of {sent} refused");
+        let used = (sent - refused) as f64 / (120.0 * 600.0);
+        assert!(used > 0.9, "{shape:?}: {used:.3} of what the others leave");
+    }
+}
+
+#[test]
+fn a_quota_that_is_raised_again_is_found_again() {
+    for shape in SHAPES {
+        let mut hours = Hours::new((1000, 200), shape, false, 0, 1500);
+        hours.run.dps.change(1000);
+        hours.run.run(4000);
+        assert_eq!(hours.run.line.limit_per_minute(), 1000, "{}", hours.what);
+    }
+}
+
+#[test]
+fn a_line_before_a_quota_as_configured_is_never_refused_and_wastes_next_to_nothing() {
+    for (quota, shape) in
+        [(200, Shape::Sliding), (1000, Shape::Fixed), (1000, Shape::Bucket(10)), (6000, Shape::Sliding)]
+    {
+        let mut run = Run::new(quota, Dps::new(shape, true, u64::from(quota)));
+        run.run(1800);
+        assert_eq!((run.refused.len(), run.line.limit_per_minute()), (0, quota), "{quota} {shape:?}");
+        let used = run.sent.len() as f64 / (30.0 * f64::from(quota));
+        assert!(used > 0.99, "{quota} {shape:?}: {used:.4} of the quota used");
+    }
+}
