@@ -73,8 +73,9 @@ struct Chunk {
 
 impl Chunk {
     fn new(sequence: Sequence, waiting: &Waiting) -> Self {
-        let slots = Vec::with_capacity(CHUNK);
-        let mut chunk = Self { first: sequence, live: [0; 2], slots, ids: String::with_capacity(CHUNK * 32) };
+        // A fleet's IDs are mostly of one length.
+        let (slots, ids) = (Vec::with_capacity(CHUNK), String::with_capacity(CHUNK * waiting.id.as_str().len()));
+        let mut chunk = Self { first: sequence, live: [0; 2], slots, ids };
         chunk.put(0, sequence, waiting);
         chunk
     }

@@ -482,10 +482,18 @@ impl Line {
         }
     }
 
-    /// Whether a departure may still send at `now`: not if the limit was lowered below what left in the meantime.
-    #[must_use]
-    pub fn may_send(&mut self, slot: Option<SlotId>, now: Mono) -> bool {
-        slot.is_none() || self.ledger.used(now) <= self.ledger.quota()
+    /// Whether a departure may still send at `now`.
+    ///
+    /// # Errors
+    /// What holds it: DPS asked us to wait meanwhile, or the limit was lowered below what left meanwhile.
+    pub fn may_send(&mut self, slot: Option<SlotId>, now: Mono) -> Result<(), Holding> {
+        if self.throttled_until > now {
+            return Err(Holding::ThrottledByDps);
+        }
+        if slot.is_some() && self.ledger.used(now) > self.ledger.quota() {
+            return Err(Holding::Quota);
+        }
+        Ok(())
     }
 
     /// DPS answered the call that holds `slot`, which was sent at `sent`; `throttled` if it refused it over its quota.

@@ -32,7 +32,7 @@ pub enum Invariant {
     PlaceKept,
     /// An assignment that was told is on disk after every crash.
     AssignmentKept,
-    /// Nothing but what is in flight goes to an instance before the `Retry-After` of its 429 is over.
+    /// Nothing leaves for an instance before the `Retry-After` of its 429 is over.
     RetryAfter,
     /// A device whose registration has reached an instance goes to no other, unless an operator moves it.
     AtHome,
@@ -161,8 +161,6 @@ struct Judge<'a> {
     on_the_wire: BTreeMap<(u32, String), u64>,
     counted: BTreeMap<InstanceName, Counted>,
     pauses: BTreeMap<(u32, InstanceName), Pause>,
-    /// Two looks at one moment of a device that a departure needs before its call leaves.
-    departure: Duration,
     over: bool,
 }
 
@@ -178,7 +176,6 @@ pub(crate) fn judge(scenario: &Scenario, log: &[Entry]) -> Vec<Violation> {
         on_the_wire: BTreeMap::new(),
         counted: BTreeMap::new(),
         pauses: BTreeMap::new(),
-        departure: scenario.sync_every * 4 + Duration::from_millis(2),
         over: false,
     };
     for entry in log {
@@ -270,7 +267,7 @@ impl Judge<'_> {
         if sent.call != Call::Poll
             && let Some(pause) = self.pauses.get(&(sent.process, sent.instance.clone())).copied()
             && at < pause.until
-            && at > pause.since + self.departure
+            && at > pause.since
         {
             let detail = format!(
                 "call {number} went to {}, which had asked at {:.3} s to wait until {:.3} s",

@@ -27,10 +27,12 @@ mod mutant;
 mod network;
 mod scenario;
 mod settings;
+mod storm;
 mod world;
 
 pub use judge::{Invariant, Violation};
 pub use mutant::Mutant;
+pub use storm::{Storm, StormReport};
 
 use log::{Call, Entry, Event, Told};
 use scenario::{Manner, Scenario};
@@ -162,9 +164,12 @@ fn count_panics() {
 /// If tokio cannot make a runtime.
 #[must_use]
 pub fn run(seed: u64, mutant: Option<Mutant>) -> Report {
+    run_scenario(Scenario::draw(seed), mutant)
+}
+
+fn run_scenario(scenario: Scenario, mutant: Option<Mutant>) -> Report {
     count_panics();
     let panics = PANICS.get();
-    let scenario = Scenario::draw(seed);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     let runtime = runtime.expect("a runtime without I/O needs nothing of the machine");
     let world = runtime.block_on(async {
@@ -181,7 +186,7 @@ pub fn run(seed: u64, mutant: Option<Mutant>) -> Report {
         let detail = format!("{panicked} panics");
         violations.push(Violation { invariant: Invariant::NoPanic, at: end, detail });
     }
-    Report { seed, mutant, violations, figures: figures(&scenario, &log), scenario, log }
+    Report { seed: scenario.seed, mutant, violations, figures: figures(&scenario, &log), scenario, log }
 }
 
 /// What DPS itself says at the end: its own count of its own quota, and the hubs that it has given.

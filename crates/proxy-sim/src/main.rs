@@ -1,10 +1,10 @@
 //! `proxy-sim`: runs the simulation from the command line.
 
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
-use proxy_sim::{Mutant, Report, meta, run};
+use proxy_sim::{Mutant, Report, Storm, meta, run};
 
 /// Simulates dps-proxy: the real core against the real emulator's logic, everything from one seed.
 #[derive(Debug, Parser)]
@@ -40,6 +40,27 @@ enum Command {
         #[arg(long = "break")]
         mutant: Option<Mutant>,
     },
+    /// Runs a storm at any size; a million devices take minutes and some gigabytes.
+    Storm {
+        /// Devices that come back.
+        #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+        devices: u32,
+        /// DPS instances that share them.
+        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=100))]
+        instances: u16,
+        /// Registrations that each accepts in any 60 seconds.
+        #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..))]
+        quota: u32,
+        /// Within how many seconds they come back.
+        #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+        boot_seconds: u64,
+        /// How often the process is killed while the lines drain.
+        #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1_000))]
+        kills: u32,
+        /// What chance is drawn from.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
     /// Runs one seed twice and compares the logs to the byte.
     Meta {
         /// What everything is drawn from.
@@ -59,6 +80,12 @@ fn main() -> ExitCode {
             report.violations.is_empty()
         }
         Command::Seeds { from, count, mutant } => seeds(from, count, mutant),
+        Command::Storm { devices, instances, quota, boot_seconds, kills, seed } => {
+            let (began, boot) = (Instant::now(), Duration::from_secs(boot_seconds));
+            let report = Storm { devices, instances, quota_per_minute: quota, boot, kills, seed }.run();
+            println!("{report}, in {:.1} s", began.elapsed().as_secs_f64());
+            report.report.violations.is_empty()
+        }
         Command::Meta { seed } => match meta(seed) {
             Ok(report) => {
                 println!("seed {seed}: the same twice, {} events, {}", report.figures.events, report.digest());

@@ -1,6 +1,8 @@
 //! The simulation in the test run: first that it can be trusted, then that the core is sound, then that the judge has teeth.
 
-use proxy_sim::{Mutant, meta, run};
+use std::time::Duration;
+
+use proxy_sim::{Mutant, Storm, meta, run};
 
 /// Seeds of one test run; the command line runs thousands.
 const SEEDS: std::ops::RangeInclusive<u64> = 1..=40;
@@ -22,6 +24,21 @@ fn the_same_seed_gives_the_same_bytes_and_then_forty_seeds_are_good() {
         processes += report.figures.processes;
     }
     assert!(processes > *SEEDS.end() as u32, "nobody was ever killed");
+}
+
+/// The command line runs a million on ten instances.
+#[test]
+fn the_whole_gateway_drains_a_storm_in_two_requests_per_device_and_at_the_quota() {
+    // A line of an hour: in a short one the spread of the last device's return, up to 5 s, weighs more than one part in a hundred.
+    let boot = Duration::from_secs(60);
+    let storm = Storm { devices: 4_000, instances: 1, quota_per_minute: 60, boot, kills: 0, seed: 1 };
+    let report = storm.run();
+    assert!(report.report.violations.is_empty(), "{report}");
+    assert!(report.requests_per_device() <= 2.05, "{report}");
+    assert!(report.finish_to_ideal() <= 1.01, "{report}");
+    assert_eq!(report.report.figures.registers, 4_000, "{report}");
+    assert_eq!(report.report.figures.throttled, 0, "{report}");
+    assert_eq!(report.most_in_any_minute, 60, "{report}");
 }
 
 #[test]

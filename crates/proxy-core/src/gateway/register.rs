@@ -18,7 +18,7 @@ use crate::ids::{OperationId, RegistrationId};
 use crate::lane::Errand;
 use crate::lanes::Place;
 use crate::ledger::{SlotId, SlotRecord};
-use crate::line::Departure;
+use crate::line::{Departure, Holding};
 use crate::record::{Record, Stage};
 use crate::store::Write;
 use crate::time::{Mono, Now, WallTime};
@@ -157,10 +157,10 @@ impl Trip {
                 return self.not_going(&departure, error).await;
             }
         };
-        if !self.may_send(&departure) {
+        if let Err(held) = self.may_send(&departure) {
             drop(connection);
             let settled = self.nothing_left(&departure);
-            return self.stay("the quota was lowered", Errand::Register, ready.sent_before, settled).await;
+            return self.stay(held, Errand::Register, ready.sent_before, settled).await;
         }
         count(&self.dispatcher.counts.registrations);
         if ready.repeated {
@@ -291,10 +291,17 @@ impl Trip {
         Settled { write, free_after: departure.slot, ..Settled::default() }
     }
 
-    /// Asked right before each send: writing the mark takes time, in which the quota may have been lowered.
-    fn may_send(&self, departure: &Departure) -> bool {
+    /// Asked right before each send: writing the mark takes time, in which DPS may have asked us to wait, or the quota been lowered.
+    ///
+    /// # Errors
+    /// What holds it, in words for the timeline.
+    fn may_send(&self, departure: &Departure) -> Result<(), &'static str> {
         let now = self.now().mono;
-        self.dispatcher.line.lock().may_send(departure.slot, now)
+        let held = self.dispatcher.line.lock().may_send(departure.slot, now);
+        held.map_err(|held| match held {
+            Holding::ThrottledByDps => "DPS throttled the instance before it had left",
+            _ => "the quota was lowered before it had left",
+        })
     }
 
     /// Does what an answer means. Returns what is to be polled, and after which wait, if DPS has begun to work on the registration.

@@ -32,7 +32,7 @@ use crate::upstream::{Connect, Upstream};
 use crate::waiters::Waiters;
 
 /// Rows read at once while starting.
-const SCAN_PAGE: usize = 4096;
+const SCAN_PAGE: usize = 1024;
 
 /// Why the gateway cannot start.
 #[derive(Debug, thiserror::Error)]

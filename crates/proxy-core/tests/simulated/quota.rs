@@ -7,10 +7,11 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use proxy_core::gateway::Gateway;
 use proxy_core::gateway::provision::Answered;
+use proxy_core::record::Stage;
 use tokio::task::JoinSet;
 
 use crate::support::clock::Dice;
-use crate::support::dps::{Call, Weather};
+use crate::support::dps::{Call, Fate, Reply, Weather};
 use crate::support::judge::{assert_within_quota, bucket_overdrawn, counted, two_at_once};
 use crate::support::{Ask, World, millis, seconds, settings, sleep};
 
@@ -187,4 +188,38 @@ async fn a_bucket_as_large_as_the_burst_is_never_overdrawn_by_restarts_and_chang
     let overdrawn = bucket_overdrawn(&counted(world.dps("a")), 10, 60);
     assert!(overdrawn < 0.01, "a bucket of 10 lacked {overdrawn} tokens");
     assert!(counted(world.dps("a")).len() > 60);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_registration_that_is_being_written_down_when_dps_throttles_does_not_leave() {
+    let mut rules = settings(&[("a", 60)]);
+    rules.instances.values_mut().for_each(|instance| instance.burst = 1);
+    let world = World::new(rules).await;
+    let dps = world.dps("a");
+    dps.weather(Weather::fair(1_500));
+    dps.next(
+        Call::Register,
+        Fate::Answered {
+            there: millis(750),
+            back: millis(750),
+            reply: Reply::Error { http_status: 429, error_code: Some(429_001), retry_after: Some(20) },
+        },
+    );
+    world.queue("first").await;
+    world.queue("second").await;
+    // The second one leaves a second after the first; its mark is not on disk yet when the answer to the first one comes.
+    sleep(millis(900)).await;
+    world.store.hold_acks(true);
+    sleep(millis(1_000)).await;
+    assert_eq!(world.gateway.instances()[0].counts.throttled, 1);
+    world.store.sync();
+    world.store.hold_acks(false);
+    sleep(seconds(10)).await;
+    assert_eq!(dps.count(Call::Register), 1);
+    let record = world.record("second").await.unwrap();
+    let (pending, why) = (record.pending.unwrap(), &record.timeline.last().unwrap().what);
+    assert_eq!((pending.stage, pending.attempts), (Stage::Waiting, 0), "{why}");
+    assert!(why.contains("DPS throttled"), "{why}");
+    world.settle(world.ask("first")).await;
+    world.settle(world.ask("second")).await;
 }

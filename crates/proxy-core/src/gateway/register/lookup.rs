@@ -54,10 +54,10 @@ impl Trip {
                 return self.not_going(&departure, error).await;
             }
         };
-        if !self.may_send(&departure) {
+        if let Err(held) = self.may_send(&departure) {
             drop(connection);
             let settled = self.nothing_left(&departure);
-            return self.stay("the quota was lowered", Errand::Lookup, None, settled).await;
+            return self.stay(held, Errand::Lookup, None, settled).await;
         }
         count(&self.dispatcher.counts.lookups);
         let sent = self.now().mono;
