@@ -38,6 +38,7 @@ use crate::waiters::Waiters;
 mod aliases;
 pub mod backend;
 pub mod dispatch;
+mod heard;
 mod left;
 pub mod operator;
 mod places;

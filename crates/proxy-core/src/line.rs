@@ -190,6 +190,8 @@ pub struct LeftByEarlier {
     pub slots: Vec<(SlotId, SlotRecord)>,
     /// What was learned of the limit.
     pub learned: Option<Learned>,
+    /// Until when DPS asked us to wait.
+    pub paused_until: Option<Mono>,
 }
 
 impl Line {
@@ -212,6 +214,11 @@ impl Line {
         let credit = Pace::credit_after(limit, burst, sent, now);
         let mut ledger = Ledger::new(limit, registration.upstream_max_delay);
         ledger.restore(left.slots, boot, now);
+        let waits = (registration.backoff_min, registration.backoff_max);
+        let mut breaker = Breaker::new(registration.breaker_threshold, waits);
+        if left.paused_until.is_some_and(|until| until > now) {
+            breaker.throttled();
+        }
         Self {
             lanes: Lanes::new(fairness),
             next_sequence: [0; 4],
@@ -221,7 +228,7 @@ impl Line {
             calling: 0,
             ledger,
             pace: Pace::new(limit, burst, credit, now),
-            breaker: Breaker::new(registration.breaker_threshold, (registration.backoff_min, registration.backoff_max)),
+            breaker,
             learner,
             learned: None,
             began: now,
@@ -231,7 +238,7 @@ impl Line {
             in_flight_max: registration.in_flight_max,
             lookup_spends: registration.lookup_spends,
             upstream_max_delay: registration.upstream_max_delay,
-            throttled_until: Mono::default(),
+            throttled_until: left.paused_until.unwrap_or_default(),
             registration_time: Typical::new(line.expected_registration),
             answer_time: Typical::new(Duration::from_millis(300)),
         }
@@ -558,13 +565,14 @@ impl Line {
         }
     }
 
-    /// DPS throttled a call that was sent at `sent`: nobody goes before `until`, and the limit may come down.
-    pub fn throttled(&mut self, sent: Mono, until: Mono, now: Mono) {
+    /// DPS throttled a call that was sent at `sent`: nobody goes before `until`, and the limit may come down. Returns until when nobody goes.
+    pub fn throttled(&mut self, sent: Mono, until: Mono, now: Mono) -> Mono {
         self.throttled_until = self.throttled_until.max(until);
         self.breaker.throttled();
         if self.learner.refused(sent, until, now) {
             self.limit_changed(now);
         }
+        self.throttled_until
     }
 
     /// A call failed in a way that blames the instance.

@@ -9,7 +9,6 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use super::Gateway;
 use crate::dps_clock::DpsClock;
 use crate::ids::InstanceName;
-use crate::learner::Learned;
 use crate::ledger::{SlotId, SlotRecord};
 use crate::line::{Line, Next};
 use crate::settings::{Instance, Settings};
@@ -174,22 +173,6 @@ impl Gateway {
             }
         }
     }
-}
-
-impl Gateway {
-    /// Keeps the learned limit for the next process. Without it that one learns anew, so a failure is only told.
-    async fn keep_learned(self: Arc<Self>, instance: InstanceName, learned: Learned) {
-        let value = Some(learned.to_string().into());
-        let write = Write { key: learned_key(&instance), expect: Expect::Any, value };
-        if let Err(error) = self.store.commit(vec![write]).await {
-            tracing::warn!(%instance, %error, "the learned limit was not kept");
-        }
-    }
-}
-
-/// Where the learned limit of an instance is kept.
-pub(super) fn learned_key(instance: &InstanceName) -> Key {
-    Key::new(Table::Meta, format!("learned/{instance}"))
 }
 
 #[cfg(test)]

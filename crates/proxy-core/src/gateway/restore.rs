@@ -12,7 +12,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::aliases::Aliases;
-use super::dispatch::{Dispatcher, learned_key, slot_of};
+use super::dispatch::{Dispatcher, slot_of};
+use super::heard::{self, Heard};
 use super::left::{Left, LeftInLine, LeftWith};
 use super::provision::suspect_not_before;
 use super::{Fixed, Gateway, NotApplicable, StoreError};
@@ -52,6 +53,8 @@ struct Renewed {
     added: Vec<Arc<Dispatcher>>,
     /// New clients of those that stay.
     clients: Vec<(Arc<Dispatcher>, Arc<dyn Upstream>)>,
+    /// What the new ones took over from a time when they were there before.
+    taken_over: Vec<Write>,
 }
 
 /// Everything derived from the records.
@@ -121,23 +124,13 @@ impl Gateway {
 
     async fn start(self: &Arc<Self>, mut lines: BTreeMap<InstanceName, LeftInLine>) -> Result<(), OpenError> {
         let settings = self.settings();
-        let mut left = read_left(&*self.store, &settings).await?;
-        let (boot, now) = (self.clock.boot_id(), self.now().mono);
+        let mut left = read_left(&*self.store, &settings, &*self.clock).await?;
         let (mut problems, mut taken_over) = (Vec::new(), Vec::new());
         let mut dispatchers = BTreeMap::new();
         for name in settings.instances.keys() {
-            let mut left = left.remove(name).unwrap_or_default();
-            let changed: Vec<_> = left
-                .slots
-                .iter_mut()
-                .filter_map(|(slot, record)| {
-                    *record = record.taken_over(&boot, now)?;
-                    Some((*slot, record.clone()))
-                })
-                .collect();
-            match self.make_dispatcher(&settings, name, left) {
-                Ok(dispatcher) => {
-                    taken_over.extend(changed.iter().map(|(slot, record)| dispatcher.slot_write(*slot, Some(record))));
+            match self.make_dispatcher(&settings, name, left.remove(name).unwrap_or_default()) {
+                Ok((dispatcher, slots)) => {
+                    taken_over.extend(slots);
                     dispatchers.insert(name.clone(), Arc::new(dispatcher));
                 }
                 Err(problem) => problems.push(problem),
@@ -169,18 +162,28 @@ impl Gateway {
         Ok(())
     }
 
+    /// The dispatcher of an instance, and the writes that have to be on disk before it sends anything: what it took over.
     fn make_dispatcher(
         &self,
         settings: &Settings,
         name: &InstanceName,
-        left: LeftByEarlier,
-    ) -> Result<Dispatcher, String> {
+        mut left: LeftByEarlier,
+    ) -> Result<(Dispatcher, Vec<Write>), String> {
         let instance = settings.instances.get(name).ok_or_else(|| format!("there is no instance {name}"))?;
         let upstream = self.connect.connect(name, instance, &settings.registration)?;
         let (boot, now) = (self.clock.boot_id(), self.now().mono);
+        let mut changed = Vec::new();
+        for (slot, record) in &mut left.slots {
+            if let Some(taken_over) = record.taken_over(&boot, now) {
+                *record = taken_over;
+                changed.push((*slot, record.clone()));
+            }
+        }
         let rules = (&settings.line, &settings.registration);
         let line = Line::new(instance, rules, settings.fairness(), left, &boot, now);
-        Ok(Dispatcher::new(name.clone(), line, upstream, settings.registration.connections_max))
+        let dispatcher = Dispatcher::new(name.clone(), line, upstream, settings.registration.connections_max);
+        let writes = changed.iter().map(|(slot, record)| dispatcher.slot_write(*slot, Some(record))).collect();
+        Ok((dispatcher, writes))
     }
 
     /// Puts everybody back where an earlier process left them.
@@ -217,8 +220,9 @@ impl Gateway {
             return Ok(());
         }
         check_applicable(&self.occupancy.lock(), &old, &new)?;
-        let Renewed { dispatchers, added, clients } = self.renew_dispatchers(&old, &new).await?;
+        let Renewed { dispatchers, added, clients, taken_over } = self.renew_dispatchers(&old, &new).await?;
         self.remember_scopes_of(&new).await?;
+        self.write_taken_over(&taken_over).await.map_err(|error| NotApplicable(vec![error.to_string()]))?;
         let (new, dispatchers, before) = (Arc::new(new), Arc::new(dispatchers), self.dispatchers.load_full());
         let applicable = {
             // Asked again, as devices were placed meanwhile: they are placed by the settings in force under this lock.
@@ -272,9 +276,10 @@ impl Gateway {
     /// The dispatchers for `new`: kept where the instance stays (with a new client if its connection changed), made where it is new.
     async fn renew_dispatchers(&self, old: &Settings, new: &Settings) -> Result<Renewed, NotApplicable> {
         let current = self.dispatchers.load_full();
-        let mut left = read_left(&*self.store, new).await.map_err(|error| NotApplicable(vec![error.to_string()]))?;
-        let (mut dispatchers, mut added, mut clients, mut problems) =
-            (BTreeMap::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut left =
+            read_left(&*self.store, new, &*self.clock).await.map_err(|error| NotApplicable(vec![error.to_string()]))?;
+        let mut dispatchers = BTreeMap::new();
+        let (mut added, mut clients, mut taken_over, mut problems) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (name, instance) in &new.instances {
             if let Some(dispatcher) = current.get(name) {
                 dispatchers.insert(name.clone(), Arc::clone(dispatcher));
@@ -287,10 +292,11 @@ impl Gateway {
                 continue;
             }
             match self.make_dispatcher(new, name, left.remove(name).unwrap_or_default()) {
-                Ok(dispatcher) => {
+                Ok((dispatcher, slots)) => {
                     let dispatcher = Arc::new(dispatcher);
                     dispatchers.insert(name.clone(), Arc::clone(&dispatcher));
                     added.push(dispatcher);
+                    taken_over.extend(slots);
                 }
                 Err(problem) => problems.push(problem),
             }
@@ -298,7 +304,7 @@ impl Gateway {
         if !problems.is_empty() {
             return Err(NotApplicable(problems));
         }
-        Ok(Renewed { dispatchers, added, clients })
+        Ok(Renewed { dispatchers, added, clients, taken_over })
     }
 
     /// Keeps the change feed within its retention.
@@ -430,15 +436,15 @@ async fn remember_scopes(store: &dyn Store, scopes: Vec<Scope>) -> Result<(), Co
 async fn read_left(
     store: &dyn Store,
     settings: &Settings,
+    clock: &dyn Clock,
 ) -> Result<BTreeMap<InstanceName, LeftByEarlier>, StoreError> {
     let mut slots = read_ledger(store).await?;
+    let (boot, now) = (clock.boot_id(), clock.now());
     let mut left = BTreeMap::new();
     for name in settings.instances.keys() {
-        let stored = store.get(&learned_key(name)).await?;
-        // What cannot be read was not learned.
-        let learned = stored.and_then(|stored| std::str::from_utf8(&stored.value).ok()?.parse().ok());
+        let Heard { learned, paused_until } = heard::read(store, name, settings, &boot, now).await?;
         let slots = slots.remove(name).unwrap_or_default();
-        left.insert(name.clone(), LeftByEarlier { slots, learned });
+        left.insert(name.clone(), LeftByEarlier { slots, learned, paused_until });
     }
     Ok(left)
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proxy_core::gateway::provision::{Answered, ProvisionError};
+use proxy_core::line::Holding;
 use proxy_core::record::{AssignmentState, Record, Refusal};
 use proxy_core::store::Store as _;
 use serde_json::json;
@@ -63,6 +64,36 @@ async fn a_429_pauses_its_instance_as_long_as_dps_asked_and_the_device_stays_fir
     assert!(at_a[1].1 - at_a[0].1 >= seconds(25), "{at_a:?}");
     assert!(at_a[1].1 - at_a[0].1 < seconds(27), "{at_a:?}");
     assert!(registered_at(world.dps("b")).iter().all(|(_, at)| *at < seconds(3)), "the other instance goes on");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_that_dps_asked_for_outlives_a_crash_and_a_reboot() {
+    for reboots in [false, true] {
+        let mut world = World::new(settings(&[("a", 600)])).await;
+        world.dps("a").next(Call::Register, Fate::throttled(Some(300)));
+        for device in 0..20 {
+            world.queue(&format!("device-{device}")).await;
+        }
+        sleep(seconds(5)).await;
+        let (paused_at, before) = (world.clock.elapsed(), world.dps("a").count(Call::Register));
+        if reboots {
+            world.reboot(seconds(20)).await;
+        } else {
+            world.kill().await;
+        }
+        sleep(seconds(280)).await;
+        assert_eq!(world.dps("a").count(Call::Register), before, "reboots: {reboots}");
+        assert_eq!(world.gateway.instances()[0].holding, Holding::ThrottledByDps);
+        sleep(seconds(60)).await;
+        let first = registered_at(world.dps("a"))[before].1;
+        assert!(
+            first >= paused_at + seconds(290) && first <= paused_at + seconds(300),
+            "reboots: {reboots}, {first:?}"
+        );
+        for device in 0..20 {
+            world.hub(&format!("device-{device}")).await;
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

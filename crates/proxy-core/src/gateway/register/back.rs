@@ -1,5 +1,6 @@
 //! Back to the place: the device goes again, because DPS throttled or failed, or nothing left this machine.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::durable::set_stage;
@@ -28,7 +29,8 @@ impl Trip {
             .clamp(THROTTLE_WAIT_MIN, most);
         tracing::warn!(registration_id = %self.id, instance = %self.dispatcher.name, wait_seconds = wait.as_secs(), "DPS throttled the instance");
         let now = self.now().mono;
-        self.dispatcher.line.lock().throttled(settled.sent, now.after(wait), now);
+        let until = self.dispatcher.line.lock().throttled(settled.sent, now.after(wait), now);
+        self.gateway.spawn(Arc::clone(&self.gateway).keep_pause(self.dispatcher.name.clone(), until));
         let (stage, errand) = match call {
             Call::Lookup => (None, Errand::Lookup),
             Call::Register | Call::Poll => (Some(Stage::Waiting), Errand::Register),
