@@ -9,6 +9,7 @@ use bytes::Bytes;
 use parking_lot::Condvar;
 use tempfile::TempDir;
 
+use super::opening::{ID_NAME, SCHEMA_NAME, open_db};
 use super::*;
 use crate::store::conformance::{Fixture, conformance, device, put};
 use crate::store::{Expect, MAX_WRITES};
