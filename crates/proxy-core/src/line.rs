@@ -433,17 +433,20 @@ impl Line {
             self.learn(false, now);
             return wait(None);
         };
-        if self.under_way.len() >= self.in_flight_max {
-            return wait(None);
-        }
-        if self.throttled_until > now {
+        let held = if self.under_way.len() >= self.in_flight_max {
+            Some(wait(None))
+        } else if self.throttled_until > now {
+            Some(Next::WaitUntil(self.throttled_until))
+        } else {
+            self.breaker.admit(now, self.calling).err().map(|held| match held {
+                Held::Until(until) => Next::WaitUntil(until),
+                Held::ForAnAnswer => wait(None),
+            })
+        };
+        if let Some(held) = held {
+            // Not the limit.
             self.learn(false, now);
-            return Next::WaitUntil(self.throttled_until);
-        }
-        match self.breaker.admit(now, self.calling) {
-            Ok(()) => {}
-            Err(Held::Until(until)) => return Next::WaitUntil(until),
-            Err(Held::ForAnAnswer) => return wait(None),
+            return held;
         }
         let mut slot = None;
         if turn.errand == Errand::Register || self.lookup_spends {

@@ -106,6 +106,8 @@ struct Run {
     answers: BTreeMap<(u64, u64), Out>,
     names: u64,
     dice: u64,
+    /// Each way of a call takes so much longer.
+    slower: u64,
     /// Calls of others per minute, and when the next one arrives.
     others: u64,
     other_at: u64,
@@ -123,10 +125,15 @@ fn at(millis: u64) -> Mono {
 
 impl Run {
     fn new(quota: u32, dps: Dps) -> Self {
+        Self::with_in_flight_max(quota, dps, 10_000)
+    }
+
+    fn with_in_flight_max(quota: u32, dps: Dps, in_flight_max: usize) -> Self {
         let mut rules = settings(&[("a", quota)]);
         let instance = rules.instances.get_mut(&name("a")).unwrap();
         (instance.learn_limit, instance.learned_min_per_minute) = (true, quota / 10);
         instance.burst = 10;
+        rules.registration.in_flight_max = in_flight_max;
         let (instance, fairness) = (&rules.instances[&name("a")], rules.fairness());
         let boot = BootId("boot".to_owned());
         let line =
@@ -140,6 +147,7 @@ impl Run {
             answers: BTreeMap::new(),
             names: 0,
             dice: 1,
+            slower: 0,
             others: 0,
             other_at: 0,
             sent: Vec::new(),
@@ -182,7 +190,7 @@ impl Run {
                     Next::Idle => break,
                 };
                 self.sent.push(self.now);
-                let arrives = self.now + 20 + self.below(130);
+                let arrives = self.now + 20 + self.below(130) + self.slower;
                 let out = Out { place: departure.place, slot: departure.slot, sent: self.now, refused: None };
                 let number = self.number();
                 self.leaving.insert((arrives, number), out);
@@ -214,7 +222,7 @@ impl Run {
             if out.refused.is_some() {
                 self.refused.push(self.now);
             }
-            let heard = self.now + 20 + self.below(130);
+            let heard = self.now + 20 + self.below(130) + self.slower;
             self.answers.insert((heard, number), out);
         }
     }
@@ -322,6 +330,18 @@ fn other_callers_of_the_same_instance_are_left_their_share() {
         let used = (sent - refused) as f64 / (120.0 * 600.0);
         assert!(used > 0.9, "{shape:?}: {used:.3} of what the others leave");
     }
+}
+
+#[test]
+fn a_limit_that_is_not_what_holds_the_line_back_is_not_raised() {
+    let mut run = Run::with_in_flight_max(1000, Dps::new(Shape::Sliding, false, 200), 2);
+    run.run(600);
+    let learned = run.line.limit_per_minute();
+    assert!((180..=200).contains(&learned), "{learned}");
+    // Two calls at a time, 12 s each: ten a minute.
+    (run.slower, run.dps.per_minute) = (6_000, 1000);
+    run.run(5400);
+    assert_eq!(run.line.limit_per_minute(), learned);
 }
 
 #[test]
