@@ -68,6 +68,8 @@ pub struct Breaker {
     backoff: (Duration, Duration),
     state: BreakerState,
     until: Mono,
+    /// The last wait.
+    wait: Duration,
     failures: u32,
     /// How often it opened in a row.
     trips: u32,
@@ -88,6 +90,7 @@ impl Breaker {
             backoff,
             state: BreakerState::Closed,
             until: Mono::default(),
+            wait: Duration::ZERO,
             failures: 0,
             trips: 0,
             since: None,
@@ -117,6 +120,12 @@ impl Breaker {
     #[must_use]
     pub fn open_until(&self) -> Option<Mono> {
         (self.state == BreakerState::Open).then_some(self.until)
+    }
+
+    /// While one device tries: until when nobody else goes if it fails as the last one did.
+    #[must_use]
+    pub fn tried_until(&self, now: Mono) -> Option<Mono> {
+        (self.state == BreakerState::HalfOpen).then(|| now.after(self.wait))
     }
 
     /// For how long calls have not gone through.
@@ -179,7 +188,7 @@ impl Breaker {
         if opens {
             self.trips = self.trips.saturating_add(1);
             let wait = retry::full_jitter(self.trips.saturating_add(1), self.backoff.0, self.backoff.1, entropy);
-            self.until = now.after(wait);
+            (self.until, self.wait) = (now.after(wait), wait);
             self.state = BreakerState::Open;
             self.since = self.since.or(Some(now));
         }

@@ -104,8 +104,12 @@ impl Chunk {
             self.slots[at] = Slot { errand, confirmed, joined, ..slot };
             self.mark(at, true);
         } else {
-            self.slots.remove(at);
-            self.put(at, slot.sequence, waiting);
+            let id_at = u32::try_from(self.ids.len()).unwrap_or(u32::MAX);
+            self.ids.push_str(waiting.id.as_str());
+            let id_length = u8::try_from(waiting.id.as_str().len()).unwrap_or(u8::MAX);
+            let Waiting { errand, confirmed, joined, .. } = *waiting;
+            self.slots[at] = Slot { errand, confirmed, joined, id_at, id_length, ..slot };
+            self.mark(at, true);
         }
     }
 
@@ -302,11 +306,12 @@ impl Lane {
         Some(Front { sequence: slot.sequence, joined: slot.joined, errand: slot.errand, confirmed: slot.confirmed })
     }
 
-    /// The first places in order that are confirmed, at most `most`.
+    /// The first places in order that are confirmed and need a registration, at most `most`.
     #[must_use]
     pub fn first(&self, most: usize) -> Vec<(Sequence, RegistrationId)> {
         let places = self.chunks.iter().flat_map(|chunk| {
-            let numbered = chunk.slots.iter().enumerate().filter(|(_, slot)| slot.confirmed);
+            let wanted = |slot: &Slot| slot.confirmed && slot.errand == Errand::Register;
+            let numbered = chunk.slots.iter().enumerate().filter(move |(_, slot)| wanted(slot));
             numbered.filter_map(|(at, slot)| Some((slot.sequence, chunk.waiting(at)?.id)))
         });
         places.take(most).collect()

@@ -51,6 +51,9 @@ const HOUR: Duration = Duration::from_secs(3600);
 /// How long a limit has to hold the line back before it counts as kept.
 const PROVEN: Duration = WINDOW.saturating_add(DRIFT_GUARD);
 
+/// A limit that has not held the line back for so long, beyond its own pace, was not what held it.
+const BINDING_GAP: Duration = Duration::from_secs(5);
+
 /// Refusals no further apart than this are about the same change.
 const EPISODE: Duration = Duration::from_secs(120);
 
@@ -112,6 +115,8 @@ impl FromStr for Learned {
 struct Episode {
     began: Mono,
     last: Mono,
+    /// Whether a call that was sent since the last step was accepted.
+    took_since_step: bool,
     /// Calls accepted since it began.
     accepted: u32,
     /// The most calls within one window that DPS accepted another one on top of.
@@ -139,8 +144,8 @@ pub struct Learner {
     paused_until: Option<Mono>,
     /// When the limit last came down.
     stepped: Mono,
-    /// Since when the limit holds the line back.
-    binding_since: Option<Mono>,
+    /// Since when the limit holds the line back, and until when it is known to.
+    binding: Option<(Mono, Mono)>,
     /// The limit that was last kept.
     kept: u32,
     /// What was refused: the limit is sought between the two, without waiting.
@@ -165,7 +170,7 @@ impl Learner {
             episode: None,
             paused_until: None,
             stepped: Mono::default(),
-            binding_since: None,
+            binding: None,
             kept: band.quota,
             ceiling: None,
             believed_until: Mono::default(),
@@ -225,6 +230,7 @@ impl Learner {
         self.accepted.push_back(sent);
         if let Some(episode) = self.episode.as_mut().filter(|episode| sent >= episode.began) {
             episode.accepted = episode.accepted.saturating_add(1);
+            episode.took_since_step |= sent >= self.stepped;
             episode.most_in_window = episode.most_in_window.max(before);
         }
     }
@@ -248,31 +254,45 @@ impl Learner {
             return false;
         }
         self.forget(now);
+        let was_out = sent < self.stepped;
+        if let Some(episode) = self.episode.as_mut().filter(|episode| !was_out && !episode.took_since_step) {
+            // DPS takes nothing at all: that shows no limit, and is one refusal for the hour.
+            episode.last = now;
+            self.paused_until = Some(until);
+            return false;
+        }
         self.refused.push_back(now);
         while self.refused.len() as u64 > hourly(self.band.quota) + 1 {
             self.refused.pop_front();
         }
-        if sent < self.stepped {
+        if was_out {
             return false;
         }
         let Shown { limit, ceiling, least } = self.shown(sent, until, now);
         let least = least.max(self.band.floor).max(1);
         let below = self.limit.saturating_sub(1).max(self.band.floor);
         let exploring = self.probing && self.ceiling.is_none();
-        let most = if exploring { self.kept.min(below) } else { below };
+        let most = if exploring { self.kept.min(below).max(self.band.floor) } else { below };
         let came_down = limit.clamp(least.min(most), most);
         // A try beyond what was known has failed.
         if exploring {
             self.believe = (self.believe * 2).min(BELIEVED.1);
         }
-        // What hardly began to be counted shows no limit.
-        self.ceiling = Some(if limit < came_down { self.limit.saturating_mul(2) } else { ceiling.min(self.limit) });
+        // What hardly began to be counted shows no limit, so that the way back up is open.
+        let open = self.limit.saturating_mul(2).max(self.ceiling.unwrap_or(0));
+        self.ceiling = Some(if limit < came_down { open } else { ceiling.min(self.limit) });
         self.step_percent = STEP_PERCENT.0;
         self.believed_until = if self.is_vague(came_down) { now } else { now.after(self.believe) };
-        (self.stepped, self.binding_since, self.probing) = (now, None, false);
+        (self.stepped, self.binding, self.probing) = (now, None, false);
         self.paused_until = Some(until);
-        let episode = self.episode.get_or_insert(Episode { began: sent, last: now, accepted: 0, most_in_window: 0 });
-        episode.last = now;
+        let episode = self.episode.get_or_insert(Episode {
+            began: sent,
+            last: now,
+            took_since_step: false,
+            accepted: 0,
+            most_in_window: 0,
+        });
+        (episode.last, episode.took_since_step) = (now, false);
         std::mem::replace(&mut self.limit, came_down) != came_down
     }
 
@@ -314,21 +334,25 @@ impl Learner {
         })
     }
 
-    /// Told at each departure and whenever the limit holds somebody back (`binding`) or nobody waits. Whether the limit was raised.
-    pub fn observe(&mut self, binding: bool, now: Mono) -> bool {
+    /// Told whenever the limit holds somebody back, and until when, and with `None` when something else does or nobody waits. Whether
+    /// the limit was raised.
+    pub fn observe(&mut self, held_until: Option<Mono>, now: Mono) -> bool {
         if !self.band.on || self.limit >= self.band.quota && !self.probing {
             return false;
         }
-        if !binding {
-            self.binding_since = None;
+        let Some(until) = held_until else {
+            self.binding = None;
             return false;
-        }
-        let since = *self.binding_since.get_or_insert(now);
+        };
+        // It is seen to at least once for each call that leaves.
+        let gap = WINDOW * 2 / self.limit.max(1) + BINDING_GAP;
+        let since = self.binding.filter(|(_, last)| now.since(*last) <= gap).map_or(now, |(since, _)| since);
+        self.binding = Some((since, until));
         if now.since(since) < PROVEN || now < self.believed_until {
             return false;
         }
         self.kept = self.limit;
-        self.binding_since = Some(now);
+        self.binding = Some((now, until));
         if self.probing && self.ceiling.is_some() && !self.is_vague(self.limit) {
             // Found.
             (self.probing, self.believed_until) = (false, now.after(self.believe));
@@ -398,7 +422,7 @@ mod tests {
         assert!(learner.refused(at(0), at(1_000), at(0)));
         assert_eq!(learner.limit(), 200);
         for second in 0..200 {
-            learner.observe(true, at(second * 1000));
+            learner.observe(Some(at(second * 1000)), at(second * 1000));
         }
         assert_eq!(learner.limit(), 1000);
     }
@@ -411,11 +435,44 @@ mod tests {
         assert_eq!(left, "200..2000");
         let mut next = Learner::new(Band { floor: 100, quota: 1000, on: true }, Some(left.parse().unwrap()), at(5_000));
         assert_eq!(next.limit(), 200);
-        next.observe(true, at(5_000));
-        assert!(next.observe(true, at(66_000)));
+        for second in 5..=66 {
+            next.observe(Some(at(second * 1000)), at(second * 1000));
+        }
         assert_eq!(next.limit(), 400);
         let believed = Learner::new(Band { floor: 100, quota: 1000, on: true }, Some("200".parse().unwrap()), at(0));
         assert_eq!((believed.limit(), believed.learned().to_string().as_str()), (200, "200"));
+    }
+
+    #[test]
+    fn refusals_while_nothing_is_accepted_are_one() {
+        for retry_after in [5_000, 60_000] {
+            let mut learner = learner(1000);
+            for sent in 0..1000 {
+                learner.accepted(at(sent * 60), at(sent * 60 + 100));
+            }
+            let mut now = 60_200;
+            for _ in 0..60_000 * 5 / retry_after {
+                learner.refused(at(now), at(now + 100 + retry_after), at(now + 100));
+                now += 100 + retry_after;
+            }
+            assert!(learner.limit() >= 950, "{}", learner.limit());
+            assert!(learner.refused.len() <= 1, "the hour's room is not used up");
+        }
+    }
+
+    #[test]
+    fn a_trickle_that_is_refused_shows_no_limit_for_long() {
+        let mut learner = learner(1000);
+        for number in 0..4 {
+            let now = number * 10_000;
+            learner.accepted(at(now), at(now + 100));
+            learner.refused(at(now + 1_000), at(now + 2_000), at(now + 1_100));
+        }
+        assert_eq!(learner.limit(), 100, "the floor");
+        for second in 40..400 {
+            learner.observe(Some(at(second * 1000)), at(second * 1000));
+        }
+        assert_eq!(learner.limit(), 1000);
     }
 
     #[test]
@@ -440,7 +497,7 @@ mod tests {
         let limit = learner.limit();
         for second in 0..7200 {
             // Somebody waits every other minute.
-            assert!(!learner.observe(second / 60 % 2 == 0, at(second * 1000)));
+            assert!(!learner.observe((second / 60 % 2 == 0).then_some(at(second * 1000)), at(second * 1000)));
         }
         assert_eq!(learner.limit(), limit);
     }

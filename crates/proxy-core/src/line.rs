@@ -257,10 +257,11 @@ impl Line {
         let limit_before = self.learner.limit();
         self.learner.configure(band(instance), now);
         self.upstream_max_delay = registration.upstream_max_delay;
-        self.quota_per_minute = instance.quota_per_minute;
+        let quota_before = std::mem::replace(&mut self.quota_per_minute, instance.quota_per_minute);
         let burst_before = std::mem::replace(&mut self.burst, instance.burst);
         self.ledger.configure(self.learner.limit(), self.upstream_max_delay);
-        if (limit_before, burst_before) != (self.learner.limit(), self.burst) {
+        let before = (limit_before, burst_before, quota_before);
+        if before != (self.learner.limit(), self.burst, self.quota_per_minute) {
             self.limit_changed(now);
         }
         self.length_max = line.length_max;
@@ -295,10 +296,13 @@ impl Line {
         self.breaker.failures()
     }
 
-    /// For how long calls to the instance have not gone through; `None` while they do.
+    /// For how long calls to the instance have not gone through; `None` while they do, and when it is time to try again and nobody is
+    /// here who would: then the next device does.
     #[must_use]
     pub fn sick_for(&self, now: Mono) -> Option<Duration> {
-        self.breaker.sick_for(now)
+        let deserted = self.waiting() == 0 && self.under_way.is_empty();
+        let due = self.breaker.open_until().is_none_or(|until| until <= now);
+        self.breaker.sick_for(now).filter(|_| !(deserted && due))
     }
 
     /// Devices that wait.
@@ -430,7 +434,7 @@ impl Line {
             (Some(moment), Some(due)) => Next::WaitUntil(moment.min(due)),
         };
         let Some(turn) = self.lanes.front() else {
-            self.learn(false, now);
+            self.learn(None, now);
             return wait(None);
         };
         let held = if self.under_way.len() >= self.in_flight_max {
@@ -445,19 +449,19 @@ impl Line {
         };
         if let Some(held) = held {
             // Not the limit.
-            self.learn(false, now);
+            self.learn(None, now);
             return held;
         }
         let mut slot = None;
         if turn.errand == Errand::Register || self.lookup_spends {
-            self.learn(true, now);
-            match self.ledger.check(now) {
-                Ok(()) => {}
-                Err(Full::Until(until)) => return wait(Some(until)),
-                Err(Full::UntilAnswered) => return wait(None),
-            }
-            if let Err(due) = self.pace.take(now) {
-                return wait(Some(due));
+            let limited = match self.ledger.check(now) {
+                Ok(()) => self.pace.take(now).err().map(Some),
+                Err(Full::Until(until)) => Some(Some(until)),
+                Err(Full::UntilAnswered) => Some(None),
+            };
+            if let Some(until) = limited {
+                let raised = self.learn(Some(until.unwrap_or(now)), now);
+                return if raised { self.next(now) } else { wait(until) };
             }
             slot = Some(self.ledger.take());
         }
@@ -474,11 +478,13 @@ impl Line {
         Some(Departure { id, tenant, place, errand, slot })
     }
 
-    /// Tells the learner whether the limit is what holds the line back.
-    fn learn(&mut self, binding: bool, now: Mono) {
-        if self.learner.observe(binding, now) {
+    /// Tells the learner until when the limit holds the line back, or that it does not. Whether the limit was raised.
+    fn learn(&mut self, held_until: Option<Mono>, now: Mono) -> bool {
+        let raised = self.learner.observe(held_until, now);
+        if raised {
             self.limit_changed(now);
         }
+        raised
     }
 
     fn recall_deferred(&mut self, now: Mono) {
@@ -614,7 +620,7 @@ impl Line {
     }
 
     fn permit_forecast(&self, rank: u64, now: Mono) -> Mono {
-        let start = self.paused(now).map_or(now, |(until, _)| until);
+        let start = self.paused(now).map_or_else(|| self.breaker.tried_until(now).unwrap_or(now), |(until, _)| until);
         let latency = self.answer_time.value();
         let paced = |rank| self.pace.forecast(rank, start);
         paced(rank).max(self.ledger.forecast(rank, start, latency, paced))

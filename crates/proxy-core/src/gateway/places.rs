@@ -20,7 +20,7 @@ use crate::time::{Mono, Now};
 /// How often lines of instances that fail are looked at.
 const RELIEF_EVERY: Duration = Duration::from_secs(1);
 
-/// Devices that are booked on other instances in one go, at most.
+/// Devices at the front of a line that are looked at in one go.
 const RELIEF_MAX: usize = 256;
 
 /// A line is taken to have room for others while it is shorter than what it registers in this time.
@@ -119,10 +119,13 @@ impl Gateway {
             if sick.is_empty() {
                 continue;
             }
-            let (busy, room) = self.busy_instances(&sick);
+            let (busy, mut room) = self.busy_instances(&sick);
             for instance in &sick {
-                for id in self.first_in_line(instance, room.min(RELIEF_MAX)) {
-                    self.relieve(&id, instance, &busy, now).await;
+                for id in self.first_in_line(instance, RELIEF_MAX) {
+                    if room == 0 {
+                        break;
+                    }
+                    room -= usize::from(self.relieve(&id, instance, &busy, now).await);
                 }
             }
         }
@@ -150,21 +153,26 @@ impl Gateway {
         self.dispatcher(instance).map(|dispatcher| dispatcher.line.lock().first(most)).unwrap_or_default()
     }
 
+    /// Whether the device was booked elsewhere.
     async fn relieve(
         self: &Arc<Self>,
         id: &RegistrationId,
         instance: &InstanceName,
         busy: &BTreeSet<InstanceName>,
         now: Now,
-    ) {
-        let Ok(Some(old)) = self.load(id).await else { return };
+    ) -> bool {
+        let Ok(Some(old)) = self.load(id).await else { return false };
         let waits_here = old.record.pending.as_ref().is_some_and(|pending| pending.instance == *instance);
         if !waits_here || !may_be_rebooked(&old.record) {
-            return;
+            return false;
         }
         // Whoever cannot be booked elsewhere now keeps its place and is looked at again.
-        if let Err(error) = self.rebook(Box::new(old), busy, now).await {
-            tracing::debug!(registration_id = %id, %instance, %error, "not booked elsewhere");
+        match self.rebook(Box::new(old), busy, now).await {
+            Ok(booked) => booked.is_ok(),
+            Err(error) => {
+                tracing::debug!(registration_id = %id, %instance, %error, "not booked elsewhere");
+                false
+            }
         }
     }
 }

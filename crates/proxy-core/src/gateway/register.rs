@@ -260,6 +260,10 @@ impl Trip {
                 let throttled = matches!(&answer.said, Said::Error(DpsError { http_status: 429, .. }));
                 line.answered(self.place, departure.slot, sent, throttled, now);
                 drop(line);
+                if !throttled {
+                    // The next one need not wait until this one is assigned.
+                    self.dispatcher.bell.notify_one();
+                }
                 if let Some(date) = answer.date {
                     self.dispatcher.dps_clock.lock().observe(date, sent, now);
                 }
@@ -271,6 +275,7 @@ impl Trip {
             Err(NoAnswer::Lost(_)) => {
                 line.abandoned(self.place, departure.slot, now);
                 drop(line);
+                self.dispatcher.bell.notify_one();
                 count(&self.dispatcher.counts.lost);
                 let write = self
                     .slot_writes(departure, |boot| SlotRecord { boot, sent, answered: None, abandoned: Some(now) })
@@ -310,6 +315,7 @@ impl Trip {
         // Only DPS's own words show that the instance works.
         if !matches!(verdict, Verdict::Retry { .. } | Verdict::Throttled { .. } | Verdict::Unknown { .. }) {
             self.dispatcher.line.lock().instance_works();
+            self.dispatcher.bell.notify_one();
         }
         match verdict {
             Verdict::Assigned(state) => self.assign(state, settled).await,

@@ -67,6 +67,20 @@ async fn a_429_pauses_its_instance_as_long_as_dps_asked_and_the_device_stays_fir
 }
 
 #[tokio::test(start_paused = true)]
+async fn after_a_429_the_line_goes_on_by_the_answers_of_dps_and_not_by_its_assignments() {
+    let world = World::new(settings(&[("a", 600)])).await;
+    // DPS answers in 100 ms and works on a registration for 20 s.
+    world.dps("a").assigning(seconds(20));
+    world.dps("a").next(Call::Register, Fate::throttled(Some(1)));
+    for device in 0..100 {
+        world.queue(&format!("device-{device}")).await;
+    }
+    sleep(seconds(12)).await;
+    let sent = world.dps("a").count(Call::Register);
+    assert!(sent > 80, "{sent} of 100 sent within 12 s at ten a second");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pause_that_dps_asked_for_outlives_a_crash_and_a_reboot() {
     for reboots in [false, true] {
         let mut world = World::new(settings(&[("a", 600)])).await;

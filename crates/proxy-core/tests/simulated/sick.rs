@@ -81,6 +81,38 @@ async fn an_idle_instance_takes_over_the_line_of_one_that_fails_without_being_as
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_instance_that_works_again_after_its_line_was_emptied_gets_devices_again() {
+    let world = World::new(settings(&[("a", 60), ("b", 60)])).await;
+    world.dps("a").reachable(false);
+    queue_at(&world, 20, "a").await;
+    sleep(seconds(200)).await;
+    assert_eq!((view(&world, "a").line_length, view(&world, "b").counts.assigned), (0, 20));
+    world.dps("a").reachable(true);
+    for number in 100..140 {
+        world.queue(&format!("device-{number}")).await;
+        sleep(seconds(2)).await;
+    }
+    let at_a = view(&world, "a");
+    assert!(at_a.counts.assigned > 10 && at_a.breaker == BreakerState::Closed, "{at_a:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn devices_with_an_unknown_outcome_at_the_front_do_not_keep_those_behind_from_a_sibling() {
+    let world = World::new(settings(&[("a", 600), ("b", 120)])).await;
+    let at_a = queue_at(&world, 700, "a").await;
+    sleep(seconds(5)).await;
+    // Whatever is sent is lost, and comes back to the front to be looked up.
+    world.dps("a").weather(Weather { lost: 1000, ..Weather::fair(100) });
+    sleep(seconds(600)).await;
+    let mut left = 0;
+    for device in &at_a {
+        let record = world.record(device).await.unwrap();
+        left += usize::from(record.pending.is_some_and(|pending| pending.attempts == 0));
+    }
+    assert_eq!(left, 0, "{left} of {} wait although nothing was sent for them", at_a.len());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_device_whose_outcome_is_unknown_is_never_sent_to_another_instance() {
     let world = World::new(settings(&[("a", 60), ("b", 60)])).await;
     // DPS's clock is known once it has been heard of.
