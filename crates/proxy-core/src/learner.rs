@@ -85,19 +85,24 @@ pub struct Band {
     pub on: bool,
 }
 
-/// What a process leaves of its learning to the next one. Its text is `200`, or `200..1000` while the limit is sought in between.
+/// What a process leaves of its learning to the next one. Its text is `200@1000`, or `200..800@1000` while the limit is sought in between.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Learned {
     /// Registrations per minute that may leave.
     pub limit: u32,
     /// What was refused, if the limit is sought below that without waiting.
     pub ceiling: Option<u32>,
+    /// The quota that was configured. Under another one it says nothing.
+    pub quota: u32,
 }
 
 impl fmt::Display for Learned {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.limit)?;
-        self.ceiling.map_or(Ok(()), |ceiling| write!(f, "..{ceiling}"))
+        if let Some(ceiling) = self.ceiling {
+            write!(f, "..{ceiling}")?;
+        }
+        write!(f, "@{}", self.quota)
     }
 }
 
@@ -105,8 +110,10 @@ impl FromStr for Learned {
     type Err = ParseIntError;
 
     fn from_str(text: &str) -> Result<Self, ParseIntError> {
-        let (limit, ceiling) = text.split_once("..").map_or((text, None), |(limit, ceiling)| (limit, Some(ceiling)));
-        Ok(Self { limit: limit.parse()?, ceiling: ceiling.map(str::parse).transpose()? })
+        let (limits, quota) = text.split_once('@').unwrap_or((text, ""));
+        let (limit, ceiling) =
+            limits.split_once("..").map_or((limits, None), |(limit, ceiling)| (limit, Some(ceiling)));
+        Ok(Self { limit: limit.parse()?, ceiling: ceiling.map(str::parse).transpose()?, quota: quota.parse()? })
     }
 }
 
@@ -179,7 +186,8 @@ impl Learner {
             step_percent: STEP_PERCENT.0,
             probing: false,
         };
-        if let Some(learned) = learned.filter(|learned| band.on && learned.limit < band.quota) {
+        let fits = |learned: &Learned| band.on && learned.quota == band.quota && learned.limit < band.quota;
+        if let Some(learned) = learned.filter(fits) {
             learner.limit = learned.limit.max(band.floor);
             (learner.kept, learner.ceiling) = (learner.limit, learned.ceiling);
             learner.believed_until = if learned.ceiling.is_some() { now } else { now.after(BELIEVED.0) };
@@ -196,7 +204,8 @@ impl Learner {
     /// What is left to the next process.
     #[must_use]
     pub fn learned(&self) -> Learned {
-        Learned { limit: self.limit, ceiling: self.ceiling.filter(|_| self.is_vague(self.limit)) }
+        let ceiling = self.ceiling.filter(|_| self.is_vague(self.limit));
+        Learned { limit: self.limit, ceiling, quota: self.band.quota }
     }
 
     /// What it is doing.
@@ -432,15 +441,18 @@ mod tests {
         let mut learner = learner(1000);
         learner.refused(at(0), at(1_000), at(0));
         let left = learner.learned().to_string();
-        assert_eq!(left, "200..2000");
+        assert_eq!(left, "200..2000@1000");
         let mut next = Learner::new(Band { floor: 100, quota: 1000, on: true }, Some(left.parse().unwrap()), at(5_000));
         assert_eq!(next.limit(), 200);
         for second in 5..=66 {
             next.observe(Some(at(second * 1000)), at(second * 1000));
         }
         assert_eq!(next.limit(), 400);
-        let believed = Learner::new(Band { floor: 100, quota: 1000, on: true }, Some("200".parse().unwrap()), at(0));
-        assert_eq!((believed.limit(), believed.learned().to_string().as_str()), (200, "200"));
+        let of = |quota, left: &str| Learner::new(Band { floor: 1, quota, on: true }, left.parse().ok(), at(0));
+        assert_eq!(of(1000, "200@1000").learned().to_string(), "200@1000");
+        for (quota, left) in [(2000, "200@1000"), (1000, "200"), (1000, "@"), (1000, "..@1000")] {
+            assert_eq!(of(quota, left).limit(), quota, "{left}");
+        }
     }
 
     #[test]
@@ -504,7 +516,7 @@ mod tests {
 
     #[test]
     fn the_band_is_never_left_and_a_new_quota_starts_anew() {
-        let mut learner = Learner::new(Band { floor: 50, quota: 100, on: true }, Some("3".parse().unwrap()), at(0));
+        let mut learner = Learner::new(Band { floor: 50, quota: 100, on: true }, Some("3@100".parse().unwrap()), at(0));
         assert_eq!((learner.limit(), learner.state()), (50, Learning::Believed));
         learner.configure(Band { floor: 20, quota: 60, on: true }, at(0));
         assert_eq!((learner.limit(), learner.state()), (60, Learning::Configured));

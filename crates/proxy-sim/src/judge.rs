@@ -160,7 +160,8 @@ struct Judge<'a> {
     /// Register calls on the wire, by process and device.
     on_the_wire: BTreeMap<(u32, String), u64>,
     counted: BTreeMap<InstanceName, Counted>,
-    pauses: BTreeMap<(u32, InstanceName), Pause>,
+    /// By instance: a pause outlives the process that heard of it.
+    pauses: BTreeMap<InstanceName, Pause>,
     over: bool,
 }
 
@@ -195,7 +196,8 @@ impl Judge<'_> {
     fn hear(&mut self, entry: &Entry) {
         let at = entry.at;
         match &entry.event {
-            Event::Note(_) | Event::Started { .. } | Event::Ended { .. } | Event::Healed => {}
+            Event::Note(_) | Event::Started { .. } | Event::Healed => {}
+            Event::Ended { .. } => self.forgets_pauses(at),
             Event::Quota { instance, quota } => {
                 self.counted.entry(instance.clone()).or_default().quotas.push((at, *quota));
             }
@@ -237,6 +239,27 @@ impl Judge<'_> {
         }
     }
 
+    /// A process ends. It may not have written down yet what it had just heard, or not been able to; and after a reboot only the wall
+    /// clock tells how long a pause still lasts, to the millisecond.
+    fn forgets_pauses(&mut self, at: Duration) {
+        use crate::scenario::Occasion;
+        let unreliable = |(_, occasion): &(Duration, Occasion)| {
+            matches!(
+                occasion,
+                Occasion::WallClock { .. }
+                    | Occasion::DiskReadOnly(_)
+                    | Occasion::DiskBusy { .. }
+                    | Occasion::DiskFails { .. }
+            )
+        };
+        if self.scenario.occasions.iter().any(unreliable) {
+            self.pauses.clear();
+        }
+        let written = self.scenario.sync_every * 2 + Duration::from_millis(5);
+        self.pauses.retain(|_, pause| at > pause.since + written);
+        self.pauses.values_mut().for_each(|pause| pause.until = pause.until.saturating_sub(Duration::from_millis(2)));
+    }
+
     fn draws_on_quota(&self, call: Call) -> bool {
         call == Call::Register || (call == Call::Lookup && self.scenario.lookup_counts)
     }
@@ -265,7 +288,7 @@ impl Judge<'_> {
             self.convict(Invariant::OneAtOnce, at, detail);
         }
         if sent.call != Call::Poll
-            && let Some(pause) = self.pauses.get(&(sent.process, sent.instance.clone())).copied()
+            && let Some(pause) = self.pauses.get(&sent.instance).copied()
             && at < pause.until
             && at > pause.since
         {
@@ -298,8 +321,8 @@ impl Judge<'_> {
 
     fn ends(&mut self, at: Duration, number: u64, status: Option<u16>, retry_after: Option<u64>) {
         let Some(sent) = self.sent.get(&number) else { return };
-        let (process, instance, call) = (sent.process, sent.instance.clone(), sent.call);
-        let key = (process, sent.id.clone());
+        let (instance, call) = (sent.instance.clone(), sent.call);
+        let key = (sent.process, sent.id.clone());
         if self.on_the_wire.get(&key) == Some(&number) {
             self.on_the_wire.remove(&key);
         }
@@ -311,7 +334,7 @@ impl Judge<'_> {
         }
         if let Some(seconds) = retry_after {
             let until = at + Duration::from_secs(seconds).min(self.scenario.throttle_wait_max);
-            let pause = self.pauses.entry((process, instance)).or_insert(Pause { since: at, until });
+            let pause = self.pauses.entry(instance).or_insert(Pause { since: at, until });
             if until > pause.until {
                 *pause = Pause { since: at, until };
             }

@@ -153,12 +153,12 @@ impl Trip {
         let ready = match self.mark_sent(&departure).await {
             Ok(ready) => ready,
             Err(error) => {
-                drop(connection);
+                drop((connection, on_the_wire));
                 return self.not_going(&departure, error).await;
             }
         };
         if let Err(held) = self.may_send(&departure) {
-            drop(connection);
+            drop((connection, on_the_wire));
             let settled = self.nothing_left(&departure);
             return self.stay(held, Errand::Register, ready.sent_before, settled).await;
         }
@@ -325,7 +325,9 @@ impl Trip {
             Verdict::Assigning { operation_id: None } => {
                 self.look_up_later(call, "DPS still works on it", settled).await;
             }
-            Verdict::Throttled { retry_after } => self.throttled(call, retry_after, settled).await,
+            Verdict::Throttled { retry_after, tracking_id } => {
+                self.throttled(call, (retry_after, tracking_id), settled).await;
+            }
             // What became of the registration is still unknown: nothing is sent again before that is clear.
             Verdict::Requeue { why } if call == Call::Lookup => self.look_up_later(call, &why, settled).await,
             Verdict::Retry { why } if call == Call::Lookup => {

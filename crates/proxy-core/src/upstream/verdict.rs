@@ -23,6 +23,8 @@ pub enum Verdict {
     Throttled {
         /// As DPS asked, if it did.
         retry_after: Option<Duration>,
+        /// DPS's name for the refusal.
+        tracking_id: Option<String>,
     },
     /// Go again after a short wait; nothing is wrong with the instance.
     Requeue {
@@ -72,13 +74,35 @@ pub enum Call {
 /// Judges one answer.
 #[must_use]
 pub fn judge(call: Call, answer: &Answer) -> Verdict {
-    match &answer.said {
+    let verdict = match &answer.said {
         Said::Progress(progress) => judge_progress(call, progress, answer.request_id.as_deref()),
         Said::Error(error) => judge_error(call, error, answer),
         Said::Unreadable { http_status, detail } => {
             Verdict::Unknown { why: format!("DPS answered {http_status} with a body that cannot be read: {detail}") }
         }
+    };
+    // Every event that Microsoft could be asked about carries DPS's name for it.
+    let traced = |why: String| format!("{why}{}", trace(tracking_id(answer)));
+    match verdict {
+        Verdict::Requeue { why } => Verdict::Requeue { why: traced(why) },
+        Verdict::Retry { why } => Verdict::Retry { why: traced(why) },
+        Verdict::Unknown { why } => Verdict::Unknown { why: traced(why) },
+        other => other,
     }
+}
+
+fn tracking_id(answer: &Answer) -> Option<&str> {
+    let of_error = match &answer.said {
+        Said::Error(error) => error.tracking_id.as_deref(),
+        Said::Progress(_) | Said::Unreadable { .. } => None,
+    };
+    of_error.or(answer.request_id.as_deref())
+}
+
+/// A tracking ID as it ends the words of an event; nothing if there is none.
+#[must_use]
+pub fn trace(tracking_id: Option<&str>) -> String {
+    tracking_id.map(|id| format!(", tracking ID {id}")).unwrap_or_default()
 }
 
 fn judge_progress(call: Call, progress: &Progress, tracking_id: Option<&str>) -> Verdict {
@@ -138,7 +162,7 @@ fn judge_failed(state: &RegistrationState, tracking_id: Option<&str>) -> Verdict
 }
 
 fn judge_error(call: Call, error: &DpsError, answer: &Answer) -> Verdict {
-    let tracking_id = error.tracking_id.as_deref().or(answer.request_id.as_deref());
+    let tracking_id = tracking_id(answer);
     let words = error.message.as_str();
     match (error.http_status, call) {
         // Whatever DPS refuses carries its six digits. Without them something in between spoke, which no device is to blame for.
@@ -148,7 +172,7 @@ fn judge_error(call: Call, error: &DpsError, answer: &Answer) -> Verdict {
                 words,
             ),
         },
-        (429, _) => Verdict::Throttled { retry_after: answer.retry_after },
+        (429, _) => Verdict::Throttled { retry_after: answer.retry_after, tracking_id: tracking_id.map(str::to_owned) },
         (409 | 412, _) => Verdict::Requeue { why: with_words(&format!("DPS answered {}", error.http_status), words) },
         (500.., _) => Verdict::Retry {
             why: with_words(
@@ -299,7 +323,25 @@ mod tests {
     fn a_throttle_hands_on_what_dps_asked_for() {
         assert_eq!(
             judge(Call::Register, &error(429, None)),
-            Verdict::Throttled { retry_after: Some(Duration::from_secs(7)) }
+            Verdict::Throttled { retry_after: Some(Duration::from_secs(7)), tracking_id: Some("request".to_owned()) }
         );
+    }
+
+    #[test]
+    fn what_goes_into_a_timeline_names_the_tracking_id() {
+        let mut own = error(500, Some(500_001));
+        if let Said::Error(error) = &mut own.said {
+            error.tracking_id = Some("of-the-error".to_owned());
+        }
+        let ended = Answer { request_id: Some("request".to_owned()), ..failed(409_203) };
+        let answers = [(own, "of-the-error"), (error(409, Some(409_201)), "request"), (ended, "request")];
+        for (answer, tracking_id) in answers {
+            match judge(Call::Register, &answer) {
+                Verdict::Retry { why } | Verdict::Requeue { why } => {
+                    assert!(why.ends_with(&format!(", tracking ID {tracking_id}")), "{why}");
+                }
+                other => panic!("{other:?}"),
+            }
+        }
     }
 }

@@ -470,3 +470,37 @@ async fn a_device_that_repeats_far_too_fast_is_told_to_wait() {
     assert!(world.gateway.registration(&id("device-1")).await.is_ok());
     assert!(world.provision(world.ask("device-2")).await.is_ok());
 }
+
+// --- clocks -----------------------------------------------------------------------------------------------------------
+
+#[tokio::test(start_paused = true)]
+async fn a_wall_clock_that_jumps_in_mid_drain_changes_nothing_for_anybody_in_line() {
+    let mut drained = Vec::new();
+    for jump in [0, 600_000, -600_000] {
+        let world = World::new(settings(&[("a", 60)])).await;
+        world.settle(world.ask("known")).await;
+        for device in devices(200) {
+            world.queue(&device).await;
+        }
+        sleep(seconds(60)).await;
+        let before = world.record("device-150").await.unwrap().pending.unwrap();
+        let told = world.queue("device-150").await;
+        world.clock.set_wall_offset_millis(jump);
+        sleep(seconds(10)).await;
+        // It keeps its place, is told as long a wait as before, and by the clock that everybody can read now.
+        let again = world.queue("device-150").await;
+        assert_eq!(world.record("device-150").await.unwrap().pending.unwrap().place, before.place, "{jump}");
+        let shorter = told.retry_after_seconds.abs_diff(again.retry_after_seconds);
+        assert!((4..=16).contains(&shorter), "{jump}: {told:?}, ten seconds later {again:?}");
+        let appointed = again.appointment.since(world.gateway.now().wall);
+        assert!(appointed <= seconds(again.retry_after_seconds), "{jump}: {again:?}");
+        world.hub("known").await;
+        sleep(seconds(180)).await;
+        for device in devices(200) {
+            world.hub(&device).await;
+        }
+        assert_within_quota(world.dps("a"), 60, "a clock that jumps");
+        drained.push(world.dps("a").sent().into_iter().map(|sent| (sent.id, sent.at)).collect::<Vec<_>>());
+    }
+    assert!(drained[1] == drained[0] && drained[2] == drained[0], "the same calls at the same true times");
+}

@@ -10,13 +10,18 @@ use crate::lane::Errand;
 use crate::record::{Record, Stage};
 use crate::retry;
 use crate::time::WallTime;
-use crate::upstream::verdict::{Call, RefusalWords};
+use crate::upstream::verdict::{Call, RefusalWords, trace};
 
 /// Least wait after DPS throttled us, whatever it asked for.
 const THROTTLE_WAIT_MIN: Duration = Duration::from_secs(1);
 
 impl Trip {
-    pub(super) async fn throttled(&self, call: Call, retry_after: Option<Duration>, settled: Settled) {
+    pub(super) async fn throttled(
+        &self,
+        call: Call,
+        (retry_after, tracking_id): (Option<Duration>, Option<String>),
+        settled: Settled,
+    ) {
         count(&self.dispatcher.counts.throttled);
         let settings = self.gateway.settings();
         let registration = &settings.registration;
@@ -35,7 +40,8 @@ impl Trip {
             Call::Lookup => (None, Errand::Lookup),
             Call::Register | Call::Poll => (Some(Stage::Waiting), Errand::Register),
         };
-        let what = format!("{} throttled us for {} s; the place is kept", self.dispatcher.name, wait.as_secs());
+        let (name, seconds, trace) = (&self.dispatcher.name, wait.as_secs(), trace(tracking_id.as_deref()));
+        let what = format!("{name} throttled us for {seconds} s; the place is kept{trace}");
         if self.edit_mine(settled, &what, |record| set_stage(record, stage.clone())).await {
             self.come_back(errand, self.now().mono);
         }

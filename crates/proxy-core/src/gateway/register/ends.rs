@@ -8,7 +8,7 @@ use crate::gateway::{Gateway, StoreError};
 use crate::ids::{DeviceId, HubName, RegistrationId, TenantName};
 use crate::record::{Assignment, AssignmentState, Refusal, Versioned};
 use crate::upstream::RegistrationState;
-use crate::upstream::verdict::RefusalWords;
+use crate::upstream::verdict::{RefusalWords, trace};
 
 impl Trip {
     /// The assignment goes to disk, then everybody hears of it.
@@ -120,7 +120,7 @@ impl Trip {
                     until: now.after(settings.registration.refusal_ttl),
                     settings_mark,
                 });
-                let tracking = words.tracking_id.as_ref().map(|id| format!(", tracking ID {id}")).unwrap_or_default();
+                let tracking = trace(words.tracking_id.as_deref());
                 record.note(
                     now,
                     settings.registration.timeline_max,

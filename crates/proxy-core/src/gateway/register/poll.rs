@@ -70,7 +70,7 @@ impl Trip {
             match judge(Call::Poll, &answer) {
                 Verdict::Assigning { .. } => wait = self.poll_wait(answer.retry_after),
                 // Too many polls of this device; registrations have a quota of their own.
-                Verdict::Throttled { retry_after } => {
+                Verdict::Throttled { retry_after, .. } => {
                     wait = self.poll_wait(retry_after.map(|wait| wait.max(POLL_WAIT_MIN * 2)));
                 }
                 Verdict::Retry { .. } | Verdict::Unknown { .. } if answer_is_not_final(&answer) => {
