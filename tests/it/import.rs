@@ -65,12 +65,13 @@ async fn wrong_lines_are_told_by_number_without_their_keys_and_the_others_are_ta
         r#"{"hardwareId":"A","enrollment":"fleet"}"#.to_owned(),
         format!(r#"{{"hardwareId":"i","enrollment":"fleet","batch":"{}"}}"#, "x".repeat(5000)),
         r#"{"hardwareId":"j","enrollment":"fleet"}"#.to_owned(),
+        r#"["k","fleet",null,null,null]"#.to_owned(),
     ];
     let reply = import_ndjson(&gateway, lines.join("\n")).await.ok();
-    assert_eq!(counts(&reply), json!([2, 1, 0, 9]), "{}", reply.body);
+    assert_eq!(counts(&reply), json!([2, 1, 0, 10]), "{}", reply.body);
     let mut told = problem_lines(&reply);
     told.sort_unstable();
-    assert_eq!(told, [2, 4, 5, 6, 7, 8, 9, 10, 12], "{}", reply.body);
+    assert_eq!(told, [2, 4, 5, 6, 7, 8, 9, 10, 12, 14], "{}", reply.body);
     let twice = gateway.operator_get("/v1/registrations/a").await.ok();
     assert_eq!(twice.json["enrollment"], "fleet", "of two lines for one device the last one stands: {}", twice.body);
     assert!(!reply.body.contains(KEY) && !reply.body.contains("AAECAwQ"), "{}", reply.body);
@@ -81,9 +82,9 @@ async fn wrong_lines_are_told_by_number_without_their_keys_and_the_others_are_ta
     gateway.operator_get("/v1/registrations/j").await.ok();
     gateway.operator_get("/v1/registrations/h").await.problem(404, "unknown-registration");
 
-    let csv = format!("enrollment,hardwareId,key\nown,k,{KEY}\nown,l\n\"own\",\"m\",\"{KEY}\"\n");
+    let csv = format!("enrollment,hardwareId,key\nown,k,{KEY}\nown,l\n\"own\",\"m\",\"{KEY}\"\nown,n,{KEY},acme\n");
     let reply = gateway.import_csv(csv).await.ok();
-    assert_eq!((counts(&reply), problem_lines(&reply)), (json!([2, 0, 0, 1]), vec![3]), "{}", reply.body);
+    assert_eq!((counts(&reply), problem_lines(&reply)), (json!([2, 0, 0, 2]), vec![3, 5]), "{}", reply.body);
     assert!(!reply.body.contains(KEY));
 }
 

@@ -1,12 +1,13 @@
 //! What the service says about itself.
 
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::process::Stdio;
+use std::time::Duration;
 
 use dps_proxy_tests::binary;
 use dps_proxy_tests::device::FLEET_KEY;
 use dps_proxy_tests::gateway::{BACKEND_TOKEN, OPERATOR_TOKEN, READ_TOKEN};
-use dps_proxy_tests::{Recorder, TestDevice, TestDps, TestGateway};
+use dps_proxy_tests::{Plane, Recorder, TestDevice, TestDps, TestGateway};
 use reqwest::header::AUTHORIZATION;
 use serde_json::json;
 
@@ -34,6 +35,20 @@ async fn every_line_is_json_and_those_about_a_device_name_it_its_instance_and_th
     assert!(about("registration_id").iter().any(|line| line["instance"] == "eu-1"), "{logs:?}");
     let answered = logs.iter().find(|line| line["span"]["request_id"] == request_id.as_str()).unwrap();
     assert_eq!(answered["span"]["plane"], "device");
+}
+
+#[tokio::test]
+async fn bytes_that_are_not_http_leave_no_line() {
+    let mut gateway = TestGateway::builder().instance("eu-1", &TestDps::start().await).start().await;
+    for _ in 0..20 {
+        let mut stream = std::net::TcpStream::connect(gateway.address(Plane::Operator)).unwrap();
+        stream.write_all(b"garbage\r\n\r\n").unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let _ = stream.read_to_end(&mut Vec::new());
+    }
+    gateway.terminate().await;
+    let told: Vec<_> = gateway.log_lines().into_iter().filter(|line| line.contains("parse error")).collect();
+    assert_eq!(told, Vec::<String>::new());
 }
 
 #[tokio::test]

@@ -25,6 +25,7 @@ async fn a_body_that_is_not_the_expected_json_is_400() {
         "",
         "{",
         "[]",
+        r#" ["sn-1",{"a":1},false]"#,
         "null",
         "\"sn-1\"",
         "{}",

@@ -30,6 +30,8 @@ async fn health_and_readiness_need_no_token_and_tell_no_detail() {
     for (path, status) in [("/healthz", "alive"), ("/readyz", "ready")] {
         let reply = gateway.send(gateway.request(Plane::Operator, Method::GET, path)).await.ok();
         assert_eq!(reply.json, json!({ "status": status }));
+        let head = gateway.send(gateway.request(Plane::Operator, Method::HEAD, path)).await;
+        assert_eq!(head.status, 200, "load balancers ask so");
     }
 }
 

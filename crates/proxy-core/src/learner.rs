@@ -229,6 +229,13 @@ impl Learner {
         }
     }
 
+    /// Calls that DPS answered an earlier process, by when they were sent. A few of them may have been refused.
+    pub fn recall(&mut self, sent: impl Iterator<Item = Mono>, now: Mono) {
+        self.accepted.extend(sent.filter(|sent| *sent <= now));
+        self.accepted.make_contiguous().sort_unstable();
+        self.forget(now);
+    }
+
     /// DPS took a registration that was sent at `sent`.
     pub fn accepted(&mut self, sent: Mono, now: Mono) {
         if !self.band.on {

@@ -206,7 +206,10 @@ impl Line {
         now: Mono,
     ) -> Self {
         let (line, registration) = rules;
-        let learner = Learner::new(band(instance), left.learned, now);
+        let mut learner = Learner::new(band(instance), left.learned, now);
+        let answered =
+            left.slots.iter().map(|(_, slot)| slot).filter(|slot| slot.boot == *boot && slot.answered.is_some());
+        learner.recall(answered.map(|slot| slot.sent), now);
         let (limit, burst) = (learner.limit(), burst_at(learner.limit(), instance.quota_per_minute, instance.burst));
         let mut sent: Vec<Mono> =
             left.slots.iter().map(|(_, slot)| if slot.boot == *boot { slot.sent.min(now) } else { now }).collect();
@@ -328,7 +331,7 @@ impl Line {
         class: Class,
         now: Mono,
     ) -> Result<Place, LineFull> {
-        if self.waiting() >= self.length_max {
+        if self.is_full() {
             return Err(LineFull { length_max: self.length_max });
         }
         Ok(self.give(tenant, id, class, now))
@@ -600,13 +603,26 @@ impl Line {
         pauses.into_iter().filter(|&(until, _)| until > now).max_by_key(|&(until, _)| until)
     }
 
+    /// Before when a place does not go, whoever is before it: it has to wait after a failure or a contradiction.
+    #[must_use]
+    pub fn not_before(&self, place: Place) -> Option<Mono> {
+        self.deferred_until.get(&place).copied()
+    }
+
+    /// Whether it takes nobody else.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.waiting() >= self.length_max
+    }
+
     /// What the device at `place` can be told at `now`. `None` if this line does not know it.
     #[must_use]
     pub fn forecast(&self, tenant: &TenantName, place: Place, now: Mono) -> Option<Forecast> {
         let typical = self.registration_time.value();
         if let Some(under_way) = self.under_way.get(&place) {
-            // Overdue ones are expected at the next poll.
-            let appointment = under_way.since.after(typical).max(now.after(Duration::from_secs(1)));
+            // One that is overdue is expected to take half as long again, so that its device does not ask every other second.
+            let due = under_way.since.after(typical);
+            let appointment = due.max(now.after((now.since(due) / 2).max(Duration::from_secs(1))));
             return Some(Forecast { position: 0, appointment });
         }
         let deferred_until = self.deferred_until.get(&place).copied();

@@ -8,7 +8,13 @@ use crate::config::{LogFormat, LogSettings};
 
 /// Starts logging to standard error. Calling it twice keeps the first.
 pub fn start(settings: &LogSettings) {
-    let filter = EnvFilter::try_new(&settings.filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    // Whoever connects could fill the log with bytes that are not HTTP: the HTTP library's complaints are heard on request only.
+    let filter = if settings.filter.contains("actix_http") {
+        settings.filter.clone()
+    } else {
+        format!("{},actix_http=off", settings.filter)
+    };
+    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
     let json = match settings.format {
         LogFormat::Json => true,
         LogFormat::Human => false,

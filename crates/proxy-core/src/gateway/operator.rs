@@ -261,12 +261,18 @@ impl Gateway {
         let now = self.now();
         let mut line = dispatcher.line.lock();
         let forecast = line.forecast(&view.record.tenant, pending.place, now.mono);
-        let status = line.status(now.mono);
+        let (status, not_before) = (line.status(now.mono), line.not_before(pending.place));
         drop(line);
         view.position = forecast.map(|forecast| forecast.position);
         view.appointment = forecast.map(|forecast| now.wall_at(forecast.appointment));
-        view.waiting_because =
-            Some(why(pending, &status, view.position, now.wall_at(status.paused_until.unwrap_or_default())));
+        let paused_until = now.wall_at(status.paused_until.unwrap_or_default());
+        view.waiting_because = Some(match not_before.filter(|not_before| *not_before > now.mono) {
+            Some(not_before) => format!(
+                "it goes not before {}: a wait after a failure, or registration.suspect_cooldown after its last registration",
+                now.wall_at(not_before)
+            ),
+            None => why(pending, &status, view.position, paused_until),
+        });
     }
 
     /// Keeps a device out. Its place, if nothing was sent for it yet, is given up.

@@ -405,6 +405,13 @@ impl Gateway {
         Ok(self.to_the_end(entering).await)
     }
 
+    /// Instances whose lines take nobody else.
+    fn full_lines(&self) -> BTreeSet<InstanceName> {
+        let dispatchers = self.dispatchers.load();
+        let full = dispatchers.iter().filter(|(_, dispatcher)| dispatcher.line.lock().is_full());
+        full.map(|(name, _)| name.clone()).collect()
+    }
+
     fn release(&self, instance: &InstanceName, reserved: bool) {
         if reserved {
             self.occupancy.lock().remove(instance);
@@ -421,7 +428,7 @@ impl Gateway {
         avoid: Option<&BTreeSet<InstanceName>>,
         now: Now,
     ) -> Result<(Arc<Dispatcher>, bool), NoRoom> {
-        let sick = self.sick_instances(now.mono);
+        let (sick, full) = (self.sick_instances(now.mono), self.full_lines());
         let mut occupancy = self.occupancy.lock();
         let settings = self.settings.load();
         let enrollment = settings.enrollments.get(&record.enrollment).ok_or(NoRoom::NoneFits)?;
@@ -444,9 +451,9 @@ impl Gateway {
                     occupancy.place(&settings.instances, enrollment, &record.registration_id, avoid)
                 };
                 let placed = match avoid {
-                    Some(avoid) => place(avoid),
+                    Some(avoid) => place(&(avoid | &full)),
                     // Better an instance that fails than none.
-                    None => place(&sick).or_else(|_| place(&BTreeSet::new())),
+                    None => place(&(&sick | &full)).or_else(|_| place(&full)).or_else(|_| place(&BTreeSet::new())),
                 };
                 (placed?, true)
             }

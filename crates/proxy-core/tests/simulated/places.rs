@@ -471,6 +471,32 @@ async fn a_device_that_repeats_far_too_fast_is_told_to_wait() {
     assert!(world.provision(world.ask("device-2")).await.is_ok());
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_full_line_sends_new_devices_to_a_sibling_until_all_are_full() {
+    let mut rules = settings(&[("a", 1), ("b", 1)]);
+    rules.line.length_max = 5;
+    // By fill alone everybody would go to b.
+    rules.instances.get_mut(&name("a")).unwrap().external_count = 500_000;
+    let world = World::new(rules).await;
+    // One of each line leaves.
+    for number in 0..12 {
+        world.queue(&format!("device-{number}")).await;
+    }
+    let lengths = world.gateway.instances().into_iter().map(|view| view.line_length + view.under_way);
+    assert_eq!(lengths.collect::<Vec<_>>(), [6, 6]);
+    let one_more = world.provision(world.ask("device-12")).await;
+    assert!(matches!(one_more, Err(ProvisionError::LineFull(_))), "{one_more:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_device_whose_registration_takes_long_is_told_longer_and_longer_times() {
+    let world = World::new(settings(&[("a", 60)])).await;
+    world.dps("a").assigning(seconds(250));
+    let (_, requests) = world.settle(world.ask("slow")).await;
+    assert!(requests <= 16, "{requests} requests in four minutes");
+    assert!(world.clock.elapsed() < seconds(400), "{:?}", world.clock.elapsed());
+}
+
 // --- clocks -----------------------------------------------------------------------------------------------------------
 
 #[tokio::test(start_paused = true)]

@@ -187,3 +187,19 @@ async fn what_was_learned_outlives_a_crash() {
     assert_eq!(view(&world).counts.throttled, throttled);
     assert!(world.gateway.registration(&id("device-399")).await.is_ok());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_right_after_a_crash_shows_what_was_taken_before_it_too() {
+    let mut world = World::new(learning(600)).await;
+    for number in 0..600 {
+        world.queue(&format!("device-{number}")).await;
+    }
+    sleep(seconds(15)).await;
+    world.kill().await;
+    sleep(seconds(10)).await;
+    // Some 150 were taken by the first process and 100 by the second one.
+    world.dps("a").takes_per_minute(Some(200));
+    sleep(seconds(3)).await;
+    let learned = view(&world).learned_per_minute;
+    assert!((200..300).contains(&learned), "{learned}");
+}

@@ -58,6 +58,13 @@ pub fn require_content_type<'a>(request: &HttpRequest, accepted: &[&'a str]) -> 
 }
 
 fn parse<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, Problem> {
+    // Serde would take a list of the fields in their order as well.
+    if bytes.iter().find(|byte| !byte.is_ascii_whitespace()).is_some_and(|first| *first == b'[') {
+        return Err(Problem::bad_request(
+            "invalid-json",
+            "the body cannot be read: it has to be a JSON object, not an array",
+        ));
+    }
     // serde_json stops at 128 levels of nesting, so a deep document costs no more than its bytes.
     serde_json::from_slice(bytes)
         .map_err(|error| Problem::bad_request("invalid-json", format!("the body cannot be read: {error}")))

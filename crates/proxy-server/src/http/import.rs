@@ -70,6 +70,9 @@ impl Format {
         let header = match self {
             Self::Ndjson => {
                 // The words of a JSON error may quote the line, and a line may hold a key: only the place is told.
+                if text.trim_start().starts_with('[') {
+                    return Err("not the JSON object that is expected, but an array".to_owned());
+                }
                 let line: Result<Line, _> = serde_json::from_str(text);
                 return line
                     .map(|line| Some(line.into()))
@@ -82,6 +85,9 @@ impl Format {
             *header = Some(record);
             return Ok(None);
         };
+        if record.len() > header.len() {
+            return Err(format!("{} columns, but the header names {}", record.len(), header.len()));
+        }
         let line: Line = record
             .deserialize(Some(header))
             .map_err(|_| "the columns do not fit the header: hardwareId,enrollment[,tenant,batch,key]".to_owned())?;
@@ -117,7 +123,9 @@ impl Tally {
         }
     }
 
-    fn into_json(self) -> Value {
+    fn into_json(mut self) -> Value {
+        // Lines that can be read are judged in batches, so others may be rejected before them.
+        self.problems.sort_by_key(|problem| problem["line"].as_u64());
         json!({
             "new": self.new, "renewed": self.renewed, "unchanged": self.unchanged, "rejected": self.rejected,
             "problems": self.problems,

@@ -34,8 +34,8 @@ pub(super) const PATHS: [&str; 8] = [HEALTHZ, READYZ, METRICS, INSTANCES, RELOAD
 /// The routes of this plane.
 pub fn routes(config: &mut web::ServiceConfig) {
     config
-        .service(resource(HEALTHZ, "GET").route(web::get().to(healthz)))
-        .service(resource(READYZ, "GET").route(web::get().to(readyz)))
+        .service(resource(HEALTHZ, "GET, HEAD").route(web::get().to(healthz)).route(web::head().to(healthz)))
+        .service(resource(READYZ, "GET, HEAD").route(web::get().to(readyz)).route(web::head().to(readyz)))
         .service(resource(METRICS, "GET").route(web::get().to(metrics)))
         .service(resource(INSTANCES, "GET").route(web::get().to(instances)))
         .service(resource(RELOAD, "POST").route(web::post().to(reload_config)))
