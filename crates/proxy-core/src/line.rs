@@ -4,7 +4,7 @@
 //! durable record of a place is the caller's business, and comes first: a place is *reserved*, written, then *confirmed*.
 //!
 //! Invariants:
-//! - Nothing departs unless the ledger has a slot for it; the pace is asked last, so no permit is spent and then refused.
+//! - Nothing departs unless the ledger has a slot for it; the pace is asked last, so no permit is spent that the ledger then refuses.
 //! - Within a lane places depart in the order they were reserved; a place that is being written holds up those behind it.
 //! - A place that comes back (throttled, failed) stands where it stood; one that was left meanwhile does not come back.
 //! - Every place is in exactly one of: a lane, the deferred set, the set under way.
