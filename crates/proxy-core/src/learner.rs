@@ -340,7 +340,7 @@ impl Learner {
         }
     }
 
-    /// What DPS took since the last pause, if the wait that it asks for now ends one window after that one did.
+    /// What DPS took since the last pause, if the wait that it asks for this time ends one window after that one did.
     fn taken_in_named_window(&self, until: Mono) -> Option<u32> {
         let began = self.paused_until?;
         let off = until.since(began).abs_diff(WINDOW);
