@@ -2,7 +2,7 @@
 //!
 //! The well-known states: *closed* (calls go), *open* (nobody goes until a moment), *half-open* (one device tries). After it closes,
 //! the calls allowed at the same time start at two and grow by one with every answer, so they double per round trip. After DPS
-//! throttled a call they go one after the other until a few registrations were accepted, and then grow the same way.
+//! throttled a call they go one after the other, and one more at the same time with every few registrations that were accepted.
 //!
 //! Invariants:
 //! - Only what blames the instance counts as a failure; a single one never opens it, as it may be about that one device.
@@ -20,9 +20,9 @@ use crate::time::Mono;
 /// Calls at the same time, once closed again, beyond which the ramp has ended.
 const RAMP_END: usize = 64;
 
-/// Registrations to be accepted one after the other once DPS has throttled one. A limit that is still too high shows by then, and
-/// costs one call.
-const ONE_BY_ONE: usize = 8;
+/// Registrations to be accepted, once DPS has throttled one, before one more may be out at the same time. A limit that is still too
+/// high shows while few are out, and costs as many.
+const ACCEPTED_PER_CALL: usize = 16;
 
 /// What the breaker is at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -54,10 +54,14 @@ impl BreakerState {
 /// Why nobody may go now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Held {
-    /// Until this moment.
+    /// Calls fail, and nobody goes until this moment.
     Until(Mono),
-    /// Until a call that is out ends.
-    ForAnAnswer,
+    /// Calls failed, and one device tries: until its call ends.
+    Trying,
+    /// Calls go through again, and as many are out as the ramp allows: until one of them ends.
+    RampingUp,
+    /// DPS throttled a call not long ago, and as many are out as that allows: until one of them ends.
+    AfterThrottling,
 }
 
 /// See the module.
@@ -138,22 +142,26 @@ impl Breaker {
     ///
     /// # Errors
     /// [`Held`].
-    pub fn admit(&mut self, now: Mono, calling: usize) -> Result<(), Held> {
+    pub fn admit(&self, now: Mono, calling: usize) -> Result<(), Held> {
+        match self.state {
+            BreakerState::Open if now < self.until => return Err(Held::Until(self.until)),
+            BreakerState::Open | BreakerState::HalfOpen if calling > 0 => return Err(Held::Trying),
+            BreakerState::Open | BreakerState::HalfOpen => return Ok(()),
+            BreakerState::Closed => {}
+        }
+        let ramp = self.ramp.unwrap_or(usize::MAX);
+        let after_throttling = self.accepted.map_or(usize::MAX, |count| (count / ACCEPTED_PER_CALL).max(1));
+        if calling < ramp.min(after_throttling) {
+            return Ok(());
+        }
+        Err(if after_throttling < ramp { Held::AfterThrottling } else { Held::RampingUp })
+    }
+
+    /// A call leaves. If calls failed, it is the one that tries.
+    pub fn left(&mut self) {
         if self.state == BreakerState::Open {
-            if now < self.until {
-                return Err(Held::Until(self.until));
-            }
             self.state = BreakerState::HalfOpen;
         }
-        let most = match self.state {
-            BreakerState::HalfOpen => 1,
-            BreakerState::Open | BreakerState::Closed => {
-                let after_throttling =
-                    self.accepted.map_or(usize::MAX, |count| count.saturating_sub(ONE_BY_ONE).max(1));
-                self.ramp.unwrap_or(usize::MAX).min(after_throttling)
-            }
-        };
-        if calling < most { Ok(()) } else { Err(Held::ForAnAnswer) }
     }
 
     /// The instance answered as it should.
@@ -174,7 +182,7 @@ impl Breaker {
 
     /// DPS accepted a registration.
     pub fn accepted(&mut self) {
-        self.accepted = self.accepted.map(|count| count + 1).filter(|count| *count < ONE_BY_ONE + RAMP_END);
+        self.accepted = self.accepted.map(|count| count + 1).filter(|count| *count < ACCEPTED_PER_CALL * RAMP_END);
     }
 
     /// A call failed in a way that blames the instance.
@@ -224,11 +232,12 @@ mod tests {
         let until = breaker.open_until().unwrap();
         assert_eq!(breaker.admit(at(0), 0), Err(Held::Until(until)));
         assert_eq!(breaker.admit(until, 0), Ok(()));
-        assert_eq!(breaker.admit(until, 1), Err(Held::ForAnAnswer));
+        breaker.left();
+        assert_eq!((breaker.state(), breaker.admit(until, 1)), (BreakerState::HalfOpen, Err(Held::Trying)));
         breaker.works();
         assert_eq!((breaker.state(), breaker.sick_for(until)), (BreakerState::Closed, None));
         for most in 2..RAMP_END {
-            assert_eq!((breaker.admit(until, most - 1), breaker.admit(until, most)), (Ok(()), Err(Held::ForAnAnswer)));
+            assert_eq!((breaker.admit(until, most - 1), breaker.admit(until, most)), (Ok(()), Err(Held::RampingUp)));
             breaker.works();
         }
         assert_eq!(breaker.admit(until, 10_000), Ok(()));
@@ -238,9 +247,10 @@ mod tests {
     fn after_throttling_calls_go_one_by_one_for_a_while() {
         let mut breaker = Breaker::new(2, BACKOFF);
         breaker.throttled();
-        for accepted in 0..ONE_BY_ONE + RAMP_END {
-            let most = accepted.saturating_sub(ONE_BY_ONE).max(1);
-            assert_eq!((breaker.admit(at(0), most - 1), breaker.admit(at(0), most)), (Ok(()), Err(Held::ForAnAnswer)));
+        for accepted in 0..ACCEPTED_PER_CALL * RAMP_END {
+            let most = (accepted / ACCEPTED_PER_CALL).max(1);
+            let held = Err(Held::AfterThrottling);
+            assert_eq!((breaker.admit(at(0), most - 1), breaker.admit(at(0), most)), (Ok(()), held));
             // Polls are answered all the while.
             breaker.works();
             breaker.accepted();
@@ -260,6 +270,7 @@ mod tests {
         for _ in 0..30 {
             now = breaker.open_until().unwrap();
             assert_eq!(breaker.admit(now, 0), Ok(()));
+            breaker.left();
             breaker.fails(now, &mut entropy);
             longest = longest.max(breaker.open_until().unwrap().since(now));
         }

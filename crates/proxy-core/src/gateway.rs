@@ -45,6 +45,7 @@ mod places;
 pub mod provision;
 mod register;
 pub mod restore;
+mod why;
 
 use aliases::Aliases;
 use dispatch::Dispatcher;

@@ -183,6 +183,12 @@ impl Lanes {
         self.waiting(Tier::Urgent) + self.waiting(Tier::Ordinary)
     }
 
+    /// Expedited devices that wait.
+    #[must_use]
+    pub fn expedited(&self) -> usize {
+        self.waiting(Tier::Urgent)
+    }
+
     /// Whether nobody waits.
     #[must_use]
     pub fn is_empty(&self) -> bool {

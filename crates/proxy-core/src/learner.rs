@@ -15,7 +15,7 @@
 //! - One step down per limit: refusals of calls that had left before a step say nothing about the new limit. So a step costs
 //!   one refusal and at most those of the calls that were out.
 //! - It steps up only after a whole window in which the limit was what held the line back, and only by a bounded step. An exploration
-//!   that is refused doubles the time until the next one.
+//!   that found nothing doubles the time until the next one.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -43,8 +43,11 @@ const BELIEVED: (Duration, Duration) = (Duration::from_secs(600), Duration::from
 /// Of the calls of an hour, one in so many may be refused; an exploration waits until it stays within that.
 const CALLS_PER_REFUSAL: u64 = 1000;
 
-/// Refusals that an exploration may cost, however DPS counts.
-const EXPLORATION_COST: u64 = 3;
+/// Refusals that an exploration may cost, unless the last one cost more.
+const EXPLORATION_COST: u64 = 4;
+
+/// An exploration that ends at no more than this above where it began found nothing, in per cent.
+const FOUND_PERCENT: u32 = 5;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -139,6 +142,17 @@ struct Shown {
     least: u32,
 }
 
+/// The last time that more was tried than was known to be taken.
+#[derive(Debug, Clone, Copy)]
+struct Exploration {
+    /// The limit that it began at.
+    from: u32,
+    /// Refusals since then.
+    cost: u64,
+    /// How long a limit is believed if it finds nothing.
+    believe_if_fruitless: Duration,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Learner {
@@ -158,7 +172,7 @@ pub struct Learner {
     /// What was refused: the limit is sought between the two, without waiting.
     ceiling: Option<u32>,
     believed_until: Mono,
-    believe: Duration,
+    exploration: Option<Exploration>,
     /// When calls were refused within the last hour; at most as many as an hour has room for, and one.
     refused: VecDeque<Mono>,
     step_percent: u32,
@@ -181,7 +195,7 @@ impl Learner {
             kept: band.quota,
             ceiling: None,
             believed_until: Mono::default(),
-            believe: BELIEVED.0,
+            exploration: None,
             refused: VecDeque::new(),
             step_percent: STEP_PERCENT.0,
             probing: false,
@@ -199,6 +213,12 @@ impl Learner {
     #[must_use]
     pub const fn limit(&self) -> u32 {
         self.limit
+    }
+
+    /// Registrations within one window that DPS takes for certain.
+    #[must_use]
+    pub const fn certain(&self) -> u32 {
+        if self.band.on { self.band.floor } else { self.band.quota }
     }
 
     /// What is left to the next process.
@@ -278,27 +298,26 @@ impl Learner {
             return false;
         }
         self.refused.push_back(now);
+        if let Some(exploration) = &mut self.exploration {
+            exploration.cost += 1;
+        }
         while self.refused.len() as u64 > hourly(self.band.quota) + 1 {
             self.refused.pop_front();
         }
         if was_out {
             return false;
         }
-        let Shown { limit, ceiling, least } = self.shown(sent, until, now);
-        let least = least.max(self.band.floor).max(1);
+        let Shown { limit, ceiling, least: least_shown } = self.shown(sent, until, now);
+        let least = least_shown.max(self.band.floor).max(1);
         let below = self.limit.saturating_sub(1).max(self.band.floor);
         let exploring = self.probing && self.ceiling.is_none();
         let most = if exploring { self.kept.min(below).max(self.band.floor) } else { below };
         let came_down = limit.clamp(least.min(most), most);
-        // A try beyond what was known has failed.
-        if exploring {
-            self.believe = (self.believe * 2).min(BELIEVED.1);
-        }
         // What hardly began to be counted shows no limit, so that the way back up is open.
         let open = self.limit.saturating_mul(2).max(self.ceiling.unwrap_or(0));
-        self.ceiling = Some(if limit < came_down { open } else { ceiling.min(self.limit) });
+        self.ceiling = Some(if limit < least_shown { open } else { ceiling.min(self.limit) });
         self.step_percent = STEP_PERCENT.0;
-        self.believed_until = if self.is_vague(came_down) { now } else { now.after(self.believe) };
+        self.believed_until = if self.is_vague(came_down) { now } else { now.after(self.believe(came_down)) };
         (self.stepped, self.binding, self.probing) = (now, None, false);
         self.paused_until = Some(until);
         let episode = self.episode.get_or_insert(Episode {
@@ -314,7 +333,7 @@ impl Learner {
 
     /// Whether what was refused is so much more than `limit` that the truth is sought in between, without waiting.
     fn is_vague(&self, limit: u32) -> bool {
-        self.ceiling.is_some_and(|ceiling| ceiling > limit + limit / 5)
+        self.ceiling.is_some_and(|ceiling| ceiling > limit + limit / 6)
     }
 
     fn shown(&self, sent: Mono, until: Mono, now: Mono) -> Shown {
@@ -371,7 +390,7 @@ impl Learner {
         self.binding = Some((now, until));
         if self.probing && self.ceiling.is_some() && !self.is_vague(self.limit) {
             // Found.
-            (self.probing, self.believed_until) = (false, now.after(self.believe));
+            (self.probing, self.believed_until) = (false, now.after(self.believe(self.limit)));
             return false;
         }
         if !self.probing && !self.is_vague(self.limit) && !self.may_explore(now) {
@@ -385,7 +404,24 @@ impl Learner {
         while self.refused.front().is_some_and(|at| now.since(*at) >= HOUR) {
             self.refused.pop_front();
         }
-        self.refused.is_empty() || self.refused.len() as u64 + EXPLORATION_COST <= hourly(self.limit)
+        self.refused.is_empty() || self.refused.len() as u64 + self.exploration_cost() <= hourly(self.limit)
+    }
+
+    fn exploration_cost(&self) -> u64 {
+        self.exploration.map_or(0, |last| last.cost).max(EXPLORATION_COST)
+    }
+
+    /// How long a limit is believed that has come down to `limit`.
+    fn believe(&self, limit: u32) -> Duration {
+        let fruitless = self.exploration.filter(|last| limit <= last.from + last.from * FOUND_PERCENT / 100);
+        fruitless.map_or(BELIEVED.0, |last| last.believe_if_fruitless)
+    }
+
+    /// Begins to try more than is known to be taken.
+    fn explore(&mut self) {
+        let believed = self.believe(self.limit);
+        let believe_if_fruitless = (believed * 2).min(BELIEVED.1);
+        self.exploration = Some(Exploration { from: self.limit, cost: 0, believe_if_fruitless });
     }
 
     fn raise(&mut self) -> bool {
@@ -395,8 +431,9 @@ impl Learner {
             self.ceiling = None;
             if self.probing {
                 // It was kept for a whole window: the next step may be larger.
-                self.believe = BELIEVED.0;
                 self.step_percent = (self.step_percent * 2).min(STEP_PERCENT.1);
+            } else {
+                self.explore();
             }
             (u64::from(self.band.quota) * u64::from(self.step_percent)).div_ceil(100).try_into().unwrap_or(u32::MAX)
         };

@@ -5,6 +5,7 @@
 
 pub mod attestation;
 pub mod breaker;
+pub mod concurrency;
 pub mod dps_clock;
 pub mod entropy;
 pub mod feed;
@@ -25,5 +26,6 @@ pub mod secret;
 pub mod settings;
 pub mod store;
 pub mod time;
+pub mod typical;
 pub mod upstream;
 pub mod waiters;

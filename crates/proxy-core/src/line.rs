@@ -15,6 +15,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::breaker::{Breaker, BreakerState, Held};
+use crate::concurrency::Concurrency;
 use crate::entropy::Entropy;
 use crate::ids::{RegistrationId, TenantName};
 use crate::lane::{Errand, Joined, Sequence, Waiting};
@@ -24,6 +25,7 @@ use crate::ledger::{Full, Ledger, SlotId, SlotRecord};
 use crate::pace::Pace;
 use crate::settings::{Instance, LineSettings, RegistrationSettings};
 use crate::time::{BootId, Mono};
+use crate::typical::Typical;
 
 /// Joining is counted in these, from a moment a year before the line was made, so that places of earlier processes fit.
 const JOINED_UNIT: Duration = Duration::from_millis(100);
@@ -47,6 +49,8 @@ struct UnderWay {
     since: Mono,
     /// Its call to DPS has not ended yet.
     calling: bool,
+    /// Polls of its registration that failed, in a row.
+    polls_failed: u32,
     /// Given up meanwhile: it does not come back.
     left: bool,
 }
@@ -98,16 +102,33 @@ pub struct LineFull {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Holding {
-    /// Nothing: the line moves or is empty.
+    /// Nothing: the front goes now, nobody waits, or each of those who do waits for a moment of its own.
     Nothing,
     /// DPS asked us to wait.
     ThrottledByDps,
+    /// DPS throttled a call not long ago: few are out at the same time, at first one.
+    AfterThrottling,
     /// Calls to the instance fail; we try again with one device after a growing wait, and then ramp up.
     InstanceFailing,
+    /// Calls to the instance go through again: few are out at the same time for now.
+    RampingUp,
     /// The quota of this minute is used.
     Quota,
+    /// The quota is spread evenly over the minute.
+    Pace,
+    /// As many registrations are out as the rate needs; the next one leaves with an answer.
+    Concurrency,
     /// As many registrations as `registration.in_flight_max` allows are under way.
     InFlightMax,
+    /// As many calls as `registration.connections_max` allows are out.
+    ConnectionsMax,
+}
+
+/// What keeps the front from going, and until when it surely does; `None` if an event ends it.
+#[derive(Debug, Clone, Copy)]
+struct Hold {
+    by: Holding,
+    until: Option<Mono>,
 }
 
 /// The devices of one tenant in the line.
@@ -128,8 +149,12 @@ pub struct TenantStatus {
 pub struct LineStatus {
     /// Devices that wait, deferred ones included.
     pub waiting: usize,
+    /// Of these, expedited ones.
+    pub expedited: usize,
     /// Devices under way.
     pub under_way: usize,
+    /// Of these, how many have a call out.
+    pub calling: usize,
     /// Registrations that may leave per minute, as configured.
     pub quota_per_minute: u32,
     /// Registrations that may leave per minute, as far as is known; at most the quota.
@@ -167,6 +192,7 @@ pub struct Line {
     ledger: Ledger,
     pace: Pace,
     breaker: Breaker,
+    concurrency: Concurrency,
     learner: Learner,
     /// What was learned, while nobody has asked for it.
     learned: Option<Learned>,
@@ -232,6 +258,7 @@ impl Line {
             ledger,
             pace: Pace::new(limit, burst, credit, now),
             breaker,
+            concurrency: Concurrency::default(),
             learner,
             learned: None,
             began: now,
@@ -395,7 +422,8 @@ impl Line {
     pub fn adopt(&mut self, tenant: &TenantName, place: Place, id: RegistrationId, now: Mono) {
         let joined = self.joined(now, Duration::ZERO);
         let (tenant, since) = (tenant.clone(), now);
-        self.under_way.insert(place, UnderWay { tenant, id, joined, since, calling: false, left: false });
+        self.under_way
+            .insert(place, UnderWay { tenant, id, joined, since, calling: false, polls_failed: 0, left: false });
         self.seen(place);
     }
 
@@ -440,49 +468,87 @@ impl Line {
             self.learn(None, now);
             return wait(None);
         };
-        let held = if self.under_way.len() >= self.in_flight_max {
-            Some(wait(None))
-        } else if self.throttled_until > now {
-            Some(Next::WaitUntil(self.throttled_until))
-        } else {
-            self.breaker.admit(now, self.calling).err().map(|held| match held {
-                Held::Until(until) => Next::WaitUntil(until),
-                Held::ForAnAnswer => wait(None),
-            })
-        };
-        if let Some(held) = held {
-            // Not the limit.
-            self.learn(None, now);
-            return held;
+        let hold = self.hold(&turn, now).or_else(|| {
+            let until = self.spends(turn.errand).then(|| self.pace.take(now).err()).flatten()?;
+            Some(Hold { by: Holding::Pace, until: Some(until) })
+        });
+        if let Some(hold) = hold {
+            return if self.learn(Some(hold), now) { self.next(now) } else { wait(hold.until) };
         }
-        let mut slot = None;
-        if turn.errand == Errand::Register || self.lookup_spends {
-            let limited = match self.ledger.check(now) {
-                Ok(()) => self.pace.take(now).err().map(Some),
-                Err(Full::Until(until)) => Some(Some(until)),
-                Err(Full::UntilAnswered) => Some(None),
-            };
-            if let Some(until) = limited {
-                let raised = self.learn(Some(until.unwrap_or(now)), now);
-                return if raised { self.next(now) } else { wait(until) };
-            }
-            slot = Some(self.ledger.take());
-        }
-        self.depart(turn, slot, now).map_or_else(|| wait(None), Next::Depart)
+        self.depart(turn, now).map_or_else(|| wait(None), Next::Depart)
     }
 
-    fn depart(&mut self, turn: Turn, slot: Option<SlotId>, now: Mono) -> Option<Departure> {
+    fn spends(&self, errand: Errand) -> bool {
+        errand == Errand::Register || self.lookup_spends
+    }
+
+    /// What keeps `turn` from going. Takes nothing.
+    fn hold(&mut self, turn: &Turn, now: Mono) -> Option<Hold> {
+        if self.under_way.len() >= self.in_flight_max {
+            return Some(Hold { by: Holding::InFlightMax, until: None });
+        }
+        if let Some((until, by)) = self.paused(now) {
+            return Some(Hold { by, until: Some(until) });
+        }
+        if let Err(held) = self.breaker.admit(now, self.calling) {
+            let (by, until) = match held {
+                Held::Until(until) => (Holding::InstanceFailing, Some(until)),
+                Held::Trying => (Holding::InstanceFailing, None),
+                Held::RampingUp => (Holding::RampingUp, None),
+                Held::AfterThrottling => (Holding::AfterThrottling, None),
+            };
+            return Some(Hold { by, until });
+        }
+        if self.spends(turn.errand) { self.limited(now) } else { None }
+    }
+
+    /// What keeps a registration from going that spends the quota.
+    fn limited(&mut self, now: Mono) -> Option<Hold> {
+        let by_quota = |until| Some(Hold { by: Holding::Quota, until });
+        match self.ledger.check(now) {
+            Ok(()) => {}
+            Err(Full::Until(until)) => return by_quota(Some(until)),
+            Err(Full::UntilAnswered) => return by_quota(None),
+        }
+        let certain = self.ledger.used(now) < self.learner.certain();
+        let answer_time = self.answer_time.value();
+        match self.concurrency.check(self.learner.limit(), answer_time, now) {
+            Err(until) if !certain => return Some(Hold { by: Holding::Concurrency, until: Some(until) }),
+            _ => {}
+        }
+        let permit = self.pace.forecast(0, now);
+        (permit > now).then_some(Hold { by: Holding::Pace, until: Some(permit) })
+    }
+
+    fn depart(&mut self, turn: Turn, now: Mono) -> Option<Departure> {
         let Waiting { id, errand, joined, .. } = self.lanes.depart(&turn)?;
+        let slot = self.spends(errand).then(|| self.ledger.take());
+        if let Some(slot) = slot {
+            self.concurrency.left(slot, now);
+        }
+        self.breaker.left();
         let Turn { tenant, place, .. } = turn;
-        let under_way =
-            UnderWay { tenant: tenant.clone(), id: id.clone(), joined, since: now, calling: true, left: false };
-        self.under_way.insert(place, under_way);
+        let (owner, device) = (tenant.clone(), id.clone());
+        let (since, calling, polls_failed, left) = (now, true, 0, false);
+        self.under_way
+            .insert(place, UnderWay { tenant: owner, id: device, joined, since, calling, polls_failed, left });
         self.calling += 1;
         Some(Departure { id, tenant, place, errand, slot })
     }
 
     /// Tells the learner until when the limit holds the line back, or that it does not. Whether the limit was raised.
-    fn learn(&mut self, held_until: Option<Mono>, now: Mono) -> bool {
+    fn learn(&mut self, hold: Option<Hold>, now: Mono) -> bool {
+        let limit = match hold.map(|hold| hold.by) {
+            // It may hold the front as well.
+            Some(Holding::AfterThrottling | Holding::RampingUp) => self.limited(now),
+            _ => hold,
+        };
+        let held_until = match limit {
+            // Over with the next answer, and never below the limit: no news.
+            Some(Hold { by: Holding::Concurrency, .. }) => return false,
+            Some(Hold { by: Holding::Quota | Holding::Pace, until }) => Some(until.unwrap_or(now)),
+            Some(_) | None => None,
+        };
         let raised = self.learner.observe(held_until, now);
         if raised {
             self.limit_changed(now);
@@ -519,6 +585,7 @@ impl Line {
     pub fn answered(&mut self, place: Place, slot: Option<SlotId>, sent: Mono, throttled: bool, now: Mono) {
         if let Some(slot) = slot {
             self.ledger.answered(slot, now);
+            self.concurrency.ended(slot);
             if !throttled {
                 self.learner.accepted(sent, now);
                 self.breaker.accepted();
@@ -532,6 +599,7 @@ impl Line {
     pub fn abandoned(&mut self, place: Place, slot: Option<SlotId>, now: Mono) {
         if let Some(slot) = slot {
             self.ledger.abandoned(slot, now);
+            self.concurrency.ended(slot);
         }
         self.call_ended(place);
     }
@@ -540,6 +608,7 @@ impl Line {
     pub fn never_left(&mut self, slot: Option<SlotId>) {
         if let Some(slot) = slot {
             self.ledger.never_left(slot);
+            self.concurrency.ended(slot);
         }
     }
 
@@ -647,25 +716,32 @@ impl Line {
         self.permit_forecast(rank as u64, now).after(self.registration_time.value())
     }
 
+    /// The last polls of a device under way failed, so many in a row.
+    pub fn polls_failed(&mut self, place: Place, in_a_row: u32) {
+        if let Some(under_way) = self.under_way.get_mut(&place) {
+            under_way.polls_failed = in_a_row;
+        }
+    }
+
+    /// How many of the last polls of the device at `place` failed, in a row.
+    #[must_use]
+    pub fn failed_polls(&self, place: Place) -> u32 {
+        self.under_way.get(&place).map_or(0, |under_way| under_way.polls_failed)
+    }
+
     /// The numbers an operator watches.
     #[must_use]
     pub fn status(&mut self, now: Mono) -> LineStatus {
         let waiting = self.waiting();
         let used = self.ledger.used(now);
         let paused = self.paused(now);
-        let breaker = self.breaker.state();
-        let holding = match paused {
-            _ if waiting == 0 => Holding::Nothing,
-            Some((_, holding)) => holding,
-            None if breaker != BreakerState::Closed => Holding::InstanceFailing,
-            None if self.under_way.len() >= self.in_flight_max => Holding::InFlightMax,
-            None if used >= self.ledger.quota() => Holding::Quota,
-            None => Holding::Nothing,
-        };
+        let hold = self.lanes.front().and_then(|turn| self.hold(&turn, now));
         let last = waiting.checked_sub(1);
         LineStatus {
             waiting,
+            expedited: self.lanes.expedited(),
             under_way: self.under_way.len(),
+            calling: self.calling,
             quota_per_minute: self.quota_per_minute,
             learned_per_minute: self.learner.limit(),
             learning: self.learner.state(),
@@ -673,9 +749,9 @@ impl Line {
             half_drained_at: last.map(|last| self.done_forecast(last / 2, now)),
             drained_at: last.map(|last| self.done_forecast(last, now)),
             tenants: self.tenants(now),
-            holding,
+            holding: hold.map_or(Holding::Nothing, |hold| hold.by),
             paused_until: paused.map(|(until, _)| until),
-            breaker,
+            breaker: self.breaker.state(),
             failures: self.breaker.failures(),
         }
     }
@@ -700,52 +776,4 @@ fn burst_at(limit: u32, quota: u32, burst: u32) -> u32 {
 
 fn band(instance: &Instance) -> Band {
     Band { floor: instance.learned_min_per_minute, quota: instance.quota_per_minute, on: instance.learn_limit }
-}
-
-/// What a duration typically is: the longest but one of the last ones seen, so that a device that is told this seldom comes back too
-/// early, and one straggler does not hold up the others.
-#[derive(Debug)]
-struct Typical {
-    expected: Duration,
-    recent: Vec<Duration>,
-    oldest: usize,
-    value: Duration,
-}
-
-const TYPICAL_OBSERVATIONS: usize = 64;
-
-impl Typical {
-    fn new(expected: Duration) -> Self {
-        Self { expected, recent: Vec::new(), oldest: 0, value: expected }
-    }
-
-    fn expect(&mut self, expected: Duration) {
-        self.expected = expected;
-        self.update();
-    }
-
-    fn observe(&mut self, duration: Duration) {
-        if self.recent.len() < TYPICAL_OBSERVATIONS {
-            self.recent.push(duration);
-        } else {
-            self.recent[self.oldest] = duration;
-            self.oldest = (self.oldest + 1) % TYPICAL_OBSERVATIONS;
-        }
-        self.update();
-    }
-
-    fn update(&mut self) {
-        // A handful of observations says little about the slow ones.
-        if self.recent.len() < 8 {
-            self.value = self.recent.iter().copied().fold(self.expected, Duration::max);
-            return;
-        }
-        let mut sorted = self.recent.clone();
-        sorted.sort_unstable();
-        self.value = sorted[sorted.len() - 2];
-    }
-
-    fn value(&self) -> Duration {
-        self.value
-    }
 }

@@ -10,7 +10,7 @@ use super::Gateway;
 use crate::dps_clock::DpsClock;
 use crate::ids::InstanceName;
 use crate::ledger::{SlotId, SlotRecord};
-use crate::line::{Line, Next};
+use crate::line::{Holding, Line, LineStatus, Next};
 use crate::settings::{Instance, Settings};
 use crate::store::{Expect, Key, Table, Write};
 use crate::time::Mono;
@@ -105,6 +105,16 @@ impl Dispatcher {
     pub(super) async fn connection(&self) -> Connection {
         let free = Arc::clone(&self.connections.lock().free);
         free.acquire_owned().await.expect("it is never closed")
+    }
+
+    /// The numbers of its `line`, and what holds that up.
+    pub(super) fn status(&self, line: &mut Line, now: Mono) -> LineStatus {
+        let mut status = line.status(now);
+        let moves = status.waiting > 0 && status.holding == Holding::Nothing;
+        if moves && self.connections.lock().free.available_permits() == 0 {
+            status.holding = Holding::ConnectionsMax;
+        }
+        status
     }
 
     /// The write that keeps `slot` on disk; `None` frees it.

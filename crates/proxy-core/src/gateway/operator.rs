@@ -8,12 +8,13 @@ use serde::Serialize;
 
 use super::dispatch::Counts;
 use super::provision::{Joining, ProvisionError};
+use super::why::Why;
 use super::{CAS_ATTEMPTS_MAX, ChangeError, Gateway, StoreError};
 use crate::breaker::BreakerState;
 use crate::ids::{EnrollmentName, IdScope, InstanceName, RegistrationId, TenantName};
 use crate::lanes::Class;
 use crate::learner::Learning;
-use crate::line::{Holding, LineStatus, TenantStatus};
+use crate::line::{Holding, TenantStatus};
 use crate::placement;
 use crate::record::{AssignmentState, Blocked, Listed, Pending, Reason, Record, Stage, Versioned};
 use crate::secret::SymmetricKey;
@@ -211,7 +212,7 @@ impl Gateway {
         let dispatchers = self.dispatchers.load();
         let view = |(name, instance): (&InstanceName, &crate::settings::Instance)| {
             let dispatcher = dispatchers.get(name)?;
-            let status = dispatcher.line.lock().status(now.mono);
+            let status = dispatcher.status(&mut dispatcher.line.lock(), now.mono);
             let at = |moment: Mono| now.wall_at(moment);
             Some(InstanceView {
                 name: name.clone(),
@@ -261,18 +262,19 @@ impl Gateway {
         let now = self.now();
         let mut line = dispatcher.line.lock();
         let forecast = line.forecast(&view.record.tenant, pending.place, now.mono);
-        let (status, not_before) = (line.status(now.mono), line.not_before(pending.place));
-        drop(line);
         view.position = forecast.map(|forecast| forecast.position);
         view.appointment = forecast.map(|forecast| now.wall_at(forecast.appointment));
-        let paused_until = now.wall_at(status.paused_until.unwrap_or_default());
-        view.waiting_because = Some(match not_before.filter(|not_before| *not_before > now.mono) {
-            Some(not_before) => format!(
-                "it goes not before {}: a wait after a failure, or registration.suspect_cooldown after its last registration",
-                now.wall_at(not_before)
-            ),
-            None => why(pending, &status, view.position, paused_until),
-        });
+        let status = dispatcher.status(&mut line, now.mono);
+        let why = Why {
+            pending,
+            status: &status,
+            position: view.position,
+            not_before: line.not_before(pending.place),
+            failed_polls: line.failed_polls(pending.place),
+            urgent_share_percent: self.settings().line.urgent_share_percent,
+            now,
+        };
+        view.waiting_because = Some(why.to_string());
     }
 
     /// Keeps a device out. Its place, if nothing was sent for it yet, is given up.
@@ -608,42 +610,4 @@ fn check_row(settings: &Settings, row: &ImportRow) -> Result<(RegistrationId, En
 fn drop_unsent(record: &mut Record) -> Option<Pending> {
     let unsent = record.pending.as_ref().is_some_and(|pending| pending.stage == Stage::Waiting);
     if unsent { record.drop_pending() } else { None }
-}
-
-fn why(pending: &Pending, status: &LineStatus, position: Option<usize>, paused_until: WallTime) -> String {
-    let instance = &pending.instance;
-    match &pending.stage {
-        Stage::Assigning { operation_id, .. } => {
-            format!("{instance} works on its registration (operation {operation_id}); we poll")
-        }
-        Stage::Sent { .. } => format!(
-            "its registration was sent to {instance} and has no clear outcome yet; we wait for it or look it up"
-        ),
-        Stage::Waiting => {
-            let place = position.map_or_else(String::new, |position| {
-                format!("place {position} of {} in the line of {instance}; ", status.waiting)
-            });
-            let limit = match status.holding {
-                Holding::ThrottledByDps => format!("DPS throttled the instance until {paused_until}"),
-                Holding::InstanceFailing if status.breaker == BreakerState::HalfOpen => {
-                    "calls to the instance failed; one device tries it now".to_owned()
-                }
-                Holding::InstanceFailing => {
-                    format!("calls to the instance fail ({} in a row), next try at {paused_until}", status.failures)
-                }
-                Holding::InFlightMax => format!(
-                    "{} registrations are under way, as many as registration.in_flight_max allows",
-                    status.under_way
-                ),
-                Holding::Quota | Holding::Nothing if status.learned_per_minute < status.quota_per_minute => format!(
-                    "the instance takes {} registrations per minute, as DPS has shown; its quota is {}",
-                    status.learned_per_minute, status.quota_per_minute
-                ),
-                Holding::Quota | Holding::Nothing => {
-                    format!("the instance takes {} registrations per minute", status.quota_per_minute)
-                }
-            };
-            format!("{place}{limit}")
-        }
-    }
 }

@@ -288,15 +288,14 @@ const SHAPES: [Shape; 3] = [Shape::Sliding, Shape::Fixed, Shape::Bucket(10)];
 #[test]
 fn a_lower_quota_is_found_within_two_minutes_and_less_than_one_call_in_a_thousand_is_refused() {
     for (quota, real) in [(1000, 200), (300, 150), (200, 100)] {
-        // From the first call on, from the middle of a minute, and from right before a whole burst is in flight: that is all refused,
-        // which is too much for such small quotas, so that only the time afterwards is looked at.
+        // From the first call on, from the middle of a minute, and from right when the slots of a burst come free.
         let cases = |shape| {
-            [(false, 0, 0), (true, 0, 0), (false, 137, 0), (true, 137, 0), (true, 120, 60)].map(|case| (shape, case))
+            [(false, 0), (true, 0), (false, 137), (true, 137), (false, 120), (true, 120)].map(|case| (shape, case))
         };
-        for (shape, (refused_count, before, from)) in SHAPES.into_iter().flat_map(cases) {
+        for (shape, (refused_count, before)) in SHAPES.into_iter().flat_map(cases) {
             let hours = Hours::new((quota, real), shape, refused_count, before, 7200);
             let what = &hours.what;
-            for after in [from, 600, 3600] {
+            for after in [0, 600, 3600] {
                 let (sent, refused) = hours.hour(after);
                 assert!(refused * 1000 < sent, "{what}: {refused} of {sent} refused in the hour from {after} s on");
                 let used = (sent - refused) as f64 / (60 * real) as f64;
@@ -305,6 +304,16 @@ fn a_lower_quota_is_found_within_two_minutes_and_less_than_one_call_in_a_thousan
             let found = f64::from(hours.limit_after(120)) / real as f64;
             assert!((0.66..1.05).contains(&found), "{what}: {found:.2} of the real quota after two minutes");
         }
+    }
+}
+
+#[test]
+fn a_quota_at_the_floor_of_the_band_is_not_sought_above_it_for_ever() {
+    for shape in SHAPES {
+        let hours = Hours::new((1000, 100), shape, true, 137, 7200);
+        let (sent, refused) = hours.hour(3600);
+        assert!(refused * 1000 < sent, "{}: {refused} of {sent} refused in the second hour", hours.what);
+        assert_eq!(hours.limit_after(7000), 100, "{}", hours.what);
     }
 }
 

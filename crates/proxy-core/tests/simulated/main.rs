@@ -15,3 +15,4 @@ mod shares;
 mod sick;
 mod storage;
 mod support;
+mod why;

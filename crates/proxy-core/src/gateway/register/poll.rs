@@ -6,8 +6,8 @@ use super::{NotGoing, Settled, Trip};
 use crate::gateway::dispatch::count;
 use crate::ids::OperationId;
 use crate::retry;
-use crate::upstream::verdict::{Call, Verdict, judge};
-use crate::upstream::{Answer, Said, Status};
+use crate::upstream::verdict::{Call, Verdict, judge, trace};
+use crate::upstream::{Answer, NoAnswer, Said, Status};
 
 /// Least wait between two polls of one device: DPS allows 5 per 10 s.
 const POLL_WAIT_MIN: Duration = Duration::from_secs(2);
@@ -59,22 +59,40 @@ impl Trip {
             let sent = self.now().mono;
             let result = self.upstream().poll(&ready.caller, &operation_id).await;
             drop(connection);
-            let Ok(answer) = result else {
-                failures += 1;
-                wait = self.poll_backoff(failures);
-                continue;
+            let answer = match result {
+                Ok(answer) => answer,
+                Err(NoAnswer::NeverLeft(why) | NoAnswer::Lost(why)) => {
+                    failures += 1;
+                    if !self.poll_failed(failures, &why).await {
+                        return;
+                    }
+                    wait = self.poll_backoff(failures);
+                    continue;
+                }
             };
             if let Some(date) = answer.date {
                 self.dispatcher.dps_clock.lock().observe(date, sent, self.now().mono);
             }
             match judge(Call::Poll, &answer) {
-                Verdict::Assigning { .. } => wait = self.poll_wait(answer.retry_after),
+                Verdict::Assigning { .. } => {
+                    failures = 0;
+                    self.dispatcher.line.lock().polls_failed(self.place, 0);
+                    wait = self.poll_wait(answer.retry_after);
+                }
                 // Too many polls of this device; registrations have a quota of their own.
-                Verdict::Throttled { retry_after, .. } => {
+                Verdict::Throttled { retry_after, tracking_id } => {
+                    failures += 1;
+                    let why = format!("DPS throttled it{}", trace(tracking_id.as_deref()));
+                    if !self.poll_failed(failures, &why).await {
+                        return;
+                    }
                     wait = self.poll_wait(retry_after.map(|wait| wait.max(POLL_WAIT_MIN * 2)));
                 }
-                Verdict::Retry { .. } | Verdict::Unknown { .. } if answer_is_not_final(&answer) => {
+                Verdict::Retry { why } | Verdict::Unknown { why } if answer_is_not_final(&answer) => {
                     failures += 1;
+                    if !self.poll_failed(failures, &why).await {
+                        return;
+                    }
                     wait = self.poll_backoff(failures);
                 }
                 _ => {
@@ -83,6 +101,13 @@ impl Trip {
                 }
             }
         }
+    }
+
+    /// The last polls of the device failed, so many in a row. Its timeline hears of the first one. False if the trip is over.
+    async fn poll_failed(&self, failures: u32, why: &str) -> bool {
+        self.dispatcher.line.lock().polls_failed(self.place, failures);
+        failures > 1
+            || self.edit_mine(Settled::default(), &format!("a poll failed: {why}; we go on polling"), |_| {}).await
     }
 
     fn poll_backoff(&self, failures: u32) -> Duration {

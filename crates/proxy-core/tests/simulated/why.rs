@@ -1,0 +1,206 @@
+//! Why a device waits, as operators are told: the exact limit that holds it.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use proxy_core::ids::TenantName;
+use proxy_core::line::Holding;
+use proxy_core::settings::{DeviceAttestation, Membership};
+
+use crate::support::dps::{Call, Fate, Reply, Weather};
+use crate::support::{World, enrollment, enrollment_name, id, millis, name, seconds, settings, sleep};
+
+fn holding(world: &World) -> Holding {
+    world.gateway.instances()[0].holding
+}
+
+async fn why(world: &World, device: &str) -> String {
+    world.gateway.registration(&id(device)).await.unwrap().waiting_because.unwrap()
+}
+
+/// Waits until `wanted` is what holds the line, at most 90 seconds.
+async fn until_held_by(world: &World, wanted: Holding) {
+    let mut seen = Vec::new();
+    for _ in 0..9000 {
+        let held_by = holding(world);
+        if held_by == wanted {
+            return;
+        }
+        if !seen.contains(&held_by) {
+            seen.push(held_by);
+        }
+        sleep(millis(10)).await;
+    }
+    panic!("never held by {wanted:?}, but by {seen:?}");
+}
+
+async fn assert_why(world: &World, device: &str, parts: &[&str]) {
+    let why = why(world, device).await;
+    for part in parts {
+        assert!(why.contains(part), "{part:?} is not in {why:?}");
+    }
+}
+
+async fn queue_devices(world: &World, devices: u32) {
+    for number in 0..devices {
+        world.queue(&format!("device-{number}")).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_rate_and_the_quota_of_the_minute_are_told_apart() {
+    let world = World::new(settings(&[("a", 60)])).await;
+    queue_devices(&world, 100).await;
+    sleep(millis(5_500)).await;
+    assert_eq!(holding(&world), Holding::Pace);
+    assert_why(&world, "device-99", &["of 85 in the line of a; the instance takes 60 registrations per minute"]).await;
+    // The burst has used up the minute a little before its end.
+    until_held_by(&world, Holding::Quota).await;
+    let parts = ["the quota of this minute is used; the instance takes 60 registrations per minute"];
+    assert_why(&world, "device-99", &parts).await;
+    sleep(seconds(120)).await;
+    assert_eq!(holding(&world), Holding::Nothing, "nobody waits");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_follows_a_429_is_told_until_calls_are_free_again() {
+    let world = World::new(settings(&[("a", 6000)])).await;
+    world.dps("a").next(Call::Register, Fate::throttled(Some(20)));
+    queue_devices(&world, 1500).await;
+    sleep(seconds(5)).await;
+    assert_eq!(holding(&world), Holding::ThrottledByDps);
+    assert_why(&world, "device-1499", &["DPS throttled the instance until 20"]).await;
+    sleep(seconds(16)).await;
+    assert_eq!(holding(&world), Holding::AfterThrottling);
+    let parts = ["DPS throttled the instance not long ago, so no more than 1 at the same time for now"];
+    assert_why(&world, "device-1499", &parts).await;
+    until_held_by(&world, Holding::Pace).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_its_end_and_the_ramp_after_it_are_told() {
+    let world = World::new(settings(&[("a", 6000)])).await;
+    world.dps("a").weather(Weather { failing: 1000, ..Weather::fair(400) });
+    queue_devices(&world, 300).await;
+    until_held_by(&world, Holding::InstanceFailing).await;
+    sleep(seconds(60)).await;
+    assert_why(&world, "device-299", &["calls to the instance fail (", " in a row), "]).await;
+    world.dps("a").weather(Weather::fair(400));
+    for _ in 0..100 {
+        if holding(&world) == Holding::RampingUp {
+            let parts = ["calls to the instance failed and go through again, no more than "];
+            return assert_why(&world, "device-299", &parts).await;
+        }
+        sleep(millis(900)).await;
+    }
+    panic!("the ramp is never told");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_bounds_of_the_configuration_are_told_by_their_names() {
+    for in_flight in [true, false] {
+        let mut rules = settings(&[("a", 6000)]);
+        let registration = &mut rules.registration;
+        let bound = if in_flight { &mut registration.in_flight_max } else { &mut registration.connections_max };
+        *bound = 3;
+        let world = World::new(rules).await;
+        world.dps("a").weather(Weather::fair(20_000));
+        queue_devices(&world, 50).await;
+        sleep(seconds(5)).await;
+        let (wanted, words) = if in_flight {
+            (Holding::InFlightMax, "3 registrations are under way, as many as registration.in_flight_max allows")
+        } else {
+            (Holding::ConnectionsMax, "as many calls are out as registration.connections_max allows")
+        };
+        assert_eq!(holding(&world), wanted);
+        assert_why(&world, "device-49", &[words]).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_learned_limit_and_the_concurrency_it_needs_are_told() {
+    let mut rules = settings(&[("a", 600)]);
+    let instance = rules.instances.get_mut(&name("a")).unwrap();
+    (instance.learn_limit, instance.learned_min_per_minute) = (true, 60);
+    let world = World::new(rules).await;
+    queue_devices(&world, 1500).await;
+    // The slots of the first burst come free together.
+    until_held_by(&world, Holding::Concurrency).await;
+    assert_why(&world, "device-1499", &["calls are out, as many as the rate needs; the instance takes"]).await;
+    world.dps("a").takes_per_minute(Some(300));
+    sleep(seconds(100)).await;
+    let learned = world.gateway.instances()[0].learned_per_minute;
+    assert!((290..=300).contains(&learned), "{learned}");
+    let words = format!("the instance takes {learned} registrations per minute, as DPS has shown; its quota is 600");
+    assert_why(&world, "device-1499", &[&words]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_shares_the_line_is_told() {
+    let mut rules = settings(&[("a", 60)]);
+    for side in ["big", "small"] {
+        let mut group = enrollment();
+        group.tenant = TenantName::parse(side).unwrap();
+        let audiences = BTreeSet::from([format!("{side}.example")]);
+        group.device = DeviceAttestation::SasToken { audiences, membership: Membership::Signature };
+        rules.enrollments.insert(enrollment_name(side), group);
+    }
+    let world = World::new(rules).await;
+    for number in 0..60 {
+        let side = if number % 3 == 0 { "small" } else { "big" };
+        world.provision(world.ask_of(&format!("{side}-{number}"), &format!("{side}.example"))).await.unwrap();
+    }
+    assert_why(&world, "big-59", &["; 2 tenants share it by weight"]).await;
+    for number in [37, 38, 40, 41, 43, 44, 46, 47, 49, 50, 52, 53, 55, 56, 58] {
+        world.gateway.expedite(&id(&format!("big-{number}"))).await.unwrap();
+    }
+    sleep(millis(100)).await;
+    let told = why(&world, "big-59").await;
+    assert!(told.contains(" expedited devices get up to 10 % of that; 2 tenants"), "{told}");
+    assert_why(&world, "big-58", &["; expedited devices get 10 % of that while others wait"]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_of_its_own_is_told_with_its_end() {
+    let world = World::new(settings(&[("a", 60)])).await;
+    world.settle(world.ask("device-1")).await;
+    world.gateway.invalidate("device-1", None, "hub-404001").await.unwrap();
+    world.queue("device-1").await;
+    assert_why(&world, "device-1", &["it goes not before 20", "registration.suspect_cooldown"]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn failing_polls_are_told_with_their_cause_and_forgotten_when_one_succeeds() {
+    let world = World::new(settings(&[("a", 60)])).await;
+    world.dps("a").assigning(seconds(100));
+    world.queue("device-1").await;
+    sleep(seconds(1)).await;
+    let fair = why(&world, "device-1").await;
+    assert!(fair.starts_with("a works on its registration (operation ") && fair.ends_with("; we poll"), "{fair}");
+    world.dps("a").reachable(false);
+    let mut failed = 0;
+    while failed < 3 {
+        sleep(seconds(1)).await;
+        assert!(world.clock.elapsed() < seconds(60), "it does not say that polls fail");
+        let told = why(&world, "device-1").await;
+        failed = told
+            .split_once("the last polls failed: ")
+            .and_then(|(_, rest)| rest.split_once(" in a row"))
+            .map_or(0, |(count, _)| count.parse::<u32>().unwrap());
+    }
+    let events = |record: &proxy_core::record::Record| -> Vec<String> {
+        let failures = record.timeline.iter().filter(|event| event.what.starts_with("a poll failed: "));
+        failures.map(|event| event.what.clone()).collect()
+    };
+    assert_eq!(events(&world.record("device-1").await.unwrap()).len(), 1, "one event for all of them");
+    world.dps("a").reachable(true);
+    sleep(seconds(12)).await;
+    assert_eq!(why(&world, "device-1").await, fair);
+    world
+        .dps("a")
+        .next(Call::Poll, Fate::reply(Reply::Error { http_status: 500, error_code: Some(500_001), retry_after: None }));
+    sleep(Duration::from_secs(90)).await;
+    world.hub("device-1").await;
+    let last = events(&world.record("device-1").await.unwrap()).pop().unwrap();
+    assert!(last.contains("DPS failed with 500001") && last.contains("tracking ID"), "{last}");
+}
