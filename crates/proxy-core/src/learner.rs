@@ -393,18 +393,26 @@ impl Learner {
             (self.probing, self.believed_until) = (false, now.after(self.believe(self.limit)));
             return false;
         }
-        if !self.probing && !self.is_vague(self.limit) && !self.may_explore(now) {
+        if !self.probing && !self.is_vague(self.limit) && now < self.room_at() {
             return false;
         }
         self.raise()
     }
 
-    /// Whether the last hour leaves room for what an exploration may cost. Once an hour it may, however small the limit.
-    fn may_explore(&mut self, now: Mono) -> bool {
-        while self.refused.front().is_some_and(|at| now.since(*at) >= HOUR) {
-            self.refused.pop_front();
-        }
-        self.refused.is_empty() || self.refused.len() as u64 + self.exploration_cost() <= hourly(self.limit)
+    /// When the last hour leaves room for what an exploration may cost. Once an hour it does, however small the limit.
+    fn room_at(&self) -> Mono {
+        let room = hourly(self.limit).saturating_sub(self.exploration_cost());
+        let too_many = (self.refused.len() as u64).saturating_sub(room);
+        let last = usize::try_from(too_many).ok().and_then(|too_many| self.refused.get(too_many.checked_sub(1)?));
+        last.map_or(Mono::default(), |at| at.after(HOUR))
+    }
+
+    /// Before when no higher limit is tried than the one that is believed; `None` if none is.
+    #[must_use]
+    pub fn next_probe_at(&self) -> Option<Mono> {
+        (self.state() == Learning::Believed).then(|| {
+            if self.is_vague(self.limit) { self.believed_until } else { self.believed_until.max(self.room_at()) }
+        })
     }
 
     fn exploration_cost(&self) -> u64 {

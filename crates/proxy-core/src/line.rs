@@ -124,6 +124,17 @@ pub enum Holding {
     ConnectionsMax,
 }
 
+/// What an answer shows of the instance's quota.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admission {
+    /// DPS took the call.
+    Admitted,
+    /// DPS refused it over its quota.
+    Throttled,
+    /// Nothing: DPS failed, or something in between answered.
+    Unclear,
+}
+
 /// What keeps the front from going, and until when it surely does; `None` if an event ends it.
 #[derive(Debug, Clone, Copy)]
 struct Hold {
@@ -161,6 +172,8 @@ pub struct LineStatus {
     pub learned_per_minute: u32,
     /// How the limit is known.
     pub learning: Learning,
+    /// A lower limit than the quota is believed: before when no higher one is tried.
+    pub next_probe_at: Option<Mono>,
     /// Registrations that could leave now without breaking the limit.
     pub budget: u32,
     /// When half of the devices waiting now should be done; `None` if nobody waits.
@@ -194,8 +207,8 @@ pub struct Line {
     breaker: Breaker,
     concurrency: Concurrency,
     learner: Learner,
-    /// What was learned, while nobody has asked for it.
-    learned: Option<Learned>,
+    /// The limit changed since somebody asked for it.
+    learned_anew: bool,
     began: Mono,
     quota_per_minute: u32,
     burst: u32,
@@ -260,7 +273,7 @@ impl Line {
             breaker,
             concurrency: Concurrency::default(),
             learner,
-            learned: None,
+            learned_anew: false,
             began: now,
             quota_per_minute: instance.quota_per_minute,
             burst: instance.burst,
@@ -306,12 +319,18 @@ impl Line {
         let burst = burst_at(limit, self.quota_per_minute, self.burst);
         self.ledger.configure(limit, self.upstream_max_delay);
         self.pace = Pace::new(limit, burst, self.pace.credit(now).min(burst), now);
-        self.learned = Some(self.learner.learned());
+        self.learned_anew = true;
     }
 
-    /// The limit, if it has changed since this was last asked: to be kept for the next process.
-    pub fn take_learned(&mut self) -> Option<Learned> {
-        self.learned.take()
+    /// Whether the limit has changed since this was last asked.
+    pub fn take_learned_anew(&mut self) -> bool {
+        std::mem::take(&mut self.learned_anew)
+    }
+
+    /// What is to be kept of the limit for the next process.
+    #[must_use]
+    pub fn learned(&self) -> Learned {
+        self.learner.learned()
     }
 
     /// Registrations per minute that may leave, as far as is known.
@@ -581,12 +600,12 @@ impl Line {
         Ok(())
     }
 
-    /// DPS answered the call that holds `slot`, which was sent at `sent`; `throttled` if it refused it over its quota.
-    pub fn answered(&mut self, place: Place, slot: Option<SlotId>, sent: Mono, throttled: bool, now: Mono) {
+    /// The call that holds `slot`, which was sent at `sent`, was answered.
+    pub fn answered(&mut self, place: Place, slot: Option<SlotId>, sent: Mono, admission: Admission, now: Mono) {
         if let Some(slot) = slot {
             self.ledger.answered(slot, now);
             self.concurrency.ended(slot);
-            if !throttled {
+            if admission == Admission::Admitted {
                 self.learner.accepted(sent, now);
                 self.breaker.accepted();
             }
@@ -646,13 +665,18 @@ impl Line {
         }
     }
 
-    /// DPS throttled a call that was sent at `sent`: nobody goes before `until`, and the limit may come down. Returns until when nobody goes.
-    pub fn throttled(&mut self, sent: Mono, until: Mono, now: Mono) -> Mono {
+    /// DPS throttled a call: nobody goes before `until`. If it would have spent a registration at `spent_at`, the limit may come down.
+    pub fn throttled(&mut self, spent_at: Option<Mono>, until: Mono, now: Mono) {
         self.throttled_until = self.throttled_until.max(until);
         self.breaker.throttled();
-        if self.learner.refused(sent, until, now) {
+        if spent_at.is_some_and(|sent| self.learner.refused(sent, until, now)) {
             self.limit_changed(now);
         }
+    }
+
+    /// Until when DPS told us to wait; a moment in the past if it did not.
+    #[must_use]
+    pub const fn throttled_until(&self) -> Mono {
         self.throttled_until
     }
 
@@ -745,6 +769,7 @@ impl Line {
             quota_per_minute: self.quota_per_minute,
             learned_per_minute: self.learner.limit(),
             learning: self.learner.state(),
+            next_probe_at: self.learner.next_probe_at(),
             budget: self.ledger.quota().saturating_sub(used),
             half_drained_at: last.map(|last| self.done_forecast(last / 2, now)),
             drained_at: last.map(|last| self.done_forecast(last, now)),

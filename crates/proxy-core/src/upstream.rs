@@ -113,7 +113,7 @@ pub enum Said {
 pub struct Answer {
     /// Its content.
     pub said: Said,
-    /// `Retry-After`, if it was there and in whole seconds.
+    /// `Retry-After`, if it was there and can be read.
     pub retry_after: Option<Duration>,
     /// DPS's own clock (`Date`), to the second; `None` if somebody else answered.
     pub date: Option<WallTime>,

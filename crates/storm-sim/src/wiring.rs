@@ -10,7 +10,7 @@ use proxy_core::ids::{IdScope, InstanceName, RegistrationId, TenantName};
 use proxy_core::lane::Errand;
 use proxy_core::lanes::{Class, Fairness, Place};
 use proxy_core::ledger::SlotId;
-use proxy_core::line::{LeftByEarlier, Line, Next};
+use proxy_core::line::{Admission, LeftByEarlier, Line, Next};
 use proxy_core::placement::{NoRoom, Occupancy};
 use proxy_core::retry;
 use proxy_core::secret::SymmetricKey;
@@ -133,14 +133,14 @@ impl SimulatedLine {
 
     /// DPS accepted the registration that was sent at `sent` and holds `slot`.
     pub(crate) fn accepted(&mut self, place: Stand, slot: Slot, sent: Mono, now: Mono) {
-        self.line.answered(place, slot, sent, false, now);
+        self.line.answered(place, slot, sent, Admission::Admitted, now);
         self.line.instance_works();
     }
 
     /// DPS refused it with 429 and asked for `wait`.
     pub(crate) fn throttled(&mut self, place: Stand, slot: Slot, sent: Mono, wait: Duration, now: Mono) {
-        self.line.answered(place, slot, sent, true, now);
-        self.line.throttled(sent, now.after(wait), now);
+        self.line.answered(place, slot, sent, Admission::Throttled, now);
+        self.line.throttled(Some(sent), now.after(wait), now);
         self.line.come_back(place, Errand::Register, now, now);
     }
 

@@ -70,6 +70,8 @@ pub struct Dispatcher {
     pub(super) upstream: RwLock<Arc<dyn Upstream>>,
     connections: Mutex<Connections>,
     pub(super) dps_clock: Mutex<DpsClock>,
+    /// Held while what DPS let us know is written down, so that the last word stays.
+    pub(super) keeping: tokio::sync::Mutex<()>,
     /// What happened so far.
     pub counts: Counts,
     /// Ends the dispatcher when its instance is removed.
@@ -85,6 +87,7 @@ impl Dispatcher {
             upstream: RwLock::new(upstream),
             connections: Mutex::new(Connections::new(connections_max)),
             dps_clock: Mutex::default(),
+            keeping: tokio::sync::Mutex::default(),
             counts: Counts::default(),
             removed: tokio_util::sync::CancellationToken::new(),
         }
@@ -150,13 +153,12 @@ impl Gateway {
                 connection = dispatcher.connection() => connection,
             };
             let now = self.now().mono;
-            let (next, learned) = {
+            let (next, learned_anew) = {
                 let mut line = dispatcher.line.lock();
-                (line.next(now), line.take_learned())
+                (line.next(now), line.take_learned_anew())
             };
-            if let Some(learned) = learned {
-                tracing::info!(instance = %dispatcher.name, limit_per_minute = learned.limit, "DPS's limit was learned anew");
-                self.spawn(Arc::clone(&self).keep_learned(dispatcher.name.clone(), learned));
+            if learned_anew {
+                self.spawn(Arc::clone(&self).keep_learned(Arc::clone(&dispatcher)));
             }
             let wait = match next {
                 Next::Depart(departure) => {

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::Gateway;
+use super::dispatch::Dispatcher;
 use crate::ids::InstanceName;
 use crate::learner::Learned;
 use crate::settings::Settings;
@@ -61,17 +62,21 @@ pub(super) async fn read(
 }
 
 impl Gateway {
-    pub(super) async fn keep_learned(self: Arc<Self>, instance: InstanceName, learned: Learned) {
-        self.keep(learned_key(&instance), learned.to_string().into(), &instance).await;
+    pub(super) async fn keep_learned(self: Arc<Self>, dispatcher: Arc<Dispatcher>) {
+        let _one_by_one = dispatcher.keeping.lock().await;
+        let learned = dispatcher.line.lock().learned();
+        tracing::info!(instance = %dispatcher.name, limit_per_minute = learned.limit, "DPS's limit was learned anew");
+        self.keep(learned_key(&dispatcher.name), learned.to_string().into(), &dispatcher.name).await;
     }
 
-    /// `until` is by the clock of this boot.
-    pub(super) async fn keep_pause(self: Arc<Self>, instance: InstanceName, until: Mono) {
+    pub(super) async fn keep_pause(self: Arc<Self>, dispatcher: Arc<Dispatcher>) {
+        let _one_by_one = dispatcher.keeping.lock().await;
         let now = self.now();
+        let until = dispatcher.line.lock().throttled_until();
         let until_time = now.wall.after(until.since(now.mono));
         let pause = Pause { boot: self.clock.boot_id(), until, until_time };
         let value = serde_json::to_vec(&pause).expect("a pause has string keys only");
-        self.keep(pause_key(&instance), value.into(), &instance).await;
+        self.keep(pause_key(&dispatcher.name), value.into(), &dispatcher.name).await;
     }
 
     async fn keep(&self, key: Key, value: Bytes, instance: &InstanceName) {

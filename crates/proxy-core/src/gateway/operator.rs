@@ -36,6 +36,9 @@ pub struct InstanceView {
     pub learned_per_minute: u32,
     /// How that is known: `configured` (the quota holds), `believed` (DPS showed less), `probing` (more is tried), `off`.
     pub learning: Learning,
+    /// While a lower limit is believed: before when no higher one is tried.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next_probe_at: Option<WallTime>,
     /// Registrations that could leave now.
     pub budget: u32,
     /// Devices that wait.
@@ -220,6 +223,7 @@ impl Gateway {
                 quota_per_minute: status.quota_per_minute,
                 learned_per_minute: status.learned_per_minute,
                 learning: status.learning,
+                next_probe_at: status.next_probe_at.map(at),
                 budget: status.budget,
                 line_length: status.waiting,
                 under_way: status.under_way,

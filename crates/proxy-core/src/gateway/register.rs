@@ -18,7 +18,7 @@ use crate::ids::{OperationId, RegistrationId};
 use crate::lane::Errand;
 use crate::lanes::Place;
 use crate::ledger::{SlotId, SlotRecord};
-use crate::line::{Departure, Holding};
+use crate::line::{Admission, Departure, Holding};
 use crate::record::{Record, Stage};
 use crate::store::Write;
 use crate::time::{Mono, Now, WallTime};
@@ -63,11 +63,22 @@ struct Ready {
 /// What the ledger on disk must still hear of a call that ended.
 #[derive(Debug, Default)]
 struct Settled {
-    /// When the call was sent.
-    sent: Mono,
+    /// When the call was sent, if it spends a registration.
+    spent_at: Option<Mono>,
     write: Option<Write>,
     /// A slot that nothing was sent under. It is free for others only after that is on disk: a late deletion must not hit theirs.
     free_after: Option<SlotId>,
+}
+
+/// What an answer shows of the quota.
+fn admission(said: &Said) -> Admission {
+    match said {
+        Said::Error(DpsError { http_status: 429, .. }) => Admission::Throttled,
+        Said::Progress(_) => Admission::Admitted,
+        // DPS has judged the device.
+        Said::Error(DpsError { http_status: ..500, error_code: Some(_), .. }) => Admission::Admitted,
+        Said::Error(_) | Said::Unreadable { .. } => Admission::Unclear,
+    }
 }
 
 /// One registration under way.
@@ -254,13 +265,14 @@ impl Trip {
     /// Tells the ledger how a call ended, and returns the write that keeps it.
     fn settle(&self, departure: &Departure, sent: Mono, result: &CallResult) -> Settled {
         let now = self.now().mono;
+        let spent_at = departure.slot.map(|_| sent);
         let mut line = self.dispatcher.line.lock();
         match result {
             Ok(answer) => {
-                let throttled = matches!(&answer.said, Said::Error(DpsError { http_status: 429, .. }));
-                line.answered(self.place, departure.slot, sent, throttled, now);
+                let admission = admission(&answer.said);
+                line.answered(self.place, departure.slot, sent, admission, now);
                 drop(line);
-                if !throttled {
+                if admission != Admission::Throttled {
                     // The next one need not wait until this one is assigned.
                     self.dispatcher.bell.notify_one();
                 }
@@ -270,7 +282,7 @@ impl Trip {
                 let write = self
                     .slot_writes(departure, |boot| SlotRecord { boot, sent, answered: Some(now), abandoned: None })
                     .pop();
-                Settled { sent, write, free_after: None }
+                Settled { spent_at, write, free_after: None }
             }
             Err(NoAnswer::Lost(_)) => {
                 line.abandoned(self.place, departure.slot, now);
@@ -280,7 +292,7 @@ impl Trip {
                 let write = self
                     .slot_writes(departure, |boot| SlotRecord { boot, sent, answered: None, abandoned: Some(now) })
                     .pop();
-                Settled { sent, write, free_after: None }
+                Settled { spent_at, write, free_after: None }
             }
             Err(NoAnswer::NeverLeft(_)) => {
                 drop(line);

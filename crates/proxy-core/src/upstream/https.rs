@@ -162,10 +162,11 @@ pub fn read<'h>(http_status: u16, header: impl Fn(&str) -> Option<&'h str>, body
     if matches!(http_status, 408 | 502..=504) && !from_dps {
         return Err(NoAnswer::Lost(format!("HTTP {http_status} from something between us and DPS")));
     }
+    let date = header(DATE.as_str()).and_then(parse_http_date);
     Ok(Answer {
         said,
-        retry_after: header(RETRY_AFTER.as_str()).and_then(|text| text.trim().parse().ok()).map(Duration::from_secs),
-        date: header(DATE.as_str()).filter(|_| from_dps).and_then(parse_http_date),
+        retry_after: header(RETRY_AFTER.as_str()).and_then(|text| parse_retry_after(text.trim(), date)),
+        date: date.filter(|_| from_dps),
         request_id: header("x-ms-request-id").map(str::to_owned),
     })
 }
@@ -177,6 +178,12 @@ fn speaks_for_dps(said: &Said) -> bool {
 
 fn text_header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
+}
+
+/// Whole seconds, or a date on the clock of whoever answered (RFC 9110, section 10.2.3).
+fn parse_retry_after(text: &str, date: Option<WallTime>) -> Option<Duration> {
+    let seconds = text.parse().ok().map(Duration::from_secs);
+    seconds.or_else(|| Some(parse_http_date(text)?.since(date?)))
 }
 
 fn parse_http_date(text: &str) -> Option<WallTime> {
@@ -330,6 +337,17 @@ mod tests {
         ] {
             assert!(matches!(understand(200, body), Said::Unreadable { .. }), "{}", String::from_utf8_lossy(body));
         }
+    }
+
+    #[test]
+    fn a_wait_is_read_in_seconds_and_as_a_date_on_the_clock_of_whoever_asks_for_it() {
+        let date = parse_http_date("Thu, 01 Jan 2026 00:00:01 GMT");
+        let wait = |text| parse_retry_after(text, date);
+        assert_eq!(wait("17"), Some(Duration::from_secs(17)));
+        assert_eq!(wait("Thu, 01 Jan 2026 00:02:01 GMT"), Some(Duration::from_secs(120)));
+        assert_eq!(wait("Thu, 01 Jan 2026 00:00:00 GMT"), Some(Duration::ZERO));
+        assert_eq!(wait("soon"), None);
+        assert_eq!(parse_retry_after("Thu, 01 Jan 2026 00:02:01 GMT", None), None);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use proxy_core::ids::{RegistrationId, TenantName};
 use proxy_core::lane::Errand;
 use proxy_core::lanes::{Class, Place};
 use proxy_core::ledger::SlotId;
-use proxy_core::line::{LeftByEarlier, Line, Next};
+use proxy_core::line::{Admission, LeftByEarlier, Line, Next};
 use proxy_core::time::{BootId, Mono};
 
 use crate::support::{name, settings};
@@ -231,7 +231,8 @@ impl Run {
         while self.answers.first_key_value().is_some_and(|(key, _)| key.0 <= self.now) {
             let (_, out) = self.answers.pop_first().unwrap();
             let (sent, now) = (at(out.sent), at(self.now));
-            self.line.answered(out.place, out.slot, sent, out.refused.is_some(), now);
+            let admission = if out.refused.is_some() { Admission::Throttled } else { Admission::Admitted };
+            self.line.answered(out.place, out.slot, sent, admission, now);
             match out.refused {
                 None => {
                     self.line.instance_works();
@@ -239,7 +240,7 @@ impl Run {
                 }
                 Some(wait) => {
                     let limit = self.line.limit_per_minute();
-                    self.line.throttled(sent, at(self.now + wait * 1000), now);
+                    self.line.throttled(Some(sent), at(self.now + wait * 1000), now);
                     if self.line.limit_per_minute() < limit {
                         self.steps_down.push((self.now, self.leaving.len() + self.answers.len()));
                     }

@@ -7,7 +7,7 @@ use proxy_core::entropy::Entropy;
 use proxy_core::ids::TenantName;
 use proxy_core::lane::Errand;
 use proxy_core::lanes::{Class, Place};
-use proxy_core::line::{LeftByEarlier, Line, Next};
+use proxy_core::line::{Admission, LeftByEarlier, Line, Next};
 use proxy_core::time::{BootId, Mono};
 
 use crate::support::{id, millis, seconds, settings};
@@ -161,7 +161,7 @@ proptest! {
                     Next::Idle => prop_assert!(seen.deferred.is_empty()),
                 },
                 Event::Finish(which) => if let Some(place) = pick(seen.under_way.keys().copied(), which) {
-                    line.answered(place, seen.under_way.remove(&place).unwrap(), at(now.saturating_sub(100)), false, at(now));
+                    line.answered(place, seen.under_way.remove(&place).unwrap(), at(now.saturating_sub(100)), Admission::Admitted, at(now));
                     line.finish(place, true, at(now));
                 },
                 Event::ComeBack(which, wait) => if let Some(place) = pick(seen.under_way.keys().copied(), which) {
@@ -176,7 +176,7 @@ proptest! {
                     }
                 },
                 Event::Throttled(wait) => {
-                    line.throttled(at(now), at(now + wait), at(now));
+                    line.throttled(Some(at(now)), at(now + wait), at(now));
                     seen.throttled_until = seen.throttled_until.max(now + wait);
                 }
                 Event::Fails => line.instance_failed(at(now), &mut entropy),
@@ -213,7 +213,7 @@ proptest! {
         let mut departed = 0;
         while departed < length {
             answers.retain(|&(due, place, slot)| {
-                if due <= now { line.answered(place, slot, at(due - latency), false, at(due)); }
+                if due <= now { line.answered(place, slot, at(due - latency), Admission::Admitted, at(due)); }
                 due > now
             });
             match line.next(at(now)) {

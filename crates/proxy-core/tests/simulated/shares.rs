@@ -7,8 +7,9 @@ use proxy_core::ids::TenantName;
 use proxy_core::lanes::Class;
 use proxy_core::learner::Learning;
 use proxy_core::settings::{DeviceAttestation, Membership, Settings, TenantSettings};
+use proxy_core::time::Clock;
 
-use crate::support::dps::Call;
+use crate::support::dps::{Call, Fate};
 use crate::support::judge::{assert_within_quota, counted};
 use crate::support::{World, enrollment, enrollment_name, id, millis, name, seconds, settings, sleep};
 
@@ -153,6 +154,8 @@ async fn a_quota_that_is_halved_behind_our_back_is_found_and_found_again_when_it
     let found = view(&world);
     assert!((135..=150).contains(&found.learned_per_minute), "{}", found.learned_per_minute);
     assert_eq!(found.learning, Learning::Believed);
+    let next = found.next_probe_at.unwrap().since(world.clock.now().wall);
+    assert!((seconds(400)..=seconds(3600)).contains(&next), "{next:?}");
     // The few that were in flight, and one for the second step: after the first, calls go one by one.
     let first = found.counts.throttled;
     assert!((1..=5).contains(&first), "{first} throttled");
@@ -166,6 +169,26 @@ async fn a_quota_that_is_halved_behind_our_back_is_found_and_found_again_when_it
     assert_within_quota(world.dps("a"), 300, "learning");
     let times = counted(world.dps("a"));
     assert!(times.len() > 6000, "{}", times.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn lookups_that_spend_no_registration_teach_nothing_about_its_limit() {
+    let mut rules = learning(600);
+    rules.registration.lookup_spends = false;
+    let world = World::new(rules).await;
+    for number in 0..100 {
+        world.queue(&format!("device-{number}")).await;
+    }
+    sleep(seconds(20)).await;
+    world.dps("a").next(Call::Register, Fate::lost_before_arrival());
+    for _ in 0..3 {
+        world.dps("a").next(Call::Lookup, Fate::throttled(Some(5)));
+    }
+    world.queue("device-x").await;
+    sleep(seconds(60)).await;
+    world.hub("device-x").await;
+    assert!(view(&world).counts.throttled >= 3);
+    assert_eq!((view(&world).learned_per_minute, view(&world).next_probe_at), (600, None));
 }
 
 #[tokio::test(start_paused = true)]

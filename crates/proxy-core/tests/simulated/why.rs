@@ -193,6 +193,8 @@ async fn failing_polls_are_told_with_their_cause_and_forgotten_when_one_succeeds
         failures.map(|event| event.what.clone()).collect()
     };
     assert_eq!(events(&world.record("device-1").await.unwrap()).len(), 1, "one event for all of them");
+    let counts = world.gateway.instances()[0].counts;
+    assert!(counts.lost + counts.unreachable >= 3, "{counts:?}");
     world.dps("a").reachable(true);
     sleep(seconds(12)).await;
     assert_eq!(why(&world, "device-1").await, fair);

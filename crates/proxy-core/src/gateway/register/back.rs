@@ -34,8 +34,8 @@ impl Trip {
             .clamp(THROTTLE_WAIT_MIN, most);
         tracing::warn!(registration_id = %self.id, instance = %self.dispatcher.name, wait_seconds = wait.as_secs(), "DPS throttled the instance");
         let now = self.now().mono;
-        let until = self.dispatcher.line.lock().throttled(settled.sent, now.after(wait), now);
-        self.gateway.spawn(Arc::clone(&self.gateway).keep_pause(self.dispatcher.name.clone(), until));
+        self.dispatcher.line.lock().throttled(settled.spent_at, now.after(wait), now);
+        self.gateway.spawn(Arc::clone(&self.gateway).keep_pause(Arc::clone(&self.dispatcher)));
         let (stage, errand) = match call {
             Call::Lookup => (None, Errand::Lookup),
             Call::Register | Call::Poll => (Some(Stage::Waiting), Errand::Register),

@@ -61,7 +61,13 @@ impl Trip {
             drop(connection);
             let answer = match result {
                 Ok(answer) => answer,
-                Err(NoAnswer::NeverLeft(why) | NoAnswer::Lost(why)) => {
+                Err(no_answer) => {
+                    let counts = &self.dispatcher.counts;
+                    let (counter, why) = match no_answer {
+                        NoAnswer::NeverLeft(why) => (&counts.unreachable, why),
+                        NoAnswer::Lost(why) => (&counts.lost, why),
+                    };
+                    count(counter);
                     failures += 1;
                     if !self.poll_failed(failures, &why).await {
                         return;
