@@ -113,6 +113,8 @@ struct Seen {
     told_hub: bool,
     /// Where a registration of it has arrived.
     home: Option<InstanceName>,
+    /// When an operator last moved it.
+    moved: Duration,
     /// When it is due again, by its own appointment.
     due: Duration,
     place: Option<(String, String)>,
@@ -218,6 +220,10 @@ impl Judge<'_> {
                 seen.wanted_more = true;
                 (seen.place, seen.home) = (None, None);
             }
+            Event::Moved { device } => {
+                let seen = &mut self.devices[*device];
+                (seen.home, seen.moved) = (None, at);
+            }
             Event::Told { device, told } => self.tells(at, *device, told),
             Event::Found { device, kept } => self.finds(at, *device, kept.as_ref()),
             Event::Stranger { believed, commits } => {
@@ -311,7 +317,11 @@ impl Judge<'_> {
         if sent.call == Call::Register
             && let Some(&device) = self.by_id.get(&sent.id.to_ascii_lowercase())
         {
-            self.devices[device].home.get_or_insert_with(|| sent.instance.clone());
+            let seen = &mut self.devices[device];
+            // One that had left before an operator moved the device arrives where it was.
+            if sent.at >= seen.moved {
+                seen.home.get_or_insert_with(|| sent.instance.clone());
+            }
         }
         if self.draws_on_quota(sent.call) {
             let counted = self.counted.entry(sent.instance.clone()).or_default();

@@ -100,6 +100,10 @@ pub(crate) enum Event {
         device: usize,
         what: &'static str,
     },
+    /// An operator's move is written down.
+    Moved {
+        device: usize,
+    },
     /// Looked up on the disk while no process runs; `None` if there is no record.
     Found {
         device: usize,
@@ -149,6 +153,7 @@ impl fmt::Display for Event {
             }
             Self::Told { device, told } => write!(f, "device {device} is told {told:?}"),
             Self::Cause { device, what } => write!(f, "device {device}: {what}"),
+            Self::Moved { device } => write!(f, "device {device} is moved"),
             Self::Found { device, kept } => write!(f, "device {device} on disk: {kept:?}"),
             Self::Stranger { believed, commits } => write!(f, "a stranger: believed {believed}, commits {commits}"),
             Self::Line { instance, waiting, under_way, parked } => {

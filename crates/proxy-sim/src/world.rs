@@ -307,7 +307,10 @@ impl World {
                 self.log.add(Event::Cause { device, what: "an operator moves it" });
                 let target = &self.scenario.instances[instance].name;
                 let done = gateway.move_to(&self.registration_id(device), target).await;
-                self.log.note(format!("moved: {}", done.is_ok()));
+                match done {
+                    Ok(_) => self.log.add(Event::Moved { device }),
+                    Err(_) => self.log.note("not moved".to_owned()),
+                }
             }
         }
     }
