@@ -8,6 +8,7 @@
 //! Invariant: `filled` counts device records that name the instance in their footprint (tombstones included) plus reservations. With
 //! the external count it never grows beyond capacity through this module.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::entropy::hash64;
@@ -93,18 +94,16 @@ impl Occupancy {
             .filter(|(name, instance)| !instance.draining && self.has_room(name, instance))
             .filter(|(name, _)| !avoid.contains(*name))
             .collect();
-        let dedicated = |instance: &Instance| instance.tenant.is_some();
-        let best = open.iter().min_by(|(a_name, a), (b_name, b)| {
-            dedicated(b)
-                .cmp(&dedicated(a))
-                .then_with(|| self.compare_fill(a_name, a, b_name, b))
-                .then_with(|| tie_break(registration_id, a_name).cmp(&tie_break(registration_id, b_name)))
+        let best = open.iter().map(|(name, instance)| self.candidate(name, instance)).min_by(|a, b| {
+            (b.dedicated.cmp(&a.dedicated))
+                .then_with(|| (a.filled * u128::from(b.weight)).cmp(&(b.filled * u128::from(a.weight))))
+                .then_with(|| a.tie_break(registration_id).cmp(&b.tie_break(registration_id)))
         });
-        let Some((name, _)) = best else {
+        let Some(Candidate { name, .. }) = best else {
             let names: Vec<&str> = fitting.iter().map(|(name, _)| name.as_str()).collect();
             return Err(NoRoom::AllFull(names.join(", ")));
         };
-        let name = (*name).clone();
+        let name = name.clone();
         self.add(&name);
         Ok(name)
     }
@@ -115,18 +114,30 @@ impl Occupancy {
         self.filled(name).saturating_add(instance.external_count) < instance.capacity
     }
 
-    /// Compares `filled / weight` without division.
-    fn compare_fill(
-        &self,
-        a_name: &InstanceName,
-        a: &Instance,
-        b_name: &InstanceName,
-        b: &Instance,
-    ) -> std::cmp::Ordering {
-        let load = |name: &InstanceName, instance: &Instance, other_weight: u32| {
-            u128::from(self.filled(name).saturating_add(instance.external_count)) * u128::from(other_weight)
-        };
-        load(a_name, a, b.weight).cmp(&load(b_name, b, a.weight))
+    fn candidate<'i>(&self, name: &'i InstanceName, instance: &'i Instance) -> Candidate<'i> {
+        Candidate {
+            name,
+            dedicated: instance.tenant.is_some(),
+            filled: u128::from(self.filled(name).saturating_add(instance.external_count)),
+            weight: instance.weight,
+            tie_break: OnceCell::new(),
+        }
+    }
+}
+
+/// An instance that could take the device. `filled / weight` is compared without division.
+struct Candidate<'i> {
+    name: &'i InstanceName,
+    dedicated: bool,
+    filled: u128,
+    weight: u32,
+    /// Hashed once, and only if it has to be.
+    tie_break: OnceCell<u64>,
+}
+
+impl Candidate<'_> {
+    fn tie_break(&self, registration_id: &RegistrationId) -> u64 {
+        *self.tie_break.get_or_init(|| tie_break(registration_id, self.name))
     }
 }
 

@@ -3,13 +3,14 @@
 //! The simulation is `storm-sim`'s: the service's own decisions on a simulated clock. Here are the questions (options, the tenants'
 //! file) and the answers (text, chart, SVG).
 
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
 use proxy_core::ids::TenantName;
-use storm_sim::{BootCurve, Comparison, DpsModel, Fleet, INSTANCES_MAX, Manner, Scenario, Tenant};
+use storm_sim::{BootCurve, Comparison, DpsModel, Fleet, INSTANCES_MAX, Manner, Scenario, Tenant, Trial};
 
 use crate::cli;
 use crate::config::parse_duration;
@@ -81,8 +82,14 @@ fn boot_curve(text: &str) -> Result<BootCurve, String> {
 
 fn svg_path(text: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(text);
-    let is_svg = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("svg"));
-    if is_svg { Ok(path) } else { Err("charts are written as SVG only: expected a name that ends in .svg".to_owned()) }
+    if path.extension().is_none_or(|extension| !extension.eq_ignore_ascii_case("svg")) {
+        return Err("charts are written as SVG only: expected a name that ends in .svg".to_owned());
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    match folder.filter(|folder| !folder.is_dir()) {
+        Some(folder) => Err(format!("there is no folder {}", folder.display())),
+        None => Ok(path),
+    }
 }
 
 /// Answers. Exit code 2 if what was asked makes no sense or has no answer, 1 if the chart cannot be written.
@@ -140,7 +147,14 @@ fn answer(options: &Options, mut scenario: Scenario) -> Result<(String, Option<S
     let mut text = String::new();
     let report = match options.deadline {
         Some(deadline) => {
-            let needed = storm_sim::instances_needed(&scenario, deadline)
+            // Whoever waits for it sees that it goes on; the answer names them all in any case.
+            let watched = std::io::stderr().is_terminal();
+            let mut tried = |trial: &Trial| {
+                if watched {
+                    cli::report(&answer::trial(trial, deadline));
+                }
+            };
+            let needed = storm_sim::instances_needed(&scenario, deadline, &mut tried)
                 .map_err(|error| format!("the deadline of {} cannot be met: {error}", answer::time(deadline)))?;
             text.push_str(&answer::explain(&needed, &scenario, deadline));
             scenario.instances = needed.report.instances;

@@ -69,11 +69,16 @@ pub enum OutOfReach {
     NoRoom(#[from] NoRoom),
 }
 
-/// Finds the fewest instances with which `scenario` ends within `deadline`; how many it names itself is not looked at.
+/// Finds the fewest instances with which `scenario` ends within `deadline`; how many it names itself is not looked at. Each may take
+/// many seconds, so `tried` hears of every one.
 ///
 /// # Errors
 /// [`OutOfReach`] if there is no such number.
-pub fn instances_needed(scenario: &Scenario, deadline: Duration) -> Result<Needed, OutOfReach> {
+pub fn instances_needed(
+    scenario: &Scenario,
+    deadline: Duration,
+    tried: &mut dyn FnMut(&Trial),
+) -> Result<Needed, OutOfReach> {
     let newcomers = scenario.fleet.boot(&mut Entropy::from_seed(scenario.seed));
     let last_knock = newcomers.iter().map(|newcomer| newcomer.knocks_at).max().unwrap_or_default();
     let (last_knock, dps_time) = (last_knock.since(Mono::default()), scenario.dps.latency + scenario.dps.assigning);
@@ -81,7 +86,7 @@ pub fn instances_needed(scenario: &Scenario, deadline: Duration) -> Result<Neede
         return Err(OutOfReach::LateFleet { last_knock, dps_time });
     }
     let fewest_thinkable = fewest_thinkable(scenario, deadline)?;
-    let mut search = Search { scenario, deadline, trials: Vec::new(), best: None };
+    let mut search = Search { scenario, deadline, trials: Vec::new(), best: None, tried };
     // Usually the first or the second will do; else ever longer strides find a number that does, and halving the fewest.
     let (mut too_few, mut stride) = (fewest_thinkable - 1, 1);
     let mut enough = fewest_thinkable;
@@ -123,13 +128,16 @@ struct Search<'a> {
     trials: Vec<Trial>,
     /// The report of the fewest instances so far that meet the deadline.
     best: Option<Report>,
+    tried: &'a mut dyn FnMut(&Trial),
 }
 
 impl Search<'_> {
     fn meets(&mut self, instances: u16) -> Result<bool, OutOfReach> {
         let report = run(&Scenario { instances, ..self.scenario.clone() })?;
         let finished_after = report.finished_after;
-        self.trials.push(Trial { instances, finished_after });
+        let trial = Trial { instances, finished_after };
+        (self.tried)(&trial);
+        self.trials.push(trial);
         if finished_after <= self.deadline {
             self.best = Some(report);
             return Ok(true);

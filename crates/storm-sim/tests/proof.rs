@@ -124,18 +124,20 @@ fn a_heavier_tenant_is_done_earlier_on_shared_instances() {
 #[test]
 fn a_deadline_finds_its_instances_or_says_why_there_are_none() {
     let scenario = scenario(vec![tenant("fleet", 20_000)], 1);
-    let needed = instances_needed(&scenario, 5 * MINUTE).unwrap();
+    let mut heard = Vec::new();
+    let needed = instances_needed(&scenario, 5 * MINUTE, &mut |trial| heard.push(*trial)).unwrap();
     assert_eq!(needed.fewest_thinkable, 4);
+    assert_eq!(heard, needed.trials);
     let found = needed.report.instances;
     assert!(needed.report.finished_after <= 5 * MINUTE);
     let one_fewer = run(&Scenario { instances: found - 1, ..scenario.clone() }).unwrap();
     assert!(one_fewer.finished_after > 5 * MINUTE);
-    let too_soon = instances_needed(&scenario, Duration::from_secs(50)).unwrap_err();
+    let too_soon = instances_needed(&scenario, Duration::from_secs(50), &mut |_| {}).unwrap_err();
     assert!(matches!(too_soon, OutOfReach::LateFleet { .. }), "{too_soon}");
 
     let mut dedicated = tenant("big", 20_000);
     dedicated.dedicated_instances = 1;
     let scenario = Scenario { fleet: Fleet::new(vec![dedicated, tenant("small", 10)]).unwrap(), ..scenario };
-    let stuck = instances_needed(&scenario, 10 * MINUTE).unwrap_err();
+    let stuck = instances_needed(&scenario, 10 * MINUTE, &mut |_| {}).unwrap_err();
     assert!(stuck.to_string().starts_with("tenant big has 1 dedicated instances"), "{stuck}");
 }

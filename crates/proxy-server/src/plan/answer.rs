@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use storm_sim::{Comparison, Needed, Report, Scenario};
+use storm_sim::{Comparison, Needed, Report, Scenario, Trial};
 
 /// DPS instances in one subscription (Microsoft's limit).
 const INSTANCES_PER_SUBSCRIPTION: u16 = 10;
@@ -44,9 +44,8 @@ pub(super) fn explain(needed: &Needed, scenario: &Scenario, deadline: Duration) 
     } else {
         writeln!(text, "  fewer than {fewest} leave a tenant without an instance, or have no room")
     };
-    for trial in &needed.trials {
-        let verdict = if trial.finished_after <= deadline { "in time" } else { "too late" };
-        let _ = writeln!(text, "  {} simulated: done after {}, {verdict}", trial.instances, time(trial.finished_after));
+    for tried in &needed.trials {
+        let _ = writeln!(text, "  {}", trial(tried, deadline));
     }
     if found > fewest {
         let _ = writeln!(
@@ -57,6 +56,12 @@ pub(super) fn explain(needed: &Needed, scenario: &Scenario, deadline: Duration) 
     }
     text.push('\n');
     text
+}
+
+/// One number of instances that was tried.
+pub(super) fn trial(trial: &Trial, deadline: Duration) -> String {
+    let verdict = if trial.finished_after <= deadline { "in time" } else { "too late" };
+    format!("{} simulated: done after {}, {verdict}", trial.instances, time(trial.finished_after))
 }
 
 /// What a storm costs.
@@ -129,7 +134,7 @@ pub(super) fn table(comparison: &Comparison, scenario: &Scenario) -> String {
             comparison.divided_by
         );
     }
-    let header = ["requests / device", "finish / ideal", "quota used", "429s", "peak knocks / s"];
+    let header = ["requests / device", "finish / ideal", "quota used", "     429s", "peak knocks / s"];
     let _ = write!(text, "\n| {:<51} |", "");
     for name in header {
         let _ = write!(text, " {name} |");
