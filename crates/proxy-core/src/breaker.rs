@@ -58,10 +58,12 @@ pub enum Held {
     Until(Mono),
     /// Calls failed, and one device tries: until its call ends.
     Trying,
-    /// Calls go through again, and as many are out as the ramp allows: until one of them ends.
-    RampingUp,
-    /// DPS throttled a call not long ago, and as many are out as that allows: until one of them ends.
-    AfterThrottling,
+    /// Calls failed, and one device tries when those have ended that left before.
+    ForOlderCalls,
+    /// Calls go through again, and no more than so many may be out: until one of them ends.
+    RampingUp(usize),
+    /// DPS throttled a call not long ago, and no more than so many may be out: until one of them ends.
+    AfterThrottling(usize),
 }
 
 /// See the module.
@@ -145,7 +147,8 @@ impl Breaker {
     pub fn admit(&self, now: Mono, calling: usize) -> Result<(), Held> {
         match self.state {
             BreakerState::Open if now < self.until => return Err(Held::Until(self.until)),
-            BreakerState::Open | BreakerState::HalfOpen if calling > 0 => return Err(Held::Trying),
+            BreakerState::Open if calling > 0 => return Err(Held::ForOlderCalls),
+            BreakerState::HalfOpen if calling > 0 => return Err(Held::Trying),
             BreakerState::Open | BreakerState::HalfOpen => return Ok(()),
             BreakerState::Closed => {}
         }
@@ -154,7 +157,7 @@ impl Breaker {
         if calling < ramp.min(after_throttling) {
             return Ok(());
         }
-        Err(if after_throttling < ramp { Held::AfterThrottling } else { Held::RampingUp })
+        Err(if after_throttling < ramp { Held::AfterThrottling(after_throttling) } else { Held::RampingUp(ramp) })
     }
 
     /// A call leaves. If calls failed, it is the one that tries.
@@ -164,15 +167,16 @@ impl Breaker {
         }
     }
 
-    /// The instance answered as it should.
-    pub fn works(&mut self) {
+    /// The instance answered as it should. Whether that closes it.
+    pub fn works(&mut self) -> bool {
         self.failures = 0;
         if self.state == BreakerState::Closed {
             self.ramp = self.ramp.map(|most| most + 1).filter(|most| *most < RAMP_END);
-            return;
+            return false;
         }
         (self.state, self.since, self.trips) = (BreakerState::Closed, None, 0);
         self.ramp = Some(2);
+        true
     }
 
     /// DPS throttled a call: nothing is wrong, but calls go one by one for a while, so that the next refusal costs one call only.
@@ -185,8 +189,8 @@ impl Breaker {
         self.accepted = self.accepted.map(|count| count + 1).filter(|count| *count < ACCEPTED_PER_CALL * RAMP_END);
     }
 
-    /// A call failed in a way that blames the instance.
-    pub fn fails(&mut self, now: Mono, entropy: &mut Entropy) {
+    /// A call failed in a way that blames the instance. Whether that opens it.
+    pub fn fails(&mut self, now: Mono, entropy: &mut Entropy) -> bool {
         self.failures = self.failures.saturating_add(1);
         let opens = match self.state {
             BreakerState::Closed => self.failures >= self.threshold,
@@ -200,6 +204,7 @@ impl Breaker {
             self.state = BreakerState::Open;
             self.since = self.since.or(Some(now));
         }
+        opens
     }
 }
 
@@ -231,13 +236,16 @@ mod tests {
         let (mut breaker, _) = opened(at(0));
         let until = breaker.open_until().unwrap();
         assert_eq!(breaker.admit(at(0), 0), Err(Held::Until(until)));
-        assert_eq!(breaker.admit(until, 0), Ok(()));
+        assert_eq!((breaker.admit(until, 1), breaker.admit(until, 0)), (Err(Held::ForOlderCalls), Ok(())));
         breaker.left();
         assert_eq!((breaker.state(), breaker.admit(until, 1)), (BreakerState::HalfOpen, Err(Held::Trying)));
         breaker.works();
         assert_eq!((breaker.state(), breaker.sick_for(until)), (BreakerState::Closed, None));
         for most in 2..RAMP_END {
-            assert_eq!((breaker.admit(until, most - 1), breaker.admit(until, most)), (Ok(()), Err(Held::RampingUp)));
+            assert_eq!(
+                (breaker.admit(until, most - 1), breaker.admit(until, most)),
+                (Ok(()), Err(Held::RampingUp(most)))
+            );
             breaker.works();
         }
         assert_eq!(breaker.admit(until, 10_000), Ok(()));
@@ -249,7 +257,7 @@ mod tests {
         breaker.throttled();
         for accepted in 0..ACCEPTED_PER_CALL * RAMP_END {
             let most = (accepted / ACCEPTED_PER_CALL).max(1);
-            let held = Err(Held::AfterThrottling);
+            let held = Err(Held::AfterThrottling(most));
             assert_eq!((breaker.admit(at(0), most - 1), breaker.admit(at(0), most)), (Ok(()), held));
             // Polls are answered all the while.
             breaker.works();

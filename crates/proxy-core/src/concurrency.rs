@@ -34,13 +34,14 @@ impl Concurrency {
     /// Whether one more may leave at `now`, if an answer typically takes `answer_time`.
     ///
     /// # Errors
-    /// When it may, at the latest. The end of one that is out may come before.
-    pub fn check(&mut self, limit_per_minute: u32, answer_time: Duration, now: Mono) -> Result<(), Mono> {
+    /// How many may be out, and when one more may leave at the latest; the end of one that is out may come before.
+    pub fn check(&mut self, limit_per_minute: u32, answer_time: Duration, now: Mono) -> Result<(), (usize, Mono)> {
+        let most = needed(limit_per_minute, answer_time);
         while self.out.front().is_some_and(|(left, _)| now.since(*left) >= answer_time) {
             self.out.pop_front();
         }
         match self.out.front() {
-            Some((left, _)) if self.out.len() >= needed(limit_per_minute, answer_time) => Err(left.after(answer_time)),
+            Some((left, _)) if self.out.len() >= most => Err((most, left.after(answer_time))),
             _ => Ok(()),
         }
     }
@@ -66,11 +67,11 @@ mod tests {
     fn as_many_are_out_as_the_rate_needs() {
         for (limit, most) in [(1, 1), (100, 1), (200, 2), (1000, 6), (10_000, 51)] {
             let mut concurrency = Concurrency::default();
-            for slot in 0..most {
+            for slot in 0..u32::try_from(most).unwrap() {
                 assert_eq!(concurrency.check(limit, ANSWER_TIME, at(5)), Ok(()), "{slot} at {limit}");
                 concurrency.left(SlotId(slot), at(5));
             }
-            assert_eq!(concurrency.check(limit, ANSWER_TIME, at(6)), Err(at(305)), "{limit}");
+            assert_eq!(concurrency.check(limit, ANSWER_TIME, at(6)), Err((most, at(305))), "{limit}");
             concurrency.ended(SlotId(0));
             assert_eq!(concurrency.check(limit, ANSWER_TIME, at(6)), Ok(()), "{limit}");
         }

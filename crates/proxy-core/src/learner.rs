@@ -14,6 +14,7 @@
 //!   ledger hold whatever is learned.
 //! - One step down per limit: refusals of calls that had left before a step say nothing about the new limit. So a step costs
 //!   one refusal and at most those of the calls that were out.
+//! - While DPS takes nothing at all it is asked once more, and then not before a window is over, whatever wait it names.
 //! - It steps up only after a whole window in which the limit was what held the line back, and only by a bounded step. An exploration
 //!   that found nothing doubles the time until the next one.
 
@@ -124,13 +125,31 @@ impl FromStr for Learned {
 #[derive(Debug)]
 struct Episode {
     began: Mono,
+    /// The end of the last pause.
     last: Mono,
+    /// It was found to take nothing since the last step.
+    asked_in_vain: bool,
+    /// It was so after some step: no bucket stays empty for so long.
+    is_window: bool,
+    /// The lowest limit since it began.
+    lowest: u32,
+    /// Steps since then.
+    steps_as_window: u32,
     /// Whether a call that was sent since the last step was accepted.
     took_since_step: bool,
     /// Calls accepted since it began.
     accepted: u32,
     /// The most calls within one window that DPS accepted another one on top of.
     most_in_window: u32,
+}
+
+/// What became of a refusal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refused {
+    /// The limit came down.
+    pub stepped: bool,
+    /// Nobody goes before; at least as long as DPS asked for.
+    pub not_before: Mono,
 }
 
 /// What a refusal shows: DPS takes at least `limit`, and less than `ceiling`.
@@ -284,28 +303,35 @@ impl Learner {
         u32::try_from(self.accepted.len()).unwrap_or(u32::MAX)
     }
 
-    /// DPS throttled a registration that was sent at `sent`, and nobody goes before `until`. Whether the limit came down.
-    pub fn refused(&mut self, sent: Mono, until: Mono, now: Mono) -> bool {
+    /// DPS throttled a registration that was sent at `sent`, and nobody goes before `until`.
+    pub fn refused(&mut self, sent: Mono, until: Mono, now: Mono) -> Refused {
+        let nothing = Refused { stepped: false, not_before: until };
         if !self.band.on {
-            return false;
+            return nothing;
         }
         self.forget(now);
         let was_out = sent < self.stepped;
-        if let Some(episode) = self.episode.as_mut().filter(|episode| !was_out && !episode.took_since_step) {
-            // DPS takes nothing at all: that shows no limit, and is one refusal for the hour.
-            episode.last = now;
-            self.paused_until = Some(until);
-            return false;
-        }
         self.refused.push_back(now);
-        if let Some(exploration) = &mut self.exploration {
-            exploration.cost += 1;
-        }
         while self.refused.len() as u64 > hourly(self.band.quota) + 1 {
             self.refused.pop_front();
         }
+        if self.episode.is_none() && !self.probing {
+            // A new fall has nothing to do with what was explored last.
+            self.exploration = None;
+        }
+        if let Some(exploration) = &mut self.exploration {
+            exploration.cost += 1;
+        }
         if was_out {
-            return false;
+            return nothing;
+        }
+        if let Some(episode) = self.episode.as_mut().filter(|episode| !episode.took_since_step) {
+            // DPS takes nothing at all: that shows no limit.
+            let since = if episode.asked_in_vain { now } else { self.stepped };
+            let not_before = until.max(since.after(WINDOW));
+            (episode.last, episode.asked_in_vain, episode.is_window) = (not_before, true, true);
+            self.paused_until = Some(until);
+            return Refused { stepped: false, not_before };
         }
         let Shown { limit, ceiling, least: least_shown } = self.shown(sent, until, now);
         let least = least_shown.max(self.band.floor).max(1);
@@ -323,12 +349,18 @@ impl Learner {
         let episode = self.episode.get_or_insert(Episode {
             began: sent,
             last: now,
+            asked_in_vain: false,
+            is_window: false,
+            lowest: came_down,
+            steps_as_window: 0,
             took_since_step: false,
             accepted: 0,
             most_in_window: 0,
         });
-        (episode.last, episode.took_since_step) = (now, false);
-        std::mem::replace(&mut self.limit, came_down) != came_down
+        (episode.last, episode.asked_in_vain, episode.took_since_step) = (until.max(now), false, false);
+        episode.lowest = episode.lowest.min(came_down);
+        episode.steps_as_window += u32::from(episode.is_window);
+        Refused { stepped: std::mem::replace(&mut self.limit, came_down) != came_down, not_before: until }
     }
 
     /// Whether what was refused is so much more than `limit` that the truth is sought in between, without waiting.
@@ -342,13 +374,21 @@ impl Learner {
         if let Some(one_window) = self.taken_in_named_window(until) {
             return Shown { limit: with_margin(one_window), ceiling: one_window.saturating_add(1), least };
         }
+        if let Some(episode) = self.episode.as_ref().filter(|episode| episode.is_window) {
+            // A sliding one would not have refused less than it took. A fixed one began somewhere within the last minute, and took
+            // no more in its part of that than in the part before.
+            let limit = if episode.steps_as_window > 0 { count / 2 } else { with_margin(count) };
+            return Shown { limit, ceiling: count.saturating_add(1), least };
+        }
         match self.episode.as_ref().filter(|episode| episode.most_in_window > count + 2 + count / 50) {
             // A bucket, so that the window's count says little.
             Some(episode) => {
                 let filled = sent.since(episode.began);
                 let limit = with_margin(per_minute(episode.accepted, filled).min(count));
-                // One more or less of each end is within the measure.
-                Shown { limit, ceiling: per_minute(episode.accepted.saturating_add(2), filled), least: 1 }
+                // One more or less of each end is within the measure. But where less was sent than it takes, it filled up meanwhile.
+                let measured = per_minute(episode.accepted.saturating_add(2), filled);
+                let ceiling = if episode.lowest < limit { self.limit } else { measured };
+                Shown { limit, ceiling, least: 1 }
             }
             // A line that has just begun has no whole window to show.
             None => {
@@ -446,6 +486,9 @@ impl Learner {
             (u64::from(self.band.quota) * u64::from(self.step_percent)).div_ceil(100).try_into().unwrap_or(u32::MAX)
         };
         self.probing = self.limit < self.band.quota;
+        if !self.probing {
+            self.exploration = None;
+        }
         let limit = self.limit.saturating_add(step.max(1)).min(self.band.quota);
         std::mem::replace(&mut self.limit, limit) != limit
     }
@@ -480,7 +523,7 @@ mod tests {
     #[test]
     fn a_refusal_that_shows_no_limit_is_forgotten_within_minutes() {
         let mut learner = learner(1000);
-        assert!(learner.refused(at(0), at(1_000), at(0)));
+        assert!(learner.refused(at(0), at(1_000), at(0)).stepped);
         assert_eq!(learner.limit(), 200);
         for second in 0..200 {
             learner.observe(Some(at(second * 1000)), at(second * 1000));
@@ -508,19 +551,43 @@ mod tests {
     }
 
     #[test]
-    fn refusals_while_nothing_is_accepted_are_one() {
-        for retry_after in [5_000, 60_000] {
+    fn refusals_while_nothing_is_accepted_show_no_limit_and_come_once_a_window() {
+        for retry_after in [1_000, 5_000, 60_000, 120_000, 600_000] {
             let mut learner = learner(1000);
             for sent in 0..1000 {
                 learner.accepted(at(sent * 60), at(sent * 60 + 100));
             }
-            let mut now = 60_200;
-            for _ in 0..60_000 * 5 / retry_after {
-                learner.refused(at(now), at(now + 100 + retry_after), at(now + 100));
-                now += 100 + retry_after;
+            let (mut now, mut refusals) = (60_200, 0);
+            while now < 60_000 * 30 {
+                let heard = at(now + 100);
+                let refused = learner.refused(at(now), at(now + 100 + retry_after), heard);
+                now = u64::try_from(refused.not_before.since(at(0)).as_millis()).unwrap();
+                assert!(now >= retry_after);
+                refusals += 1;
             }
-            assert!(learner.limit() >= 950, "{}", learner.limit());
-            assert!(learner.refused.len() <= 1, "the hour's room is not used up");
+            assert!(learner.limit() >= 950, "{} with Retry-After {retry_after} ms", learner.limit());
+            assert!(refusals <= 31, "{refusals} with Retry-After {retry_after} ms");
+        }
+    }
+
+    #[test]
+    fn what_an_old_exploration_found_does_not_outlast_the_quota_s_return() {
+        let mut learner = learner(1000);
+        let mut now = 0;
+        for cycle in 0..4 {
+            for _ in 0..200 {
+                learner.accepted(at(now), at(now + 100));
+                now += 60;
+            }
+            learner.refused(at(now), at(now + 1_000), at(now + 100));
+            let (fell, believed_until) = (at(now + 100), learner.believed_until);
+            assert!(believed_until.since(fell) <= BELIEVED.0, "cycle {cycle}: {:?}", believed_until.since(fell));
+            while learner.limit() < 1000 || learner.state() == Learning::Probing {
+                now += 500;
+                learner.accepted(at(now), at(now + 100));
+                learner.observe(Some(at(now + 500)), at(now));
+            }
+            now += 200_000;
         }
     }
 
@@ -545,11 +612,11 @@ mod tests {
         for sent in 0..100 {
             learner.accepted(at(sent * 500), at(sent * 500 + 100));
         }
-        assert!(learner.refused(at(50_000), at(52_000), at(50_300)));
+        assert!(learner.refused(at(50_000), at(52_000), at(50_300)).stepped);
         let limit = learner.limit();
         assert_eq!(limit, 98);
         for sent in [50_001, 50_100, 50_299] {
-            assert!(!learner.refused(at(sent), at(52_000), at(50_400)));
+            assert!(!learner.refused(at(sent), at(52_000), at(50_400)).stepped);
         }
         assert_eq!(learner.limit(), limit);
     }
@@ -577,7 +644,7 @@ mod tests {
             assert!((20..=60).contains(&learner.limit()));
         }
         learner.configure(Band { floor: 20, quota: 60, on: false }, at(0));
-        assert!(!learner.refused(at(90_000), at(90_000), at(90_000)));
+        assert!(!learner.refused(at(90_000), at(90_000), at(90_000)).stepped);
         assert_eq!((learner.limit(), learner.state()), (60, Learning::Off));
     }
 }

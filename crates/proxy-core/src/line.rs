@@ -20,16 +20,23 @@ use crate::entropy::Entropy;
 use crate::ids::{RegistrationId, TenantName};
 use crate::lane::{Errand, Joined, Sequence, Waiting};
 use crate::lanes::{Class, Fairness, Lanes, Place, Turn};
-use crate::learner::{Band, Learned, Learner, Learning};
+use crate::learner::{Band, Learned, Learner};
 use crate::ledger::{Full, Ledger, SlotId, SlotRecord};
 use crate::pace::Pace;
 use crate::settings::{Instance, LineSettings, RegistrationSettings};
 use crate::time::{BootId, Mono};
 use crate::typical::Typical;
 
+mod status;
+
+pub use status::{LineStatus, TenantStatus};
+
 /// Joining is counted in these, from a moment a year before the line was made, so that places of earlier processes fit.
 const JOINED_UNIT: Duration = Duration::from_millis(100);
 const JOINED_AT_START: Joined = 365 * 24 * 3600 * 10;
+
+/// How long nobody goes after the store failed.
+const STORE_WAIT: Duration = Duration::from_secs(1);
 
 /// A learned limit makes up for delays by at most this part of a minute's registrations at once: 300 ms, about what answers vary by.
 const CATCH_UP_PART: u32 = 200;
@@ -49,8 +56,10 @@ struct UnderWay {
     since: Mono,
     /// Its call to DPS has not ended yet.
     calling: bool,
-    /// Polls of its registration that failed, in a row.
-    polls_failed: u32,
+    /// Polls of its registration that failed in a row, and the last cause.
+    polls_failed: Option<(u32, String)>,
+    /// A poll failed, or it was begun by an earlier process.
+    disturbed: bool,
     /// Given up meanwhile: it does not come back.
     left: bool,
 }
@@ -122,6 +131,8 @@ pub enum Holding {
     InFlightMax,
     /// As many calls as `registration.connections_max` allows are out.
     ConnectionsMax,
+    /// The store takes no writes, and nothing leaves that is not on disk.
+    Store,
 }
 
 /// What an answer shows of the instance's quota.
@@ -140,56 +151,18 @@ pub enum Admission {
 struct Hold {
     by: Holding,
     until: Option<Mono>,
+    /// So many calls may be out at the same time, if that is what holds it.
+    calls_max: Option<usize>,
 }
 
-/// The devices of one tenant in the line.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TenantStatus {
-    /// Whose.
-    pub tenant: TenantName,
-    /// Devices that wait and may go.
-    pub waiting: usize,
-    /// When half of them should be done.
-    pub half_drained_at: Mono,
-    /// When all of them should be done.
-    pub drained_at: Mono,
-}
+impl Hold {
+    const fn by(by: Holding, until: Option<Mono>) -> Self {
+        Self { by, until, calls_max: None }
+    }
 
-/// The numbers an operator watches.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LineStatus {
-    /// Devices that wait, deferred ones included.
-    pub waiting: usize,
-    /// Of these, expedited ones.
-    pub expedited: usize,
-    /// Devices under way.
-    pub under_way: usize,
-    /// Of these, how many have a call out.
-    pub calling: usize,
-    /// Registrations that may leave per minute, as configured.
-    pub quota_per_minute: u32,
-    /// Registrations that may leave per minute, as far as is known; at most the quota.
-    pub learned_per_minute: u32,
-    /// How the limit is known.
-    pub learning: Learning,
-    /// A lower limit than the quota is believed: before when no higher one is tried.
-    pub next_probe_at: Option<Mono>,
-    /// Registrations that could leave now without breaking the limit.
-    pub budget: u32,
-    /// When half of the devices waiting now should be done; `None` if nobody waits.
-    pub half_drained_at: Option<Mono>,
-    /// When the last device waiting now should be done; `None` if nobody waits.
-    pub drained_at: Option<Mono>,
-    /// The same for each tenant that has devices waiting.
-    pub tenants: Vec<TenantStatus>,
-    /// What keeps the front from going.
-    pub holding: Holding,
-    /// Until when the line is paused, if it is.
-    pub paused_until: Option<Mono>,
-    /// Whether calls go through.
-    pub breaker: BreakerState,
-    /// Failures of the instance in a row.
-    pub failures: u32,
+    const fn calls(by: Holding, calls_max: usize, until: Option<Mono>) -> Self {
+        Self { by, until, calls_max: Some(calls_max) }
+    }
 }
 
 /// The line of one instance. See the module for its invariants.
@@ -199,12 +172,16 @@ pub struct Line {
     next_sequence: [Sequence; 4],
     deferred: BTreeMap<(Mono, Place), Deferred>,
     deferred_until: BTreeMap<Place, Mono>,
+    /// How many of each tenant are deferred, and the latest moment that any of those had to wait for.
+    deferred_of: BTreeMap<TenantName, (usize, Mono)>,
     under_way: BTreeMap<Place, UnderWay>,
     /// Of these, how many have a call out.
     calling: usize,
     ledger: Ledger,
     pace: Pace,
     breaker: Breaker,
+    /// When the breaker last opened.
+    opened: Option<Mono>,
     concurrency: Concurrency,
     learner: Learner,
     /// The limit changed since somebody asked for it.
@@ -218,6 +195,8 @@ pub struct Line {
     upstream_max_delay: Duration,
     /// Until when DPS told us to wait; only time ends that.
     throttled_until: Mono,
+    /// Until when the store is left alone after a failed write.
+    store_until: Mono,
     registration_time: Typical,
     answer_time: Typical,
 }
@@ -266,11 +245,13 @@ impl Line {
             next_sequence: [0; 4],
             deferred: BTreeMap::new(),
             deferred_until: BTreeMap::new(),
+            deferred_of: BTreeMap::new(),
             under_way: BTreeMap::new(),
             calling: 0,
             ledger,
             pace: Pace::new(limit, burst, credit, now),
             breaker,
+            opened: None,
             concurrency: Concurrency::default(),
             learner,
             learned_anew: false,
@@ -282,6 +263,7 @@ impl Line {
             lookup_spends: registration.lookup_spends,
             upstream_max_delay: registration.upstream_max_delay,
             throttled_until: left.paused_until.unwrap_or_default(),
+            store_until: Mono::default(),
             registration_time: Typical::new(line.expected_registration),
             answer_time: Typical::new(Duration::from_millis(300)),
         }
@@ -418,8 +400,22 @@ impl Line {
     }
 
     fn put_off(&mut self, tenant: TenantName, place: Place, waiting: Waiting, not_before: Mono) {
+        let (count, latest) = self.deferred_of.entry(tenant.clone()).or_default();
+        (*count, *latest) = (*count + 1, not_before.max(*latest));
         self.deferred.insert((not_before, place), Deferred { tenant, waiting });
         self.deferred_until.insert(place, not_before);
+    }
+
+    fn take_deferred(&mut self, place: Place) -> Option<Deferred> {
+        let due = self.deferred_until.remove(&place)?;
+        let deferred = self.deferred.remove(&(due, place))?;
+        if let Some((count, _)) = self.deferred_of.get_mut(&deferred.tenant) {
+            *count -= 1;
+            if *count == 0 {
+                self.deferred_of.remove(&deferred.tenant);
+            }
+        }
+        Some(deferred)
     }
 
     /// Puts a place of an earlier process back where it was; the device has waited for `ago`.
@@ -440,9 +436,11 @@ impl Line {
     /// Takes over a registration that an earlier process left with DPS and that only has to be polled.
     pub fn adopt(&mut self, tenant: &TenantName, place: Place, id: RegistrationId, now: Mono) {
         let joined = self.joined(now, Duration::ZERO);
-        let (tenant, since) = (tenant.clone(), now);
-        self.under_way
-            .insert(place, UnderWay { tenant, id, joined, since, calling: false, polls_failed: 0, left: false });
+        let (tenant, since, disturbed) = (tenant.clone(), now, true);
+        self.under_way.insert(
+            place,
+            UnderWay { tenant, id, joined, since, calling: false, polls_failed: None, disturbed, left: false },
+        );
         self.seen(place);
     }
 
@@ -468,10 +466,7 @@ impl Line {
             under_way.left = true;
             return false;
         }
-        if let Some(due) = self.deferred_until.remove(&place) {
-            return self.deferred.remove(&(due, place)).is_some();
-        }
-        self.lanes.remove(tenant, place).is_some()
+        self.take_deferred(place).is_some() || self.lanes.remove(tenant, place).is_some()
     }
 
     /// Decides who goes next. On [`Next::Depart`] the slot and the permit are taken and the place is under way.
@@ -489,10 +484,11 @@ impl Line {
         };
         let hold = self.hold(&turn, now).or_else(|| {
             let until = self.spends(turn.errand).then(|| self.pace.take(now).err()).flatten()?;
-            Some(Hold { by: Holding::Pace, until: Some(until) })
+            Some(Hold::by(Holding::Pace, Some(until)))
         });
         if let Some(hold) = hold {
-            return if self.learn(Some(hold), now) { self.next(now) } else { wait(hold.until) };
+            let limit = if self.spends(turn.errand) { Some(hold) } else { None };
+            return if self.learn(limit, now) { self.next(now) } else { wait(hold.until) };
         }
         self.depart(turn, now).map_or_else(|| wait(None), Next::Depart)
     }
@@ -504,26 +500,25 @@ impl Line {
     /// What keeps `turn` from going. Takes nothing.
     fn hold(&mut self, turn: &Turn, now: Mono) -> Option<Hold> {
         if self.under_way.len() >= self.in_flight_max {
-            return Some(Hold { by: Holding::InFlightMax, until: None });
+            return Some(Hold::by(Holding::InFlightMax, None));
         }
         if let Some((until, by)) = self.paused(now) {
-            return Some(Hold { by, until: Some(until) });
+            return Some(Hold::by(by, Some(until)));
         }
         if let Err(held) = self.breaker.admit(now, self.calling) {
-            let (by, until) = match held {
-                Held::Until(until) => (Holding::InstanceFailing, Some(until)),
-                Held::Trying => (Holding::InstanceFailing, None),
-                Held::RampingUp => (Holding::RampingUp, None),
-                Held::AfterThrottling => (Holding::AfterThrottling, None),
-            };
-            return Some(Hold { by, until });
+            return Some(match held {
+                Held::Until(until) => Hold::by(Holding::InstanceFailing, Some(until)),
+                Held::Trying | Held::ForOlderCalls => Hold::by(Holding::InstanceFailing, None),
+                Held::RampingUp(most) => Hold::calls(Holding::RampingUp, most, None),
+                Held::AfterThrottling(most) => Hold::calls(Holding::AfterThrottling, most, None),
+            });
         }
         if self.spends(turn.errand) { self.limited(now) } else { None }
     }
 
     /// What keeps a registration from going that spends the quota.
     fn limited(&mut self, now: Mono) -> Option<Hold> {
-        let by_quota = |until| Some(Hold { by: Holding::Quota, until });
+        let by_quota = |until| Some(Hold::by(Holding::Quota, until));
         match self.ledger.check(now) {
             Ok(()) => {}
             Err(Full::Until(until)) => return by_quota(Some(until)),
@@ -532,11 +527,11 @@ impl Line {
         let certain = self.ledger.used(now) < self.learner.certain();
         let answer_time = self.answer_time.value();
         match self.concurrency.check(self.learner.limit(), answer_time, now) {
-            Err(until) if !certain => return Some(Hold { by: Holding::Concurrency, until: Some(until) }),
+            Err((most, until)) if !certain => return Some(Hold::calls(Holding::Concurrency, most, Some(until))),
             _ => {}
         }
         let permit = self.pace.forecast(0, now);
-        (permit > now).then_some(Hold { by: Holding::Pace, until: Some(permit) })
+        (permit > now).then_some(Hold::by(Holding::Pace, Some(permit)))
     }
 
     fn depart(&mut self, turn: Turn, now: Mono) -> Option<Departure> {
@@ -548,24 +543,22 @@ impl Line {
         self.breaker.left();
         let Turn { tenant, place, .. } = turn;
         let (owner, device) = (tenant.clone(), id.clone());
-        let (since, calling, polls_failed, left) = (now, true, 0, false);
-        self.under_way
-            .insert(place, UnderWay { tenant: owner, id: device, joined, since, calling, polls_failed, left });
+        let (since, calling, polls_failed, left) = (now, true, None, false);
+        let disturbed = false;
+        self.under_way.insert(
+            place,
+            UnderWay { tenant: owner, id: device, joined, since, calling, polls_failed, disturbed, left },
+        );
         self.calling += 1;
         Some(Departure { id, tenant, place, errand, slot })
     }
 
     /// Tells the learner until when the limit holds the line back, or that it does not. Whether the limit was raised.
     fn learn(&mut self, hold: Option<Hold>, now: Mono) -> bool {
-        let limit = match hold.map(|hold| hold.by) {
-            // It may hold the front as well.
-            Some(Holding::AfterThrottling | Holding::RampingUp) => self.limited(now),
-            _ => hold,
-        };
-        let held_until = match limit {
-            // Over with the next answer, and never below the limit: no news.
-            Some(Hold { by: Holding::Concurrency, .. }) => return false,
-            Some(Hold { by: Holding::Quota | Holding::Pace, until }) => Some(until.unwrap_or(now)),
+        let held_until = match hold.map(|hold| (hold.by, hold.until)) {
+            // Over with the next answer, and soon for good: no news.
+            Some((Holding::Concurrency | Holding::AfterThrottling | Holding::RampingUp, _)) => return false,
+            Some((Holding::Quota | Holding::Pace, until)) => Some(until.unwrap_or(now)),
             Some(_) | None => None,
         };
         let raised = self.learner.observe(held_until, now);
@@ -579,8 +572,7 @@ impl Line {
         while let Some((&(due, place), _)) = self.deferred.first_key_value()
             && due <= now
         {
-            if let Some(Deferred { tenant, waiting }) = self.deferred.remove(&(due, place)) {
-                self.deferred_until.remove(&place);
+            if let Some(Deferred { tenant, waiting }) = self.take_deferred(place) {
                 self.lanes.insert(&tenant, place, &waiting);
             }
         }
@@ -610,7 +602,9 @@ impl Line {
                 self.breaker.accepted();
             }
         }
-        self.answer_time.observe(now.since(sent));
+        if admission == Admission::Admitted {
+            self.answer_time.observe(now.since(sent));
+        }
         self.call_ended(place);
     }
 
@@ -646,9 +640,9 @@ impl Line {
 
     /// The device is done with this line: assigned, refused or gone. `assigned` teaches the forecast how long that takes.
     pub fn finish(&mut self, place: Place, assigned: bool, now: Mono) {
-        if let Some(under_way) = self.take_under_way(place)
-            && assigned
-        {
+        let Some(under_way) = self.take_under_way(place) else { return };
+        // How long it takes while calls fail says nothing about how long it takes.
+        if assigned && self.opened.is_none_or(|opened| opened < under_way.since) && !under_way.disturbed {
             self.registration_time.observe(now.since(under_way.since));
         }
     }
@@ -667,11 +661,13 @@ impl Line {
 
     /// DPS throttled a call: nobody goes before `until`. If it would have spent a registration at `spent_at`, the limit may come down.
     pub fn throttled(&mut self, spent_at: Option<Mono>, until: Mono, now: Mono) {
-        self.throttled_until = self.throttled_until.max(until);
         self.breaker.throttled();
-        if spent_at.is_some_and(|sent| self.learner.refused(sent, until, now)) {
+        let refused = spent_at.map(|sent| self.learner.refused(sent, until, now));
+        if refused.is_some_and(|refused| refused.stepped) {
             self.limit_changed(now);
         }
+        let not_before = refused.map_or(until, |refused| refused.not_before);
+        self.throttled_until = self.throttled_until.max(not_before);
     }
 
     /// Until when DPS told us to wait; a moment in the past if it did not.
@@ -680,19 +676,32 @@ impl Line {
         self.throttled_until
     }
 
-    /// A call failed in a way that blames the instance.
-    pub fn instance_failed(&mut self, now: Mono, entropy: &mut Entropy) {
-        self.breaker.fails(now, entropy);
+    /// A call failed in a way that blames the instance. Until when nobody goes, if that is news.
+    pub fn instance_failed(&mut self, now: Mono, entropy: &mut Entropy) -> Option<Mono> {
+        if !self.breaker.fails(now, entropy) {
+            return None;
+        }
+        self.opened = Some(now);
+        self.breaker.open_until()
     }
 
-    /// The instance answered as it should.
-    pub fn instance_works(&mut self) {
-        self.breaker.works();
+    /// The mark of a departure could not be written: nobody goes for a while. It has nothing to do with the instance.
+    pub fn store_failed(&mut self, now: Mono) {
+        self.store_until = now.after(STORE_WAIT);
+    }
+
+    /// The instance answered as it should. Whether calls to it failed until now.
+    pub fn instance_works(&mut self) -> bool {
+        self.breaker.works()
     }
 
     fn paused(&self, now: Mono) -> Option<(Mono, Holding)> {
         let failing = self.breaker.open_until().unwrap_or_default();
-        let pauses = [(self.throttled_until, Holding::ThrottledByDps), (failing, Holding::InstanceFailing)];
+        let pauses = [
+            (self.throttled_until, Holding::ThrottledByDps),
+            (failing, Holding::InstanceFailing),
+            (self.store_until, Holding::Store),
+        ];
         pauses.into_iter().filter(|&(until, _)| until > now).max_by_key(|&(until, _)| until)
     }
 
@@ -714,7 +723,11 @@ impl Line {
         let typical = self.registration_time.value();
         if let Some(under_way) = self.under_way.get(&place) {
             // One that is overdue is expected to take half as long again, so that its device does not ask every other second.
-            let due = under_way.since.after(typical);
+            let mut due = under_way.since.after(typical);
+            if under_way.calling && self.breaker.state() != BreakerState::Closed {
+                // Most likely it hangs until it is given up.
+                due = due.max(under_way.since.after(self.upstream_max_delay));
+            }
             let appointment = due.max(now.after((now.since(due) / 2).max(Duration::from_secs(1))));
             return Some(Forecast { position: 0, appointment });
         }
@@ -735,61 +748,18 @@ impl Line {
         paced(rank).max(self.ledger.forecast(rank, start, latency, paced))
     }
 
-    /// When the device with so many before it should be done.
-    fn done_forecast(&self, rank: usize, now: Mono) -> Mono {
-        self.permit_forecast(rank as u64, now).after(self.registration_time.value())
-    }
-
-    /// The last polls of a device under way failed, so many in a row.
-    pub fn polls_failed(&mut self, place: Place, in_a_row: u32) {
+    /// The last polls of a device under way failed, so many in a row, and the last one of this cause; or the last one did not.
+    pub fn polls_failed(&mut self, place: Place, failed: Option<(u32, String)>) {
         if let Some(under_way) = self.under_way.get_mut(&place) {
-            under_way.polls_failed = in_a_row;
+            under_way.disturbed |= failed.is_some();
+            under_way.polls_failed = failed;
         }
     }
 
-    /// How many of the last polls of the device at `place` failed, in a row.
+    /// How many of the last polls of the device at `place` failed in a row, and the last cause.
     #[must_use]
-    pub fn failed_polls(&self, place: Place) -> u32 {
-        self.under_way.get(&place).map_or(0, |under_way| under_way.polls_failed)
-    }
-
-    /// The numbers an operator watches.
-    #[must_use]
-    pub fn status(&mut self, now: Mono) -> LineStatus {
-        let waiting = self.waiting();
-        let used = self.ledger.used(now);
-        let paused = self.paused(now);
-        let hold = self.lanes.front().and_then(|turn| self.hold(&turn, now));
-        let last = waiting.checked_sub(1);
-        LineStatus {
-            waiting,
-            expedited: self.lanes.expedited(),
-            under_way: self.under_way.len(),
-            calling: self.calling,
-            quota_per_minute: self.quota_per_minute,
-            learned_per_minute: self.learner.limit(),
-            learning: self.learner.state(),
-            next_probe_at: self.learner.next_probe_at(),
-            budget: self.ledger.quota().saturating_sub(used),
-            half_drained_at: last.map(|last| self.done_forecast(last / 2, now)),
-            drained_at: last.map(|last| self.done_forecast(last, now)),
-            tenants: self.tenants(now),
-            holding: hold.map_or(Holding::Nothing, |hold| hold.by),
-            paused_until: paused.map(|(until, _)| until),
-            breaker: self.breaker.state(),
-            failures: self.breaker.failures(),
-        }
-    }
-
-    fn tenants(&self, now: Mono) -> Vec<TenantStatus> {
-        let counted: Vec<(TenantName, usize)> =
-            self.lanes.tenants().map(|(tenant, waiting)| (tenant.clone(), waiting)).collect();
-        let status = counted.into_iter().filter_map(|(tenant, waiting)| {
-            let ranks = (self.lanes.ahead_of_part(&tenant, 0.5)?, self.lanes.ahead_of_part(&tenant, 1.0)?);
-            let (half_drained_at, drained_at) = (self.done_forecast(ranks.0, now), self.done_forecast(ranks.1, now));
-            Some(TenantStatus { tenant, waiting, half_drained_at, drained_at })
-        });
-        status.collect()
+    pub fn failed_polls(&self, place: Place) -> Option<&(u32, String)> {
+        self.under_way.get(&place)?.polls_failed.as_ref()
     }
 }
 

@@ -69,6 +69,11 @@ pub struct Dispatcher {
     pub(super) bell: Notify,
     pub(super) upstream: RwLock<Arc<dyn Upstream>>,
     connections: Mutex<Connections>,
+    connections_changed: Notify,
+    /// How often calls to the instance went through again, and the bell for it. Not a watch channel: that wakes in an order of its own,
+    /// and a run could not be replayed.
+    recoveries: AtomicU64,
+    recovered: Notify,
     pub(super) dps_clock: Mutex<DpsClock>,
     /// Held while what DPS let us know is written down, so that the last word stays.
     pub(super) keeping: tokio::sync::Mutex<()>,
@@ -86,6 +91,9 @@ impl Dispatcher {
             bell: Notify::new(),
             upstream: RwLock::new(upstream),
             connections: Mutex::new(Connections::new(connections_max)),
+            connections_changed: Notify::new(),
+            recoveries: AtomicU64::new(0),
+            recovered: Notify::new(),
             dps_clock: Mutex::default(),
             keeping: tokio::sync::Mutex::default(),
             counts: Counts::default(),
@@ -101,20 +109,47 @@ impl Dispatcher {
         // Calls under way end beside the new ones.
         if connections.max != settings.registration.connections_max {
             *connections = Connections::new(settings.registration.connections_max);
+            drop(connections);
+            self.connections_changed.notify_waiters();
         }
     }
 
     /// Waits until fewer calls than allowed are under way.
     pub(super) async fn connection(&self) -> Connection {
-        let free = Arc::clone(&self.connections.lock().free);
-        free.acquire_owned().await.expect("it is never closed")
+        loop {
+            let changed = self.connections_changed.notified();
+            let free = Arc::clone(&self.connections.lock().free);
+            tokio::select! {
+                biased;
+                connection = free.acquire_owned() => return connection.expect("it is never closed"),
+                () = changed => {}
+            }
+        }
+    }
+
+    /// Calls to the instance go through again.
+    pub(super) fn recover(&self) {
+        count(&self.recoveries);
+        self.recovered.notify_waiters();
+    }
+
+    /// How often calls to the instance went through again.
+    pub(super) fn recoveries(&self) -> u64 {
+        self.recoveries.load(Ordering::Relaxed)
+    }
+
+    /// Waits until that was more often than `seen`. Cancel-safe.
+    pub(super) async fn recovered(&self, seen: u64) {
+        let recovered = self.recovered.notified();
+        if self.recoveries() == seen {
+            recovered.await;
+        }
     }
 
     /// The numbers of its `line`, and what holds that up.
     pub(super) fn status(&self, line: &mut Line, now: Mono) -> LineStatus {
         let mut status = line.status(now);
-        let moves = status.waiting > 0 && status.holding == Holding::Nothing;
-        if moves && self.connections.lock().free.available_permits() == 0 {
+        if status.front_may_go && self.connections.lock().free.available_permits() == 0 {
             status.holding = Holding::ConnectionsMax;
         }
         status

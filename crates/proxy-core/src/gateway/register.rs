@@ -256,8 +256,9 @@ impl Trip {
             }
             ChangeError::Store(error) => {
                 tracing::error!(registration_id = %self.id, instance = %self.dispatcher.name, %error, "the sent mark could not be written; nothing was sent");
-                self.pause_instance();
-                self.come_back(departure.errand, self.now().mono);
+                let now = self.now().mono;
+                self.dispatcher.line.lock().store_failed(now);
+                self.come_back(departure.errand, now);
             }
         }
     }
@@ -317,16 +318,21 @@ impl Trip {
         let held = self.dispatcher.line.lock().may_send(departure.slot, now);
         held.map_err(|held| match held {
             Holding::ThrottledByDps => "DPS throttled the instance before it had left",
-            _ => "the quota was lowered before it had left",
+            _ => "the limit came down before it had left",
         })
     }
 
     /// Does what an answer means. Returns what is to be polled, and after which wait, if DPS has begun to work on the registration.
     async fn follow(&self, call: Call, answer: &Answer, settled: Settled) -> Option<(OperationId, Duration)> {
         let verdict = judge(call, answer);
-        // Only DPS's own words show that the instance works.
-        if !matches!(verdict, Verdict::Retry { .. } | Verdict::Throttled { .. } | Verdict::Unknown { .. }) {
-            self.dispatcher.line.lock().instance_works();
+        // Only DPS's own words show that the instance works, and only about a call of the kind that failed.
+        if call != Call::Poll
+            && !matches!(verdict, Verdict::Retry { .. } | Verdict::Throttled { .. } | Verdict::Unknown { .. })
+        {
+            if self.dispatcher.line.lock().instance_works() {
+                tracing::info!(instance = %self.dispatcher.name, "calls to the instance go through again");
+                self.dispatcher.recover();
+            }
             self.dispatcher.bell.notify_one();
         }
         match verdict {
@@ -343,7 +349,7 @@ impl Trip {
             // What became of the registration is still unknown: nothing is sent again before that is clear.
             Verdict::Requeue { why } if call == Call::Lookup => self.look_up_later(call, &why, settled).await,
             Verdict::Retry { why } if call == Call::Lookup => {
-                self.pause_instance();
+                self.pause_instance(&why);
                 self.look_up_later(call, &why, settled).await;
             }
             Verdict::Requeue { why } => {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::breaker::BreakerState;
 use crate::lanes::Class;
 use crate::line::{Holding, LineStatus};
 use crate::record::{Pending, Stage};
@@ -15,8 +16,8 @@ pub(super) struct Why<'a> {
     pub(super) position: Option<usize>,
     /// It goes not before this moment, whoever is before it.
     pub(super) not_before: Option<Mono>,
-    /// Polls of its registration that failed, in a row.
-    pub(super) failed_polls: u32,
+    /// Polls of its registration that failed in a row, and the last cause.
+    pub(super) failed_polls: Option<&'a (u32, String)>,
     pub(super) urgent_share_percent: u32,
     pub(super) now: Now,
 }
@@ -24,38 +25,41 @@ pub(super) struct Why<'a> {
 impl fmt::Display for Why<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let instance = &self.pending.instance;
+        let under_way = self.position == Some(0);
         match &self.pending.stage {
             Stage::Assigning { operation_id, .. } => {
                 write!(f, "{instance} works on its registration (operation {operation_id}); we poll")?;
-                if self.failed_polls > 0 {
-                    write!(f, ", and the last polls failed: {} in a row", self.failed_polls)?;
+                if let Some((in_a_row, why)) = self.failed_polls {
+                    write!(f, ", and the last polls failed: {in_a_row} in a row, the last one: {why}")?;
                 }
-                self.write_failing(f)
+                let failures = self.status.failures;
+                if failures == 0 { Ok(()) } else { write!(f, "; calls to {instance} fail ({failures} in a row)") }
             }
+            Stage::Sent { .. } if under_way => write!(f, "its call to {instance} is out, and not answered yet"),
             Stage::Sent { .. } => {
-                let unclear = "has no clear outcome yet; we wait for it or look it up";
-                write!(f, "its registration was sent to {instance} and {unclear}")?;
-                self.write_failing(f)
-            }
-            Stage::Waiting => match self.not_before.filter(|not_before| *not_before > self.now.mono) {
-                Some(not_before) => write!(
+                write!(
                     f,
-                    "it goes not before {}: a wait after a failure, or registration.suspect_cooldown after its last registration",
-                    self.now.wall_at(not_before)
-                ),
-                None => self.write_place(f),
-            },
+                    "its registration was sent to {instance} and has no clear outcome; we ask what became of it: "
+                )?;
+                self.write_turn(f)
+            }
+            Stage::Waiting if under_way => {
+                write!(f, "it is its turn; its registration is about to be sent to {instance}")
+            }
+            Stage::Waiting => self.write_turn(f),
         }
     }
 }
 
 impl Why<'_> {
-    fn write_failing(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let failures = self.status.failures;
-        if failures == 0 { Ok(()) } else { write!(f, "; calls to the instance fail ({failures} in a row)") }
-    }
-
-    fn write_place(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    fn write_turn(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(not_before) = self.not_before.filter(|not_before| *not_before > self.now.mono) {
+            let until = self.now.wall_at(not_before);
+            return write!(
+                f,
+                "it goes not before {until}, because of what happened last (see its timeline) or registration.suspect_cooldown"
+            );
+        }
         if let Some(position) = self.position {
             write!(f, "place {position} of {} in the line of {}; ", self.status.waiting, self.pending.instance)?;
         }
@@ -65,36 +69,31 @@ impl Why<'_> {
 
     /// What holds the front of its line.
     fn write_limit(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let LineStatus { calling, under_way, failures, .. } = self.status;
+        let LineStatus { under_way, failures, paused_until, .. } = self.status;
+        let until = self.now.wall_at(paused_until.unwrap_or(self.now.mono));
+        let calls = self.status.calls_max.map_or_else(String::new, |most| {
+            format!("no more than {most} at the same time for now, and the next one goes when DPS answers")
+        });
         match self.status.holding {
-            Holding::ThrottledByDps => {
-                let until = self.now.wall_at(self.status.paused_until.unwrap_or(self.now.mono));
-                write!(f, "DPS throttled the instance until {until}")
-            }
-            Holding::AfterThrottling => write!(
-                f,
-                "DPS throttled the instance not long ago, so no more than {calling} at the same time for now; the next one goes when DPS answers"
-            ),
+            Holding::ThrottledByDps => write!(f, "DPS throttled the instance, and nobody goes before {until}"),
+            Holding::AfterThrottling => write!(f, "DPS throttled the instance not long ago: {calls}"),
             Holding::InstanceFailing => {
                 write!(f, "calls to the instance fail ({failures} in a row), ")?;
-                match self.status.paused_until {
-                    Some(until) => write!(f, "next try at {}", self.now.wall_at(until)),
-                    None => write!(f, "one device tries it now"),
+                match (paused_until, self.status.breaker) {
+                    (Some(_), _) => write!(f, "next try at {until}"),
+                    (None, BreakerState::HalfOpen) => write!(f, "one device tries it now"),
+                    (None, _) => write!(f, "next try when those have ended that were sent before"),
                 }
             }
-            Holding::RampingUp => write!(
-                f,
-                "calls to the instance failed and go through again, no more than {calling} at the same time for now; the next one goes when DPS answers"
-            ),
+            Holding::RampingUp => write!(f, "calls to the instance failed and go through again: {calls}"),
             Holding::InFlightMax => {
                 write!(f, "{under_way} registrations are under way, as many as registration.in_flight_max allows")
             }
-            Holding::ConnectionsMax => {
-                write!(f, "as many calls are out as registration.connections_max allows")
-            }
+            Holding::ConnectionsMax => write!(f, "as many calls are out as registration.connections_max allows"),
+            Holding::Store => write!(f, "the store takes no writes, and nothing is sent that is not on disk"),
             Holding::Concurrency => {
-                write!(f, "{calling} calls are out, as many as the rate needs; ")?;
-                self.write_rate(f)
+                self.write_rate(f)?;
+                write!(f, ", for which {} calls at the same time do", self.status.calls_max.unwrap_or(1))
             }
             Holding::Quota => {
                 write!(f, "the quota of this minute is used; ")?;
@@ -115,12 +114,12 @@ impl Why<'_> {
         let (expedited, share) = (self.status.expedited, self.urgent_share_percent);
         if self.pending.place.class == Class::Expedited {
             if expedited < self.status.waiting {
-                write!(f, "; expedited devices get {share} % of that while others wait")?;
+                write!(f, "; expedited devices get {share} % of the turns while others wait")?;
             }
         } else if expedited > 0 {
-            write!(f, "; {expedited} expedited devices get up to {share} % of that")?;
+            write!(f, "; {expedited} expedited devices get up to {share} % of the turns")?;
         }
         let tenants = self.status.tenants.len();
-        if tenants > 1 { write!(f, "; {tenants} tenants share it by weight") } else { Ok(()) }
+        if tenants > 1 { write!(f, "; {tenants} tenants share the line by weight") } else { Ok(()) }
     }
 }

@@ -28,6 +28,8 @@ struct Dps {
     shape: Shape,
     refused_count: bool,
     per_minute: u64,
+    /// The wait that it names in seconds, if not the one until a call fits.
+    names: Option<u64>,
     counted: VecDeque<u64>,
     /// In units of 1/60,000 of a call.
     level: u64,
@@ -36,7 +38,8 @@ struct Dps {
 
 impl Dps {
     fn new(shape: Shape, refused_count: bool, per_minute: u64) -> Self {
-        let mut dps = Self { shape, refused_count, per_minute, counted: VecDeque::new(), level: 0, filled_at: 0 };
+        let (counted, level, filled_at) = (VecDeque::new(), 0, 0);
+        let mut dps = Self { shape, refused_count, per_minute, names: None, counted, level, filled_at };
         dps.level = dps.full();
         dps
     }
@@ -53,14 +56,14 @@ impl Dps {
         self.level = self.level.min(self.full());
     }
 
-    /// `Err` is the whole seconds until a call fits.
+    /// `Err` is the wait that it names, in whole seconds.
     fn call(&mut self, now: u64) -> Result<(), u64> {
         let wait = self.wait(now);
         if wait == 0 || self.refused_count {
             self.counted.push_back(now);
             self.level = self.level.saturating_sub(MINUTE);
         }
-        if wait == 0 { Ok(()) } else { Err(self.wait(now).div_ceil(1000).max(1)) }
+        if wait == 0 { Ok(()) } else { Err(self.names.unwrap_or_else(|| self.wait(now).div_ceil(1000).max(1))) }
     }
 
     fn wait(&mut self, now: u64) -> u64 {
@@ -260,10 +263,25 @@ struct Hours {
 
 impl Hours {
     /// `before` seconds at the configured quota, then `seconds` at `real`.
-    fn new((quota, real): (u32, u64), shape: Shape, refused_count: bool, before: u64, seconds: u64) -> Self {
-        let what = format!("{quota} to {real}, {shape:?}, refused calls count: {refused_count}, after {before} s");
-        let first = if before > 0 { u64::from(quota) } else { real };
-        let mut run = Run::new(quota, Dps::new(shape, refused_count, first));
+    fn new(quotas: (u32, u64), shape: Shape, refused_count: bool, before: u64, seconds: u64) -> Self {
+        Self::naming(None, quotas, shape, refused_count, before, seconds)
+    }
+
+    /// The same, with a DPS that names this wait.
+    fn naming(
+        names: Option<u64>,
+        (quota, real): (u32, u64),
+        shape: Shape,
+        refused_count: bool,
+        before: u64,
+        seconds: u64,
+    ) -> Self {
+        let what = format!(
+            "{quota} to {real}, {shape:?}, refused calls count: {refused_count}, after {before} s, names {names:?}"
+        );
+        let mut dps = Dps::new(shape, refused_count, if before > 0 { u64::from(quota) } else { real });
+        dps.names = names;
+        let mut run = Run::new(quota, dps);
         run.run(before);
         run.dps.change(real);
         let began = run.now;
@@ -290,11 +308,12 @@ const SHAPES: [Shape; 3] = [Shape::Sliding, Shape::Fixed, Shape::Bucket(10)];
 fn a_lower_quota_is_found_within_two_minutes_and_less_than_one_call_in_a_thousand_is_refused() {
     for (quota, real) in [(1000, 200), (300, 150), (200, 100)] {
         // From the first call on, from the middle of a minute, and from right when the slots of a burst come free.
-        let cases = |shape| {
-            [(false, 0), (true, 0), (false, 137), (true, 137), (false, 120), (true, 120)].map(|case| (shape, case))
-        };
-        for (shape, (refused_count, before)) in SHAPES.into_iter().flat_map(cases) {
-            let hours = Hours::new((quota, real), shape, refused_count, before, 7200);
+        // Most name the time until a call fits, some a time that says nothing.
+        let exact = [(false, 0), (true, 0), (false, 137), (true, 137), (false, 120), (true, 120)];
+        let cases = exact.map(|case| (None, case)).into_iter().chain([(Some(5), (false, 0)), (Some(5), (true, 137))]);
+        let cases = SHAPES.into_iter().flat_map(|shape| cases.clone().map(move |case| (shape, case)));
+        for (shape, (names, (refused_count, before))) in cases {
+            let hours = Hours::naming(names, (quota, real), shape, refused_count, before, 7200);
             let what = &hours.what;
             for after in [0, 600, 3600] {
                 let (sent, refused) = hours.hour(after);

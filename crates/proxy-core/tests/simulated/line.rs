@@ -179,8 +179,8 @@ proptest! {
                     line.throttled(Some(at(now)), at(now + wait), at(now));
                     seen.throttled_until = seen.throttled_until.max(now + wait);
                 }
-                Event::Fails => line.instance_failed(at(now), &mut entropy),
-                Event::Works => line.instance_works(),
+                Event::Fails => drop(line.instance_failed(at(now), &mut entropy)),
+                Event::Works => drop(line.instance_works()),
                 Event::Wait(wait) => now += wait,
             }
             let status = line.status(at(now));

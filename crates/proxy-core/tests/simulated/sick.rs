@@ -3,6 +3,7 @@
 use proxy_core::breaker::BreakerState;
 use proxy_core::gateway::operator::InstanceView;
 use proxy_core::record::{Record, Stage};
+use proxy_core::time::Clock;
 
 use crate::support::clock::Dice;
 use crate::support::dps::{Call, Fate, Weather};
@@ -253,4 +254,70 @@ async fn trouble_drawn_from_seeds_leaves_everybody_assigned_once_it_is_over() {
             assert_eq!(two_at_once(world.dps(side)), None, "seed {seed}, {side}");
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_outage_delayed_does_not_make_the_appointments_after_it_late() {
+    let world = World::new(settings(&[("a", 300)])).await;
+    world.dps("a").assigning(seconds(8));
+    for number in 0..500 {
+        world.queue(&format!("device-{number}")).await;
+    }
+    sleep(seconds(20)).await;
+    world.dps("a").weather(Weather { failing: 1000, ..Weather::fair(100) });
+    sleep(seconds(120)).await;
+    world.dps("a").weather(Weather::fair(100));
+    while view(&world, "a").breaker != BreakerState::Closed {
+        sleep(seconds(1)).await;
+    }
+    let mut told = Vec::new();
+    while let Some(drained_at) = view(&world, "a").drained_at {
+        told.push((drained_at, world.clock.elapsed()));
+        sleep(seconds(1)).await;
+    }
+    let done = world.clock.now().wall.after(seconds(9));
+    let (late, at) = told.iter().map(|(told, at)| (told.since(done), at)).max().unwrap();
+    assert!(told.len() > 50 && late < seconds(10), "told to be done {late:?} after it was, at {at:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn polls_that_succeed_do_not_hide_that_registrations_fail() {
+    let world = World::new(settings(&[("a", 600)])).await;
+    world.dps("a").assigning(seconds(60));
+    queue_at(&world, 40, "a").await;
+    sleep(seconds(10)).await;
+    for _ in 0..1000 {
+        world.dps("a").next(Call::Register, Fate::error(500, Some(500_001)));
+    }
+    for number in 100..140 {
+        world.queue(&format!("device-{number}")).await;
+    }
+    sleep(seconds(45)).await;
+    for _ in 0..20 {
+        sleep(seconds(1)).await;
+        let now = view(&world, "a");
+        assert!(now.breaker != BreakerState::Closed && now.consecutive_failures >= 2, "{:?}", now.breaker);
+    }
+    assert!(view(&world, "a").counts.assigned >= 40, "the polls succeeded");
+}
+
+#[tokio::test(start_paused = true)]
+async fn polls_that_were_put_off_go_on_soon_after_the_instance_works_again() {
+    let mut rules = settings(&[("a", 600)]);
+    (rules.registration.poll_interval_max, rules.registration.backoff_max) = (seconds(300), seconds(5));
+    let world = World::new(rules).await;
+    world.dps("a").assigning(seconds(10));
+    queue_at(&world, 30, "a").await;
+    sleep(seconds(5)).await;
+    world.dps("a").reachable(false);
+    for number in 100..130 {
+        world.queue(&format!("device-{number}")).await;
+    }
+    sleep(seconds(200)).await;
+    world.dps("a").reachable(true);
+    while view(&world, "a").breaker != BreakerState::Closed {
+        sleep(seconds(1)).await;
+    }
+    sleep(seconds(12)).await;
+    assert!(view(&world, "a").counts.assigned >= 30, "{} assigned", view(&world, "a").counts.assigned);
 }

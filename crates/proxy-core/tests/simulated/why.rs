@@ -3,9 +3,12 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use proxy_core::breaker::BreakerState;
 use proxy_core::ids::TenantName;
 use proxy_core::line::Holding;
 use proxy_core::settings::{DeviceAttestation, Membership};
+use proxy_core::store::Health;
+use proxy_core::time::Clock;
 
 use crate::support::dps::{Call, Fate, Reply, Weather};
 use crate::support::{World, enrollment, enrollment_name, id, millis, name, seconds, settings, sleep};
@@ -69,10 +72,10 @@ async fn what_follows_a_429_is_told_until_calls_are_free_again() {
     queue_devices(&world, 1500).await;
     sleep(seconds(5)).await;
     assert_eq!(holding(&world), Holding::ThrottledByDps);
-    assert_why(&world, "device-1499", &["DPS throttled the instance until 20"]).await;
+    assert_why(&world, "device-1499", &["DPS throttled the instance, and nobody goes before 20"]).await;
     sleep(seconds(16)).await;
     assert_eq!(holding(&world), Holding::AfterThrottling);
-    let parts = ["DPS throttled the instance not long ago, so no more than 1 at the same time for now"];
+    let parts = ["DPS throttled the instance not long ago: no more than 1 at the same time for now"];
     assert_why(&world, "device-1499", &parts).await;
     until_held_by(&world, Holding::Pace).await;
 }
@@ -88,7 +91,7 @@ async fn an_outage_its_end_and_the_ramp_after_it_are_told() {
     world.dps("a").weather(Weather::fair(400));
     for _ in 0..100 {
         if holding(&world) == Holding::RampingUp {
-            let parts = ["calls to the instance failed and go through again, no more than "];
+            let parts = ["calls to the instance failed and go through again: no more than "];
             return assert_why(&world, "device-299", &parts).await;
         }
         sleep(millis(900)).await;
@@ -126,7 +129,12 @@ async fn a_learned_limit_and_the_concurrency_it_needs_are_told() {
     queue_devices(&world, 1500).await;
     // The slots of the first burst come free together.
     until_held_by(&world, Holding::Concurrency).await;
-    assert_why(&world, "device-1499", &["calls are out, as many as the rate needs; the instance takes"]).await;
+    assert_why(
+        &world,
+        "device-1499",
+        &["the instance takes 600 registrations per minute, for which 2 calls at the same time do"],
+    )
+    .await;
     world.dps("a").takes_per_minute(Some(300));
     sleep(seconds(100)).await;
     let learned = world.gateway.instances()[0].learned_per_minute;
@@ -150,14 +158,14 @@ async fn who_shares_the_line_is_told() {
         let side = if number % 3 == 0 { "small" } else { "big" };
         world.provision(world.ask_of(&format!("{side}-{number}"), &format!("{side}.example"))).await.unwrap();
     }
-    assert_why(&world, "big-59", &["; 2 tenants share it by weight"]).await;
+    assert_why(&world, "big-59", &["; 2 tenants share the line by weight"]).await;
     for number in [37, 38, 40, 41, 43, 44, 46, 47, 49, 50, 52, 53, 55, 56, 58] {
         world.gateway.expedite(&id(&format!("big-{number}"))).await.unwrap();
     }
     sleep(millis(100)).await;
     let told = why(&world, "big-59").await;
-    assert!(told.contains(" expedited devices get up to 10 % of that; 2 tenants"), "{told}");
-    assert_why(&world, "big-58", &["; expedited devices get 10 % of that while others wait"]).await;
+    assert!(told.contains(" expedited devices get up to 10 % of the turns; 2 tenants"), "{told}");
+    assert_why(&world, "big-58", &["; expedited devices get 10 % of the turns while others wait"]).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -166,7 +174,13 @@ async fn a_wait_of_its_own_is_told_with_its_end() {
     world.settle(world.ask("device-1")).await;
     world.gateway.invalidate("device-1", None, "hub-404001").await.unwrap();
     world.queue("device-1").await;
-    assert_why(&world, "device-1", &["it goes not before 20", "registration.suspect_cooldown"]).await;
+    assert_why(&world, "device-1", &["it goes not before 20", "or registration.suspect_cooldown"]).await;
+    let (view, now) = (world.gateway.instances().remove(0), world.clock.now().wall);
+    let [tenant] = &view.tenants[..] else { panic!("{:?}", view.tenants) };
+    assert_eq!((view.line_length, tenant.line_length), (1, 1));
+    for drained_at in [view.drained_at.unwrap(), tenant.drained_at, tenant.half_drained_at] {
+        assert!((seconds(880)..seconds(910)).contains(&drained_at.since(now)), "{:?}", drained_at.since(now));
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -205,4 +219,35 @@ async fn failing_polls_are_told_with_their_cause_and_forgotten_when_one_succeeds
     world.hub("device-1").await;
     let last = events(&world.record("device-1").await.unwrap()).pop().unwrap();
     assert!(last.contains("DPS failed with 500001") && last.contains("tracking ID"), "{last}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_takes_no_writes_is_not_told_as_a_failing_instance() {
+    let world = World::new(settings(&[("a", 60)])).await;
+    queue_devices(&world, 100).await;
+    sleep(seconds(5)).await;
+    world.store.set_health(Health::ReadOnly("full".to_owned()));
+    until_held_by(&world, Holding::Store).await;
+    assert_why(&world, "device-99", &["the store takes no writes, and nothing is sent that is not on disk"]).await;
+    let seen = world.gateway.instances().remove(0);
+    assert_eq!((seen.breaker, seen.consecutive_failures), (BreakerState::Closed, 0));
+    world.store.set_health(Health::Writable);
+    sleep(seconds(120)).await;
+    world.hub("device-99").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_device_whose_outcome_is_unknown_is_told_what_holds_its_lookup() {
+    let world = World::new(settings(&[("a", 60)])).await;
+    world.dps("a").next(Call::Register, Fate::lost_before_arrival());
+    world.queue("device-1").await;
+    sleep(seconds(1)).await;
+    assert_why(&world, "device-1", &["its call to a is out, and not answered yet"]).await;
+    sleep(seconds(5)).await;
+    assert_why(&world, "device-1", &["has no clear outcome; we ask what became of it: it goes not before 20"]).await;
+    world.dps("a").next(Call::Register, Fate::throttled(Some(30)));
+    world.queue("device-2").await;
+    sleep(seconds(10)).await;
+    let parts = ["we ask what became of it: place ", "DPS throttled the instance, and nobody goes before 20"];
+    assert_why(&world, "device-1", &parts).await;
 }

@@ -49,7 +49,7 @@ impl Trip {
 
     pub(super) async fn unreachable(&self, why: &str, sent_before: Option<WallTime>, settled: Settled) {
         tracing::warn!(registration_id = %self.id, instance = %self.dispatcher.name, why, "the instance cannot be reached");
-        self.pause_instance();
+        self.pause_instance(why);
         let what = format!("{} cannot be reached: {why}", self.dispatcher.name);
         self.stay(&what, Errand::Register, sent_before, settled).await;
     }
@@ -72,7 +72,7 @@ impl Trip {
 
     /// DPS failed. The device goes again after a growing wait, unless it alone keeps failing while others succeed.
     pub(super) async fn failed(&self, why: &str, settled: Settled) {
-        self.pause_instance();
+        self.pause_instance(why);
         let settings = self.gateway.settings();
         let attempts = self.attempts().await;
         let wait = retry::full_jitter(

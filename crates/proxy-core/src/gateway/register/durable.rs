@@ -83,10 +83,16 @@ impl Trip {
         }
     }
 
-    pub(super) fn pause_instance(&self) {
+    /// A call failed in a way that blames the instance.
+    pub(super) fn pause_instance(&self, why: &str) {
         let now = self.now().mono;
-        let mut entropy = self.gateway.entropy.lock();
-        self.dispatcher.line.lock().instance_failed(now, &mut entropy);
+        let opened = {
+            let mut entropy = self.gateway.entropy.lock();
+            self.dispatcher.line.lock().instance_failed(now, &mut entropy)
+        };
+        if let Some(until) = opened {
+            tracing::warn!(instance = %self.dispatcher.name, why, wait_seconds = until.since(now).as_secs_f32(), "calls to the instance fail; nobody goes for a while, then one device tries");
+        }
     }
 
     pub(super) fn come_back(&self, errand: Errand, not_before: Mono) {

@@ -18,7 +18,7 @@ const LOOKUP_WAIT: Duration = Duration::from_secs(2);
 impl Trip {
     pub(super) async fn outcome_unknown(&self, why: &str, settled: Settled) {
         tracing::warn!(registration_id = %self.id, instance = %self.dispatcher.name, why, "the outcome of a registration is unknown");
-        self.pause_instance();
+        self.pause_instance(why);
         self.look_up_later(Call::Register, why, settled).await;
     }
 
@@ -86,7 +86,7 @@ impl Trip {
                 }
             },
             Err(NoAnswer::NeverLeft(why) | NoAnswer::Lost(why)) => {
-                self.pause_instance();
+                self.pause_instance(&why);
                 self.look_up_later(Call::Lookup, &why, settled).await;
             }
         }

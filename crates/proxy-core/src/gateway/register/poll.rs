@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{NotGoing, Settled, Trip};
+use super::{NotGoing, RESUME_SPREAD_MIN, Settled, Trip};
 use crate::gateway::dispatch::count;
 use crate::ids::OperationId;
 use crate::retry;
@@ -11,6 +11,9 @@ use crate::upstream::{Answer, NoAnswer, Said, Status};
 
 /// Least wait between two polls of one device: DPS allows 5 per 10 s.
 const POLL_WAIT_MIN: Duration = Duration::from_secs(2);
+
+/// Events about failing polls in one registration's part of the timeline.
+const POLL_EVENTS_MAX: u32 = 4;
 
 impl Trip {
     pub(super) fn poll_wait(&self, retry_after: Option<Duration>) -> Duration {
@@ -24,13 +27,20 @@ impl Trip {
     pub(super) async fn poll(&self, operation_id: OperationId, first_wait: Duration) {
         let begun = self.now().mono;
         let mut wait = first_wait;
-        let mut failures = 0;
+        let (mut unread, mut failures, mut events) = (0, 0, 0);
+        let mut recoveries = self.dispatcher.recoveries();
         loop {
             tokio::select! {
                 biased;
                 // The operation ID is on disk: the next process goes on from here.
                 () = self.gateway.stopping.cancelled() => return,
                 () = tokio::time::sleep(wait) => {}
+                // The poll that was put off while calls failed may have the hub.
+                () = self.dispatcher.recovered(recoveries), if failures > 0 => {
+                    recoveries = self.dispatcher.recoveries();
+                    wait = POLL_WAIT_MIN + self.gateway.spread(RESUME_SPREAD_MIN);
+                    continue;
+                }
             }
             let settings = self.gateway.settings();
             if self.now().mono.since(begun) > settings.registration.assigning_max {
@@ -40,11 +50,13 @@ impl Trip {
                 Ok(Some(versioned)) => versioned.record,
                 Ok(None) => return self.finish(false),
                 Err(_) => {
-                    failures += 1;
-                    wait = self.poll_backoff(failures);
+                    unread += 1;
+                    wait = self.poll_backoff(unread);
                     continue;
                 }
             };
+            unread = 0;
+            recoveries = self.dispatcher.recoveries();
             let ready = match self.prepare(&settings, &record, self.now()) {
                 Ok(ready) => ready,
                 Err(NotGoing::Elsewhere | NotGoing::Blocked) => return self.finish(false),
@@ -69,7 +81,7 @@ impl Trip {
                     };
                     count(counter);
                     failures += 1;
-                    if !self.poll_failed(failures, &why).await {
+                    if !self.poll_failed(failures, &mut events, &why).await {
                         return;
                     }
                     wait = self.poll_backoff(failures);
@@ -82,21 +94,21 @@ impl Trip {
             match judge(Call::Poll, &answer) {
                 Verdict::Assigning { .. } => {
                     failures = 0;
-                    self.dispatcher.line.lock().polls_failed(self.place, 0);
+                    self.dispatcher.line.lock().polls_failed(self.place, None);
                     wait = self.poll_wait(answer.retry_after);
                 }
                 // Too many polls of this device; registrations have a quota of their own.
                 Verdict::Throttled { retry_after, tracking_id } => {
                     failures += 1;
                     let why = format!("DPS throttled it{}", trace(tracking_id.as_deref()));
-                    if !self.poll_failed(failures, &why).await {
+                    if !self.poll_failed(failures, &mut events, &why).await {
                         return;
                     }
                     wait = self.poll_wait(retry_after.map(|wait| wait.max(POLL_WAIT_MIN * 2)));
                 }
                 Verdict::Retry { why } | Verdict::Unknown { why } if answer_is_not_final(&answer) => {
                     failures += 1;
-                    if !self.poll_failed(failures, &why).await {
+                    if !self.poll_failed(failures, &mut events, &why).await {
                         return;
                     }
                     wait = self.poll_backoff(failures);
@@ -109,11 +121,15 @@ impl Trip {
         }
     }
 
-    /// The last polls of the device failed, so many in a row. Its timeline hears of the first one. False if the trip is over.
-    async fn poll_failed(&self, failures: u32, why: &str) -> bool {
-        self.dispatcher.line.lock().polls_failed(self.place, failures);
-        failures > 1
-            || self.edit_mine(Settled::default(), &format!("a poll failed: {why}; we go on polling"), |_| {}).await
+    /// The last polls of the device failed, so many in a row. Its timeline hears of the first one, as long as that leaves room for
+    /// other events. False if the trip is over.
+    async fn poll_failed(&self, in_a_row: u32, events: &mut u32, why: &str) -> bool {
+        self.dispatcher.line.lock().polls_failed(self.place, Some((in_a_row, why.to_owned())));
+        if in_a_row > 1 || *events == POLL_EVENTS_MAX {
+            return true;
+        }
+        *events += 1;
+        self.edit_mine(Settled::default(), &format!("a poll failed: {why}; we go on polling"), |_| {}).await
     }
 
     fn poll_backoff(&self, failures: u32) -> Duration {
