@@ -73,6 +73,9 @@ pub struct Fairness {
 /// Expedited devices that may go in a row after a time without any.
 const URGENT_BURST: u64 = 10;
 
+/// Expedited devices still to come that an ordinary appointment allows for, as far as their share lets them.
+const URGENT_RESERVE: usize = 25;
+
 /// A pass moves by this divided by the tenant's weight.
 const STRIDE: u64 = 1 << 20;
 
@@ -292,6 +295,13 @@ impl Lanes {
     pub fn ahead(&self, tenant: &TenantName, place: Place, joined: Joined) -> usize {
         let rank = self.tenants.get(tenant).map_or(0, |lanes| lanes.rank(place, joined, self.fairness.handicap));
         self.ahead_of_rank(tenant, place.class.tier(), rank)
+    }
+
+    /// For how many expedited devices still to come the appointment of a device of `class` with so many before it allows.
+    #[must_use]
+    pub fn reserve(&self, class: Class, ahead: usize) -> usize {
+        let share = usize::try_from(self.urgent_gain()).unwrap_or(0);
+        if class == Class::Expedited { 0 } else { (ahead.saturating_mul(share) / 100).min(URGENT_RESERVE) }
     }
 
     /// How many devices go before `part` of a tenant's devices have gone (0 to 1; 1 is its last one). `None` if none waits.

@@ -35,6 +35,9 @@ pub use status::{LineStatus, TenantStatus};
 const JOINED_UNIT: Duration = Duration::from_millis(100);
 const JOINED_AT_START: Joined = 365 * 24 * 3600 * 10;
 
+/// What an ordinary appointment allows for expedited devices still to come, at most: they are not worth more to the others.
+const URGENT_RESERVE_TIME_MAX: Duration = Duration::from_secs(5);
+
 /// How long nobody goes after the store failed.
 const STORE_WAIT: Duration = Duration::from_secs(1);
 
@@ -737,7 +740,10 @@ impl Line {
             None => self.lanes.joined(tenant, place),
         }?;
         let rank = self.lanes.ahead(tenant, place, joined);
-        let permit = self.permit_forecast(rank as u64, now).max(deferred_until.unwrap_or_default());
+        let permit = self.permit_forecast(rank as u64, now);
+        let reserve = u32::try_from(self.lanes.reserve(place.class, rank)).unwrap_or(u32::MAX);
+        let reserve = (self.pace.interval() * reserve).min(URGENT_RESERVE_TIME_MAX);
+        let permit = permit.after(reserve).max(deferred_until.unwrap_or_default());
         Some(Forecast { position: rank + 1, appointment: permit.after(typical) })
     }
 

@@ -66,6 +66,12 @@ impl Pace {
         pace
     }
 
+    /// The time between two permits.
+    #[must_use]
+    pub const fn interval(&self) -> Duration {
+        self.interval
+    }
+
     /// How much of a burst may leave at `now`, given when earlier ones of the same pace left, in order.
     #[must_use]
     pub fn credit_after(quota_per_minute: u32, burst: u32, sent: impl IntoIterator<Item = Mono>, now: Mono) -> u32 {

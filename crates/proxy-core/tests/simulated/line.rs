@@ -225,7 +225,9 @@ proptest! {
                     // One window's worth of latency error for each window waited.
                     let slack = seconds(1) + millis(400) * u32::try_from(length / quota as usize + 1).unwrap();
                     prop_assert!(done <= forecast.appointment.after(slack), "place {}: {:?} after {:?}", departed, done, forecast.appointment);
-                    prop_assert!(forecast.appointment <= done.after(slack), "place {}: {:?} before {:?}", departed, done, forecast.appointment);
+                    // Up to 25 expedited devices that take a tenth may still come; they do not.
+                    let reserve = (millis(60_000) * u32::try_from(((departed - 1) / 10).min(25)).unwrap() / quota).min(seconds(5));
+                    prop_assert!(forecast.appointment <= done.after(slack + reserve), "place {}: {:?} before {:?}", departed, done, forecast.appointment);
                     answers.push((now + latency, departure.place, departure.slot));
                 }
                 Next::WaitUntil(moment) => {

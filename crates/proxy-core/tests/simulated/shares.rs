@@ -1,6 +1,7 @@
 //! Who gets how much of a line: tenants, classes, and what DPS itself leaves of the quota.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use proxy_core::gateway::operator::InstanceView;
 use proxy_core::ids::TenantName;
@@ -132,6 +133,26 @@ async fn a_device_that_waits_longer_than_the_handicap_goes_before_newer_ones_of_
     let since = world.clock.elapsed();
     assert!(since > seconds(1300));
     world.hub("known").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn ordinary_appointments_hold_although_devices_are_expedited() {
+    let world = Arc::new(World::new(settings(&[("a", 300)])).await);
+    let settle = |number: u32| {
+        let world = Arc::clone(&world);
+        tokio::spawn(async move { world.settle(world.ask(&format!("device-{number}"))).await.1 })
+    };
+    let devices: Vec<_> = (0..700).map(settle).collect();
+    sleep(seconds(30)).await;
+    for number in 675..700 {
+        world.gateway.expedite(&id(&format!("device-{number}"))).await.unwrap();
+    }
+    let (mut requests, mut third) = (0, 0);
+    for device in devices.into_iter().take(675) {
+        let asked = device.await.unwrap();
+        (requests, third) = (requests + asked, third + u32::from(asked > 2));
+    }
+    assert!(requests <= 675 * 205 / 100, "{requests} requests of 675 devices, {third} asked a third time");
 }
 
 fn learning(quota: u32) -> Settings {
