@@ -1,10 +1,13 @@
 //! The limit learner of one instance: what DPS really takes, when that is less than the configured quota.
 //!
 //! Other callers may share the quota, and quotas change. What a refusal shows depends on how DPS counts, which nobody has published:
-//! - *A window*: what DPS took within the last minute is what it takes. Believed at first, as it needs one refusal only. If the
-//!   window is a fixed one, the waits that DPS asks for end with it, and what it took since the last end is what it takes.
+//! - *A window*: what DPS took within the last minute is what it takes. If the window is a fixed one, the waits that DPS asks for
+//!   end with it, and what it took since the last end is what it takes.
 //! - *A bucket*: known by DPS having taken a call on top of more than it refuses one on top of now. The bucket was empty at both
 //!   refusals, so what it took in between came in at the rate sought.
+//!
+//! At the first refusal either may be true. A wait that is too short for a window to empty speaks for a bucket, and the next call
+//! tells: a window takes nothing then.
 //!
 //! Where that leaves much open, the limit is sought between what was taken and what was refused, a window per step. Then it is
 //! believed for a while, and explored upwards in bounded steps.
@@ -14,7 +17,8 @@
 //!   ledger hold whatever is learned.
 //! - One step down per limit: refusals of calls that had left before a step say nothing about the new limit. So a step costs
 //!   one refusal and at most those of the calls that were out.
-//! - While DPS takes nothing at all it is asked once more, and then not before a window is over, whatever wait it names.
+//! - While DPS takes nothing at all it is asked once more, and then not before a window is over, whatever wait it names. That
+//!   second refusal is a step of its own.
 //! - It steps up only after a whole window in which the limit was what held the line back, and only by a bounded step. An exploration
 //!   that found nothing doubles the time until the next one.
 
@@ -31,6 +35,9 @@ use crate::time::Mono;
 
 /// A limit comes down to at least this part of itself: fewer acceptances than that say that the window had hardly begun.
 const LEAST_PART: u32 = 5;
+
+/// Fewer acceptances than this show no rate that is far below the limit.
+const FEW: u32 = 4;
 
 /// Kept below what was accepted, in per cent: another caller's share and DPS's own clock vary a little.
 const MARGIN_PERCENT: u32 = 2;
@@ -63,6 +70,12 @@ const EPISODE: Duration = Duration::from_secs(120);
 
 /// How far a window's end that DPS names, in whole seconds, may be off.
 const NAMED_WITHIN: Duration = Duration::from_millis(1500);
+
+/// DPS names a wait no longer than this for a bucket; a window of which so much is seen names a longer one, if it names any.
+const SHORT_WAIT: Duration = Duration::from_secs(5);
+
+/// What a bucket is assumed to hold, until it has been measured: what flows into it in this time.
+const BUCKET_HOLDS: Duration = Duration::from_secs(6);
 
 /// What the learner is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -127,6 +140,8 @@ struct Episode {
     began: Mono,
     /// The end of the last pause.
     last: Mono,
+    /// The first refusal was taken for that of a bucket.
+    bucket_assumed: bool,
     /// It was found to take nothing since the last step.
     asked_in_vain: bool,
     /// It was so after some step: no bucket stays empty for so long.
@@ -141,6 +156,13 @@ struct Episode {
     accepted: u32,
     /// The most calls within one window that DPS accepted another one on top of.
     most_in_window: u32,
+}
+
+impl Episode {
+    /// Whether DPS refuses one on top of `count` calls that fits no window.
+    const fn is_bucket(&self, count: u32) -> bool {
+        self.bucket_assumed || self.most_in_window > count + 2 + count / 50
+    }
 }
 
 /// What became of a refusal.
@@ -159,6 +181,8 @@ struct Shown {
     ceiling: u32,
     /// Below this it shows nothing.
     least: u32,
+    /// It is so of a bucket only.
+    of_bucket: bool,
 }
 
 /// The last time that more was tried than was known to be taken.
@@ -325,42 +349,64 @@ impl Learner {
         if was_out {
             return nothing;
         }
-        if let Some(episode) = self.episode.as_mut().filter(|episode| !episode.took_since_step) {
-            // DPS takes nothing at all: that shows no limit.
-            let since = if episode.asked_in_vain { now } else { self.stepped };
-            let not_before = until.max(since.after(WINDOW));
-            (episode.last, episode.asked_in_vain, episode.is_window) = (not_before, true, true);
-            self.paused_until = Some(until);
-            return Refused { stepped: false, not_before };
+        if self.episode.as_ref().is_some_and(|episode| !episode.took_since_step) {
+            return self.refused_in_vain(until, now);
         }
-        let Shown { limit, ceiling, least: least_shown } = self.shown(sent, until, now);
-        let least = least_shown.max(self.band.floor).max(1);
-        let below = self.limit.saturating_sub(1).max(self.band.floor);
-        let exploring = self.probing && self.ceiling.is_none();
-        let most = if exploring { self.kept.min(below).max(self.band.floor) } else { below };
-        let came_down = limit.clamp(least.min(most), most);
-        // What hardly began to be counted shows no limit, so that the way back up is open.
-        let open = self.limit.saturating_mul(2).max(self.ceiling.unwrap_or(0));
-        self.ceiling = Some(if limit < least_shown { open } else { ceiling.min(self.limit) });
-        self.step_percent = STEP_PERCENT.0;
-        self.believed_until = if self.is_vague(came_down) { now } else { now.after(self.believe(came_down)) };
-        (self.stepped, self.binding, self.probing) = (now, None, false);
+        let shown = self.shown(sent, until, now);
+        let before = self.limit;
+        self.come_down(shown, now);
         self.paused_until = Some(until);
         let episode = self.episode.get_or_insert(Episode {
             began: sent,
             last: now,
+            bucket_assumed: shown.of_bucket,
             asked_in_vain: false,
             is_window: false,
-            lowest: came_down,
+            lowest: self.limit,
             steps_as_window: 0,
             took_since_step: false,
             accepted: 0,
             most_in_window: 0,
         });
-        (episode.last, episode.asked_in_vain, episode.took_since_step) = (until.max(now), false, false);
-        episode.lowest = episode.lowest.min(came_down);
+        episode.lowest = episode.lowest.min(self.limit);
         episode.steps_as_window += u32::from(episode.is_window);
-        Refused { stepped: std::mem::replace(&mut self.limit, came_down) != came_down, not_before: until }
+        // Where the wait that it names says nothing, we do not ask a second time.
+        let not_before = if episode.is_window { until.max(now.after(WINDOW)) } else { until };
+        (episode.last, episode.asked_in_vain, episode.took_since_step) = (not_before.max(now), false, false);
+        Refused { stepped: self.limit != before, not_before }
+    }
+
+    /// DPS takes nothing at all though the wait that it named is over: a window, of which the wait says nothing. Soon after the step that
+    /// shows a limit too: what it was refused on top of. After that it only shows that nothing is taken.
+    fn refused_in_vain(&mut self, until: Mono, now: Mono) -> Refused {
+        let before = self.limit;
+        let first = self.episode.as_ref().is_some_and(|episode| !episode.asked_in_vain);
+        let since = if first { self.stepped } else { now };
+        if first && now.since(self.stepped) <= SHORT_WAIT * 2 {
+            self.come_down(self.shown_by_window(), now);
+        }
+        let not_before = until.max(since.after(WINDOW));
+        if let Some(episode) = &mut self.episode {
+            (episode.last, episode.asked_in_vain, episode.is_window) = (not_before, true, true);
+            episode.lowest = episode.lowest.min(self.limit);
+        }
+        self.paused_until = Some(until);
+        Refused { stepped: self.limit != before, not_before }
+    }
+
+    /// Takes the limit down to what is shown, but not below the band.
+    fn come_down(&mut self, shown: Shown, now: Mono) {
+        let least = shown.least.max(self.band.floor).max(1);
+        let below = self.limit.saturating_sub(1).max(self.band.floor);
+        let exploring = self.probing && self.ceiling.is_none();
+        let most = if exploring { self.kept.min(below).max(self.band.floor) } else { below };
+        let limit = shown.limit.clamp(least.min(most), most);
+        // What hardly began to be counted shows no limit, so that the way back up is open.
+        let open = self.limit.saturating_mul(2).max(self.ceiling.unwrap_or(0));
+        self.ceiling = Some(if shown.limit < shown.least { open } else { shown.ceiling.min(self.limit) });
+        self.step_percent = STEP_PERCENT.0;
+        self.believed_until = if self.is_vague(limit) { now } else { now.after(self.believe(limit)) };
+        (self.limit, self.stepped, self.binding, self.probing) = (limit, now, None, false);
     }
 
     /// Whether what was refused is so much more than `limit` that the truth is sought in between, without waiting.
@@ -369,34 +415,61 @@ impl Learner {
     }
 
     fn shown(&self, sent: Mono, until: Mono, now: Mono) -> Shown {
-        let count = self.count();
-        let least = self.limit / LEAST_PART;
+        let by_window = self.shown_by_window();
         if let Some(one_window) = self.taken_in_named_window(until) {
-            return Shown { limit: with_margin(one_window), ceiling: one_window.saturating_add(1), least };
+            return Shown { limit: with_margin(one_window), ceiling: one_window.saturating_add(1), ..by_window };
         }
-        if let Some(episode) = self.episode.as_ref().filter(|episode| episode.is_window) {
+        match &self.episode {
+            None => self.shown_at_first(until, now),
             // A sliding one would not have refused less than it took. A fixed one began somewhere within the last minute, and took
             // no more in its part of that than in the part before.
-            let limit = if episode.steps_as_window > 0 { count / 2 } else { with_margin(count) };
-            return Shown { limit, ceiling: count.saturating_add(1), least };
-        }
-        match self.episode.as_ref().filter(|episode| episode.most_in_window > count + 2 + count / 50) {
-            // A bucket, so that the window's count says little.
-            Some(episode) => {
+            Some(episode) if episode.is_window && episode.steps_as_window > 0 => {
+                Shown { limit: self.count() / 2, ..by_window }
+            }
+            Some(episode) if episode.is_window => by_window,
+            // The window's count says little then.
+            Some(episode) if episode.is_bucket(self.count()) => {
                 let filled = sent.since(episode.began);
-                let limit = with_margin(per_minute(episode.accepted, filled).min(count));
+                let limit = with_margin(per_minute(episode.accepted, filled).min(self.count()));
                 // One more or less of each end is within the measure. But where less was sent than it takes, it filled up meanwhile.
                 let measured = per_minute(episode.accepted.saturating_add(2), filled);
-                let ceiling = if episode.lowest < limit { self.limit } else { measured };
-                Shown { limit, ceiling, least: 1 }
+                let ceiling = if episode.lowest <= measured { self.limit } else { measured };
+                let least = if episode.accepted < FEW { by_window.least } else { 1 };
+                Shown { limit, ceiling, least, of_bucket: true }
             }
-            // A line that has just begun has no whole window to show.
-            None => {
-                let first = self.accepted.front().map_or(now, |first| *first);
-                let seen = now.since(first).clamp(Duration::from_secs(1), WINDOW);
-                Shown { limit: with_margin(count), ceiling: per_minute(count, seen).saturating_add(1), least }
-            }
+            Some(_) => Shown { ceiling: self.sent_per_minute(now), ..by_window },
         }
+    }
+
+    /// What is shown when nothing had been refused for some time.
+    fn shown_at_first(&self, until: Mono, now: Mono) -> Shown {
+        let by_window = Shown { ceiling: self.sent_per_minute(now), ..self.shown_by_window() };
+        // A line that has just begun has no whole window to show.
+        let seen = self.seen(now);
+        let of_bucket = per_minute(self.count(), seen + BUCKET_HOLDS);
+        if until.since(now) <= SHORT_WAIT && seen + SHORT_WAIT < WINDOW && of_bucket < self.limit {
+            Shown { limit: with_margin(of_bucket), of_bucket: true, ..by_window }
+        } else {
+            by_window
+        }
+    }
+
+    /// What is shown if DPS counts what it took within the last minute.
+    fn shown_by_window(&self) -> Shown {
+        let count = self.count();
+        let (limit, ceiling) = (with_margin(count), count.saturating_add(1));
+        Shown { limit, ceiling, least: self.limit / LEAST_PART, of_bucket: false }
+    }
+
+    /// The rate within what there is to show of the last window, and one.
+    fn sent_per_minute(&self, now: Mono) -> u32 {
+        per_minute(self.count(), self.seen(now)).saturating_add(1)
+    }
+
+    /// How much of the last window there is to show.
+    fn seen(&self, now: Mono) -> Duration {
+        let first = self.accepted.front().map_or(now, |first| *first);
+        now.since(first).clamp(Duration::from_secs(1), WINDOW)
     }
 
     /// What DPS took since the last pause, if the wait that it asks for this time ends one window after that one did.
@@ -565,7 +638,8 @@ mod tests {
                 assert!(now >= retry_after);
                 refusals += 1;
             }
-            assert!(learner.limit() >= 950, "{} with Retry-After {retry_after} ms", learner.limit());
+            // What it was refused on top of after a short wait.
+            assert!(learner.limit() >= 880, "{} with Retry-After {retry_after} ms", learner.limit());
             assert!(refusals <= 31, "{refusals} with Retry-After {retry_after} ms");
         }
     }

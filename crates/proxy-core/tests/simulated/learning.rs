@@ -304,25 +304,59 @@ impl Hours {
 
 const SHAPES: [Shape; 3] = [Shape::Sliding, Shape::Fixed, Shape::Bucket(10)];
 
+/// From the first call on, and so many seconds into a drain: as the slots of a burst come free, and between.
+const BEFORE: [u64; 4] = [0, 120, 137, 171];
+
+fn less_than_one_in_a_thousand_is_refused(hours: &Hours, real: u64, afters: &[u64]) {
+    for after in afters {
+        let (sent, refused) = hours.hour(*after);
+        let what = format!("{}, in the hour from {after} s on", hours.what);
+        assert!(refused * 1000 < sent, "{what}: {refused} of {sent} refused");
+        let used = (sent - refused) as f64 / (60 * real) as f64;
+        assert!(used > 0.85, "{what}: {used:.3} of the quota used");
+    }
+}
+
 #[test]
 fn a_lower_quota_is_found_within_two_minutes_and_less_than_one_call_in_a_thousand_is_refused() {
-    for (quota, real) in [(1000, 200), (300, 150), (200, 100)] {
-        // From the first call on, from the middle of a minute, and from right when the slots of a burst come free.
-        // Most name the time until a call fits, some a time that says nothing.
-        let exact = [(false, 0), (true, 0), (false, 137), (true, 137), (false, 120), (true, 120)];
-        let cases = exact.map(|case| (None, case)).into_iter().chain([(Some(5), (false, 0)), (Some(5), (true, 137))]);
-        let cases = SHAPES.into_iter().flat_map(|shape| cases.clone().map(move |case| (shape, case)));
-        for (shape, (names, (refused_count, before))) in cases {
-            let hours = Hours::naming(names, (quota, real), shape, refused_count, before, 7200);
-            let what = &hours.what;
-            for after in [0, 600, 3600] {
-                let (sent, refused) = hours.hour(after);
-                assert!(refused * 1000 < sent, "{what}: {refused} of {sent} refused in the hour from {after} s on");
-                let used = (sent - refused) as f64 / (60 * real) as f64;
-                assert!(used > 0.85, "{what}: {used:.3} of the quota used in the hour from {after} s on");
-            }
+    for (quota, real) in [(1000, 200), (300, 150), (200, 100), (600, 120), (400, 300)] {
+        let cases = BEFORE.into_iter().flat_map(|before| [(before, false), (before, true)]);
+        for (shape, (before, refused_count)) in
+            SHAPES.into_iter().flat_map(|shape| cases.clone().map(move |case| (shape, case)))
+        {
+            let hours = Hours::new((quota, real), shape, refused_count, before, 7200);
+            less_than_one_in_a_thousand_is_refused(&hours, real, &[0, 600, 3600]);
             let found = f64::from(hours.limit_after(120)) / real as f64;
-            assert!((0.66..1.05).contains(&found), "{what}: {found:.2} of the real quota after two minutes");
+            assert!((0.83..1.1).contains(&found), "{}: {found:.2} of the real quota after two minutes", hours.what);
+        }
+    }
+}
+
+#[test]
+fn a_lower_quota_is_found_also_where_dps_names_a_wait_that_says_nothing() {
+    for (quota, real) in [(1000, 200), (300, 150), (200, 100)] {
+        for (shape, names) in [Shape::Sliding, Shape::Bucket(10)].into_iter().zip([[2, 5], [5, 2]]) {
+            for (before, names) in BEFORE.into_iter().zip(names.into_iter().cycle()) {
+                let hours = Hours::naming(Some(names), (quota, real), shape, true, before, 7200);
+                less_than_one_in_a_thousand_is_refused(&hours, real, &[0, 600, 3600]);
+                let found = f64::from(hours.limit_after(120)) / real as f64;
+                assert!((0.83..1.1).contains(&found), "{}: {found:.2} of the real quota after two minutes", hours.what);
+            }
+        }
+    }
+    // The end of a fixed window that is not named takes longer to find.
+    for (before, names) in BEFORE.into_iter().zip([1, 2, 5, 2]) {
+        let hours = Hours::naming(Some(names), (1000, 200), Shape::Fixed, true, before, 7200);
+        less_than_one_in_a_thousand_is_refused(&hours, 200, &[0, 600, 3600]);
+    }
+}
+
+#[test]
+fn a_bucket_that_holds_a_whole_minute_refuses_less_than_one_call_in_a_thousand() {
+    for (quota, real) in [(1000, 200), (300, 150), (200, 100), (600, 120), (400, 300)] {
+        for before in [0, 137] {
+            let hours = Hours::new((quota, real), Shape::Bucket(100), true, before, 7200);
+            less_than_one_in_a_thousand_is_refused(&hours, real, &[0, 600, 3600]);
         }
     }
 }
@@ -339,9 +373,10 @@ fn a_quota_at_the_floor_of_the_band_is_not_sought_above_it_for_ever() {
 
 #[test]
 fn a_step_down_costs_at_most_the_calls_that_were_out_and_one() {
-    for (quota, real, before) in [(1000, 500, 137), (1000, 900, 0), (6000, 1000, 100)] {
-        for shape in SHAPES {
-            let Hours { run, what, .. } = Hours::new((quota, real), shape, false, before, 1800);
+    for (quota, real, before) in [(1000, 500, 137), (1000, 900, 0), (6000, 1000, 100), (300, 150, 120), (200, 100, 171)]
+    {
+        for (shape, names) in SHAPES.into_iter().flat_map(|shape| [(shape, None), (shape, Some(2))]) {
+            let Hours { run, what, .. } = Hours::naming(names, (quota, real), shape, false, before, 1800);
             let allowed: usize = run.steps_down.iter().map(|(_, out)| out + 1).sum();
             assert!(run.refused.len() <= allowed, "{what}: {} refused, {:?}", run.refused.len(), run.steps_down);
         }
