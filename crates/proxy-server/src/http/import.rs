@@ -25,6 +25,9 @@ const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// Rejected lines that are told one by one; the others are counted.
 const PROBLEMS_TOLD_MAX: usize = 100;
 
+/// Columns of a CSV file; the first two have to be there.
+const COLUMNS: [&str; 5] = ["hardwareId", "enrollment", "tenant", "batch", "key"];
+
 const CSV: &str = "text/csv";
 const NDJSON: &str = "application/x-ndjson";
 
@@ -88,10 +91,24 @@ impl Format {
         if record.len() > header.len() {
             return Err(format!("{} columns, but the header names {}", record.len(), header.len()));
         }
-        let line: Line = record
-            .deserialize(Some(header))
-            .map_err(|_| "the columns do not fit the header: hardwareId,enrollment[,tenant,batch,key]".to_owned())?;
+        let line: Line =
+            record.deserialize(Some(header)).map_err(|_| "a column that is needed is not there".to_owned())?;
         Ok(Some(line.into()))
+    }
+
+    /// What is wrong with the header, if it has been read.
+    fn header_problem(&self) -> Option<String> {
+        let Self::Csv { header: Some(header) } = self else { return None };
+        let expected = "the first line names the columns: hardwareId,enrollment[,tenant,batch,key] in any order";
+        // What is not a header may be a device, with its key.
+        if header.iter().any(|column| !COLUMNS.contains(&column)) {
+            return Some(format!("{expected}; it has something else"));
+        }
+        let times = |column: &str| header.iter().filter(|&named| named == column).count();
+        let missing =
+            COLUMNS[..2].iter().find(|column| times(column) == 0).map(|column| format!("{column} is missing"));
+        let twice = || COLUMNS.iter().find(|column| times(column) > 1).map(|column| format!("{column} is there twice"));
+        missing.or_else(twice).map(|problem| format!("{expected}; {problem}"))
     }
 }
 
@@ -173,7 +190,11 @@ pub(super) async fn import(
                 return Err(Problem::new(actix_web::http::StatusCode::PAYLOAD_TOO_LARGE, "too-many-lines", detail));
             }
             match row {
-                Ok(None) => {}
+                Ok(None) => {
+                    if let Some(problem) = format.header_problem() {
+                        return Err(Problem::bad_request("wrong-header", problem));
+                    }
+                }
                 Ok(Some(row)) => {
                     tally.rows += 1;
                     chunk.push((tally.lines, row));
@@ -255,6 +276,23 @@ mod tests {
         );
         assert_eq!(row(&mut format, ""), Ok(None));
         assert!(row(&mut format, "plant").is_err());
+    }
+
+    #[test]
+    fn a_header_that_is_none_is_told_without_its_content() {
+        for (line, problem) in [
+            ("enrollment,hardwareId,batch", None),
+            ("SN-1,plant,c2VjcmV0", Some("something else")),
+            ("hardwareId,batch", Some("enrollment is missing")),
+            ("hardwareId,enrollment,hardwareId", Some("hardwareId is there twice")),
+        ] {
+            let mut format = Format::Csv { header: None };
+            assert_eq!(row(&mut format, line), Ok(None));
+            let told = format.header_problem();
+            assert_eq!(told.is_some(), problem.is_some(), "{line}");
+            let told = told.unwrap_or_default();
+            assert!(told.contains(problem.unwrap_or_default()) && !told.contains("c2VjcmV0"), "{told}");
+        }
     }
 
     #[test]
