@@ -2,7 +2,7 @@
 //!
 //! Other callers may share the quota, and quotas change. What a refusal shows depends on how DPS counts, which nobody has published:
 //! - *A window*: what DPS took within the last minute is what it takes. If the window is a fixed one, the waits that DPS asks for
-//!   end with it, and what it took since the last end is what it takes.
+//!   end with it, and what it took since its last end is what it takes.
 //! - *A bucket*: known by DPS having taken a call on top of more than it refuses one on top of now. The bucket was empty at both
 //!   refusals, so what it took in between came in at the rate sought.
 //!
@@ -36,8 +36,8 @@ use crate::time::Mono;
 /// A limit comes down to at least this part of itself: fewer acceptances than that say that the window had hardly begun.
 const LEAST_PART: u32 = 5;
 
-/// Fewer acceptances than this show no rate that is far below the limit.
-const FEW: u32 = 4;
+/// Fewer acceptances than this measure no rate.
+const FEW: u32 = 20;
 
 /// Kept below what was accepted, in per cent: another caller's share and DPS's own clock vary a little.
 const MARGIN_PERCENT: u32 = 2;
@@ -71,6 +71,9 @@ const EPISODE: Duration = Duration::from_secs(120);
 /// How far a window's end that DPS names, in whole seconds, may be off.
 const NAMED_WITHIN: Duration = Duration::from_millis(1500);
 
+/// A window's end that was named so many windows ago says where they end now.
+const NAMED_WINDOWS_MAX: u32 = 5;
+
 /// DPS names a wait no longer than this for a bucket; a window of which so much is seen names a longer one, if it names any.
 const SHORT_WAIT: Duration = Duration::from_secs(5);
 
@@ -85,7 +88,7 @@ pub enum Learning {
     Configured,
     /// A lower limit was shown by DPS and is believed for a while.
     Believed,
-    /// A higher limit is being tried.
+    /// The limit is sought between what was taken and what was refused, or a higher one is being tried.
     Probing,
     /// Switched off.
     Off,
@@ -267,8 +270,9 @@ impl Learner {
     /// What is left to the next process.
     #[must_use]
     pub fn learned(&self) -> Learned {
-        let ceiling = self.ceiling.filter(|_| self.is_vague(self.limit));
-        Learned { limit: self.limit, ceiling, quota: self.band.quota }
+        // What is being tried may be refused.
+        let limit = if self.probing { self.kept.min(self.limit) } else { self.limit };
+        Learned { limit, ceiling: self.ceiling.filter(|_| self.is_vague(limit)), quota: self.band.quota }
     }
 
     /// What it is doing.
@@ -277,6 +281,7 @@ impl Learner {
         match (self.band.on, self.probing) {
             (false, _) => Learning::Off,
             (true, true) => Learning::Probing,
+            (true, false) if self.limit < self.band.quota && self.is_vague(self.limit) => Learning::Probing,
             (true, false) if self.limit < self.band.quota => Learning::Believed,
             (true, false) => Learning::Configured,
         }
@@ -301,9 +306,7 @@ impl Learner {
 
     /// DPS took a registration that was sent at `sent`.
     pub fn accepted(&mut self, sent: Mono, now: Mono) {
-        if !self.band.on {
-            return;
-        }
+        // Also while it is switched off: so there is a whole window to show when it is switched on.
         self.forget(now);
         let before = self.count();
         self.accepted.push_back(sent);
@@ -405,7 +408,12 @@ impl Learner {
         let open = self.limit.saturating_mul(2).max(self.ceiling.unwrap_or(0));
         self.ceiling = Some(if shown.limit < shown.least { open } else { shown.ceiling.min(self.limit) });
         self.step_percent = STEP_PERCENT.0;
-        self.believed_until = if self.is_vague(limit) { now } else { now.after(self.believe(limit)) };
+        // Refusals that come again and again, whatever the limit, do not put off the way back up.
+        if self.is_vague(limit) {
+            self.believed_until = now;
+        } else if self.probing || self.believed_until <= now {
+            self.believed_until = now.after(self.believe(limit));
+        }
         (self.limit, self.stepped, self.binding, self.probing) = (limit, now, None, false);
     }
 
@@ -427,6 +435,8 @@ impl Learner {
                 Shown { limit: self.count() / 2, ..by_window }
             }
             Some(episode) if episode.is_window => by_window,
+            // What a wait alone made a bucket may as well be a window where others left room, until there is something to measure.
+            Some(episode) if episode.bucket_assumed && episode.accepted < FEW => by_window,
             // The window's count says little then.
             Some(episode) if episode.is_bucket(self.count()) => {
                 let filled = sent.since(episode.began);
@@ -434,8 +444,7 @@ impl Learner {
                 // One more or less of each end is within the measure. But where less was sent than it takes, it filled up meanwhile.
                 let measured = per_minute(episode.accepted.saturating_add(2), filled);
                 let ceiling = if episode.lowest <= measured { self.limit } else { measured };
-                let least = if episode.accepted < FEW { by_window.least } else { 1 };
-                Shown { limit, ceiling, least, of_bucket: true }
+                Shown { limit, ceiling, least: 1, ..by_window }
             }
             Some(_) => Shown { ceiling: self.sent_per_minute(now), ..by_window },
         }
@@ -443,15 +452,27 @@ impl Learner {
 
     /// What is shown when nothing had been refused for some time.
     fn shown_at_first(&self, until: Mono, now: Mono) -> Shown {
-        let by_window = Shown { ceiling: self.sent_per_minute(now), ..self.shown_by_window() };
-        // A line that has just begun has no whole window to show.
-        let seen = self.seen(now);
-        let of_bucket = per_minute(self.count(), seen + BUCKET_HOLDS);
-        if until.since(now) <= SHORT_WAIT && seen + SHORT_WAIT < WINDOW && of_bucket < self.limit {
-            Shown { limit: with_margin(of_bucket), of_bucket: true, ..by_window }
-        } else {
-            by_window
+        let by_window = self.shown_by_window();
+        if until.since(now) > SHORT_WAIT {
+            return by_window;
         }
+        let (of_bucket, ceiling) = self.shown_by_bucket(now);
+        // If a whole minute is there to show, the window's count is the larger one, and closer.
+        if (self.count()..self.limit).contains(&of_bucket) {
+            Shown { limit: with_margin(of_bucket), ceiling, of_bucket: true, ..by_window }
+        } else {
+            Shown { ceiling: self.sent_per_minute(now), ..by_window }
+        }
+    }
+
+    /// What flows into a bucket that is empty now, by the time in which that and what it held give the most: then it began to empty. And
+    /// what was sent since then.
+    fn shown_by_bucket(&self, now: Mono) -> (u32, u32) {
+        let rates = self.accepted.iter().rev().zip(1..).map(|(sent, calls)| {
+            let since = now.since(*sent).max(Duration::from_secs(1));
+            (per_minute(calls, since + BUCKET_HOLDS), per_minute(calls, since).saturating_add(1))
+        });
+        rates.max().unwrap_or_default()
     }
 
     /// What is shown if DPS counts what it took within the last minute.
@@ -472,14 +493,17 @@ impl Learner {
         now.since(first).clamp(Duration::from_secs(1), WINDOW)
     }
 
-    /// What DPS took since the last pause, if the wait that it asks for this time ends one window after that one did.
+    /// What DPS took in the window that ends with the wait that it asks for, if that is whole windows after the last such end.
     fn taken_in_named_window(&self, until: Mono) -> Option<u32> {
-        let began = self.paused_until?;
-        let off = until.since(began).abs_diff(WINDOW);
-        (off <= NAMED_WITHIN).then(|| {
-            let taken = self.accepted.iter().filter(|sent| **sent >= began).count();
-            u32::try_from(taken).unwrap_or(u32::MAX)
-        })
+        let last_end = self.paused_until?;
+        let since = until.since(last_end);
+        let windows = u32::try_from((since + WINDOW / 2).as_nanos() / WINDOW.as_nanos()).ok()?;
+        if windows == 0 || windows > NAMED_WINDOWS_MAX || since.abs_diff(WINDOW * windows) > NAMED_WITHIN {
+            return None;
+        }
+        let began = last_end.after(WINDOW * (windows - 1));
+        let taken = self.accepted.iter().filter(|sent| **sent >= began).count();
+        Some(u32::try_from(taken).unwrap_or(u32::MAX))
     }
 
     /// Told whenever the limit holds somebody back, and until when, and with `None` when something else does or nobody waits. Whether
@@ -523,9 +547,7 @@ impl Learner {
     /// Before when no higher limit is tried than the one that is believed; `None` if none is.
     #[must_use]
     pub fn next_probe_at(&self) -> Option<Mono> {
-        (self.state() == Learning::Believed).then(|| {
-            if self.is_vague(self.limit) { self.believed_until } else { self.believed_until.max(self.room_at()) }
-        })
+        (self.state() == Learning::Believed).then(|| self.believed_until.max(self.room_at()))
     }
 
     fn exploration_cost(&self) -> u64 {

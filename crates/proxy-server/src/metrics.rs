@@ -154,7 +154,7 @@ const GAUGES: [Reading; 9] = [
     ("instance_quota_per_minute", "Registrations the instance takes per minute, as configured", |view| {
         f64::from(view.quota_per_minute)
     }),
-    ("instance_budget", "Registrations that could leave now without breaking the quota", |view| f64::from(view.budget)),
+    ("instance_budget", "Registrations for which the quota has room now", |view| f64::from(view.budget)),
     ("instance_line_length", "Devices that wait", |view| view.line_length as f64),
     ("instance_under_way", "Devices whose registration is under way", |view| view.under_way as f64),
     ("instance_registered", "Devices that may have a record at the instance, tombstones included", |view| {
@@ -172,7 +172,7 @@ const COUNTERS: [Reading; 9] = [
     ("instance_registrations_sent", "Registrations sent", |view| view.counts.registrations as f64),
     (
         "instance_registrations_repeated",
-        "Registrations sent again because an earlier one had no clear outcome",
+        "Registrations sent again because an earlier one was throttled or had no clear outcome",
         |view| view.counts.repeated as f64,
     ),
     ("instance_lookups_sent", "Status lookups sent", |view| view.counts.lookups as f64),

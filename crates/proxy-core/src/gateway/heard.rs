@@ -65,7 +65,7 @@ impl Gateway {
     pub(super) async fn keep_learned(self: Arc<Self>, dispatcher: Arc<Dispatcher>) {
         let _one_by_one = dispatcher.keeping.lock().await;
         let learned = dispatcher.line.lock().learned();
-        tracing::info!(instance = %dispatcher.name, limit_per_minute = learned.limit, "DPS's limit was learned anew");
+        tracing::info!(instance = %dispatcher.name, limit_per_minute = learned.limit, "registrations that may leave per minute have changed");
         self.keep(learned_key(&dispatcher.name), learned.to_string().into(), &dispatcher.name).await;
     }
 

@@ -4,6 +4,7 @@ use std::fmt;
 
 use crate::breaker::BreakerState;
 use crate::lanes::Class;
+use crate::learner::Learning;
 use crate::line::{Holding, LineStatus};
 use crate::record::{Pending, Stage};
 use crate::time::{Mono, Now};
@@ -93,7 +94,10 @@ impl Why<'_> {
             Holding::Store => write!(f, "the store takes no writes, and nothing is sent that is not on disk"),
             Holding::Concurrency => {
                 self.write_rate(f)?;
-                write!(f, ", for which {} calls at the same time do", self.status.calls_max.unwrap_or(1))
+                match self.status.calls_max {
+                    Some(most) if most > 1 => write!(f, ", for which {most} calls at the same time do"),
+                    _ => write!(f, ", for which one call at a time does"),
+                }
             }
             Holding::Quota => {
                 write!(f, "the quota of this minute is used; ")?;
@@ -106,7 +110,12 @@ impl Why<'_> {
     fn write_rate(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let LineStatus { learned_per_minute: learned, quota_per_minute: quota, .. } = self.status;
         write!(f, "the instance takes {learned} registrations per minute")?;
-        if learned < quota { write!(f, ", as DPS has shown; its quota is {quota}") } else { Ok(()) }
+        match self.status.learning {
+            Learning::Configured | Learning::Off => Ok(()),
+            _ if self.status.at_floor => write!(f, ", the least that learned_min_percent allows; its quota is {quota}"),
+            Learning::Believed => write!(f, ", as DPS has shown; its quota is {quota}"),
+            Learning::Probing => write!(f, ", while we find out what DPS takes; its quota is {quota}"),
+        }
     }
 
     /// Whom it shares that with.

@@ -38,6 +38,8 @@ pub struct LineStatus {
     pub learned_per_minute: u32,
     /// How the limit is known.
     pub learning: Learning,
+    /// It is as low as the configured band allows.
+    pub at_floor: bool,
     /// A lower limit than the quota is believed: before when no higher one is tried.
     pub next_probe_at: Option<Mono>,
     /// Registrations that could leave now without breaking the limit.
@@ -80,6 +82,7 @@ impl Line {
             quota_per_minute: self.quota_per_minute,
             learned_per_minute: self.learner.limit(),
             learning: self.learner.state(),
+            at_floor: self.learner.limit() <= self.learner.certain(),
             next_probe_at: self.learner.next_probe_at().filter(|at| *at > now),
             budget: self.ledger.quota().saturating_sub(used),
             half_drained_at: last.map(|last| self.done_forecast(last / 2, now)),

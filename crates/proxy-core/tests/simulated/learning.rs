@@ -114,8 +114,13 @@ struct Run {
     /// Calls of others per minute, and when the next one arrives.
     others: u64,
     other_at: u64,
+    /// So many calls of others at once, every so many milliseconds.
+    bursts: Option<(u64, u64)>,
+    burst_at: u64,
     sent: Vec<u64>,
     refused: Vec<u64>,
+    /// When the refused ones were sent.
+    refused_sent: Vec<u64>,
     /// The limit, whenever it changed.
     limits: Vec<(u64, u32)>,
     /// Whenever it came down: and how many calls were out then, the refused one left aside.
@@ -153,8 +158,11 @@ impl Run {
             slower: 0,
             others: 0,
             other_at: 0,
+            bursts: None,
+            burst_at: 0,
             sent: Vec::new(),
             refused: Vec::new(),
+            refused_sent: Vec::new(),
             limits: Vec::new(),
             steps_down: Vec::new(),
         }
@@ -172,9 +180,20 @@ impl Run {
 
     /// There is always somebody in line.
     fn run(&mut self, seconds: u64) {
+        self.run_with(u64::MAX, seconds);
+    }
+
+    /// Nobody comes.
+    fn idle(&mut self, seconds: u64) {
+        self.run_with(0, seconds);
+    }
+
+    /// As many come, some of them only when others have gone.
+    fn run_with(&mut self, mut devices: u64, seconds: u64) {
         let end = self.now + seconds * 1000;
         while self.now < end {
-            while self.line.waiting() < 100 {
+            while self.line.waiting() < 100 && devices > 0 {
+                devices -= 1;
                 let id = RegistrationId::parse(&format!("sn-{}", self.number())).unwrap();
                 let place = self.line.reserve(&self.tenant, id, Class::First, at(self.now)).unwrap();
                 self.line.confirm(&self.tenant, place);
@@ -204,13 +223,20 @@ impl Run {
             }
             let events = [self.leaving.keys().next(), self.answers.keys().next()];
             let due = if self.others > 0 { due.min(self.other_at) } else { due };
+            let due = self.bursts.map_or(due, |(_, every)| due.min((self.now / every + 1) * every));
             let due = events.into_iter().flatten().fold(due, |due, event| due.min(event.0));
             self.now = due.max(self.now + 1);
         }
     }
 
-    /// Evenly but for a jitter as long as the time between two of them.
+    /// Evenly but for a jitter as long as the time between two of them; and bursts.
     fn arrive_others(&mut self) {
+        if let Some((calls, every)) = self.bursts.filter(|(_, every)| self.now / every > self.burst_at) {
+            self.burst_at = self.now / every;
+            for _ in 0..calls {
+                let _ = self.dps.call(self.now);
+            }
+        }
         while self.others > 0 && self.other_at <= self.now {
             let _ = self.dps.call(self.now);
             let between = MINUTE / self.others;
@@ -224,6 +250,7 @@ impl Run {
             out.refused = self.dps.call(self.now).err();
             if out.refused.is_some() {
                 self.refused.push(self.now);
+                self.refused_sent.push(out.sent);
             }
             let heard = self.now + 20 + self.below(130) + self.slower;
             self.answers.insert((heard, number), out);
@@ -352,6 +379,20 @@ fn a_lower_quota_is_found_also_where_dps_names_a_wait_that_says_nothing() {
 }
 
 #[test]
+fn a_fixed_window_is_found_where_answers_are_slow() {
+    for (quota, real) in [(400, 300), (1000, 300)] {
+        let mut run = Run::new(quota, Dps::new(Shape::Fixed, false, u64::from(quota)));
+        // Almost a second: with one call at a time after a refusal it takes more than a window to fill one.
+        run.slower = 450;
+        run.run(100);
+        run.dps.change(real);
+        run.run(3600);
+        let at_last = f64::from(run.line.limit_per_minute()) / real as f64;
+        assert!((0.9..1.1).contains(&at_last), "{quota} to {real}: {at_last:.2} of the real quota an hour later");
+    }
+}
+
+#[test]
 fn a_bucket_that_holds_a_whole_minute_refuses_less_than_one_call_in_a_thousand() {
     for (quota, real) in [(1000, 200), (300, 150), (200, 100), (600, 120), (400, 300)] {
         for before in [0, 137] {
@@ -377,22 +418,72 @@ fn a_step_down_costs_at_most_the_calls_that_were_out_and_one() {
     {
         for (shape, names) in SHAPES.into_iter().flat_map(|shape| [(shape, None), (shape, Some(2))]) {
             let Hours { run, what, .. } = Hours::naming(names, (quota, real), shape, false, before, 1800);
-            let allowed: usize = run.steps_down.iter().map(|(_, out)| out + 1).sum();
-            assert!(run.refused.len() <= allowed, "{what}: {} refused, {:?}", run.refused.len(), run.steps_down);
+            // Each refused call had left before the step that it belongs to.
+            let mut refused = run.refused_sent.clone();
+            refused.sort_unstable();
+            let mut before = 0;
+            for (at, out) in &run.steps_down {
+                let cost = refused.iter().filter(|sent| (before..*at).contains(*sent)).count();
+                assert!(cost <= out + 1, "{what}: {cost} refused for the step at {at} ms, {out} were out");
+                before = *at;
+            }
+            assert_eq!(refused.iter().filter(|sent| **sent >= before).count(), 0, "{what}: refused without a step");
         }
     }
 }
 
 #[test]
 fn other_callers_of_the_same_instance_are_left_their_share() {
-    for shape in SHAPES {
+    // They begin with us, or were there before us.
+    for (shape, others, before) in SHAPES.into_iter().flat_map(|shape| {
+        [(400, 0), (400, 200), (200, 200), (600, 200)].map(|(others, before)| (shape, others, before))
+    }) {
+        let what = format!("{shape:?}, {others} of others, {before} s before us");
         let mut run = Run::new(1000, Dps::new(shape, false, 1000));
-        run.others = 400;
+        run.others = others;
+        run.idle(before);
+        let began = run.now;
         run.run(7200);
-        let (sent, refused) = (run.sent.len(), run.refused.len());
-        assert!(refused * 1000 < sent, "{shape:?}: {refused} of {sent} refused");
-        let used = (sent - refused) as f64 / (120.0 * 600.0);
-        assert!(used > 0.9, "{shape:?}: {used:.3} of what the others leave");
+        let (by, left) = (run.refused[0] + 2 * MINUTE, (1000 - others) as f64);
+        let limit = f64::from(run.limits.iter().take_while(|limit| limit.0 <= by).last().unwrap().1);
+        // In a fixed window more is left the earlier in it we come, until we come all the time.
+        let most = if shape == Shape::Fixed { 1.25 } else { 1.1 };
+        assert!((0.7..most).contains(&(limit / left)), "{what}: {limit} of {left} after two minutes");
+        let within = |times: &[u64], from: u64| times.iter().filter(|at| **at >= from).count();
+        let (sent, refused) = (within(&run.sent, began), within(&run.refused, began));
+        assert!(refused * 1000 < sent, "{what}: {refused} of {sent} refused");
+        let used = (sent - refused) as f64 / (120.0 * left);
+        assert!(used > 0.9, "{what}: {used:.3} of what the others leave");
+    }
+}
+
+#[test]
+fn bursts_of_others_do_not_take_the_limit_down_for_good() {
+    for minutes in [3, 5, 9, 11] {
+        let mut run = Run::new(1000, Dps::new(Shape::Bucket(10), false, 1000));
+        run.bursts = Some((150, minutes * MINUTE));
+        run.run(3 * 3600);
+        let used = run.sent.iter().filter(|at| **at >= 120 * MINUTE).count();
+        assert!(used > 60 * 650, "every {minutes} minutes: {used} sent in the third hour");
+    }
+}
+
+#[test]
+fn what_was_sent_before_a_storm_does_not_hide_a_bucket() {
+    for (quota, real) in [(400, 300), (1000, 700), (1000, 600), (300, 150)] {
+        for (calls, seconds) in [(1, 30), (1, 40), (1, 50), (6, 61)] {
+            let mut run = Run::new(quota, Dps::new(Shape::Bucket(10), false, real));
+            for _ in 0..calls {
+                run.run_with(1, 1);
+                run.idle(seconds / calls - 1);
+            }
+            run.run(120);
+            let found = f64::from(run.line.limit_per_minute()) / real as f64;
+            assert!(
+                (0.83..1.15).contains(&found),
+                "{quota} to {real}, {calls} calls in {seconds} s before: {found:.2}"
+            );
+        }
     }
 }
 
@@ -413,8 +504,13 @@ fn a_quota_that_is_raised_again_is_found_again() {
     for shape in SHAPES {
         let mut hours = Hours::new((1000, 200), shape, false, 0, 1500);
         hours.run.dps.change(1000);
+        let before = hours.run.now;
         hours.run.run(4000);
         assert_eq!(hours.run.line.limit_per_minute(), 1000, "{}", hours.what);
+        for raised in hours.run.limits.windows(2).filter(|two| two[0].0 >= before) {
+            assert!(raised[1].1 <= raised[0].1 + 100, "{}: {raised:?}", hours.what);
+            assert!(raised[1].0 - raised[0].0 >= MINUTE, "{}: {raised:?}", hours.what);
+        }
     }
 }
 
