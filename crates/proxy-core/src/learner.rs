@@ -48,8 +48,9 @@ const STEP_PERCENT: (u32, u32) = (2, 10);
 /// How long a limit that DPS has shown is believed before a higher one is explored; doubles with every refused exploration.
 const BELIEVED: (Duration, Duration) = (Duration::from_secs(600), Duration::from_secs(3600));
 
-/// Of the calls of an hour, one in so many may be refused; an exploration waits until it stays within that.
-const CALLS_PER_REFUSAL: u64 = 1000;
+/// Of the calls that an hour has room for, one in so many may be refused; an exploration waits until it stays within that. A little
+/// more than a thousand, as some of an hour goes by in pauses.
+const CALLS_PER_REFUSAL: u64 = 1050;
 
 /// Refusals that an exploration may cost, unless the last one cost more.
 const EXPLORATION_COST: u64 = 4;
