@@ -6,8 +6,8 @@
 //! - *A bucket*: known by DPS having taken a call on top of more than it refuses one on top of now. The bucket was empty at both
 //!   refusals, so what it took in between came in at the rate sought.
 //!
-//! At the first refusal either may be true. A wait that is too short for a window to empty speaks for a bucket, and the next call
-//! tells: a window takes nothing then.
+//! At the first refusal either may be true. A wait that is too short for a window to empty speaks for a bucket, and the next calls
+//! tell: a window takes nothing then, or only what others leave.
 //!
 //! Where that leaves much open, the limit is sought between what was taken and what was refused, a window per step. Then it is
 //! believed for a while, and explored upwards in bounded steps.
@@ -75,7 +75,7 @@ const NAMED_WITHIN: Duration = Duration::from_millis(1500);
 /// A window's end that was named so many windows ago says where they end now.
 const NAMED_WINDOWS_MAX: u32 = 5;
 
-/// DPS names a wait no longer than this for a bucket; a window of which so much is seen names a longer one, if it names any.
+/// DPS names a wait no longer than this for a bucket. For a window only if calls fall out of it all the time, or if it always does.
 const SHORT_WAIT: Duration = Duration::from_secs(5);
 
 /// What a bucket is assumed to hold, until it has been measured: what flows into it in this time.
@@ -144,7 +144,7 @@ struct Episode {
     began: Mono,
     /// The end of the last pause.
     last: Mono,
-    /// The first refusal was taken for that of a bucket.
+    /// The first refusal was taken for that of a bucket, because of its wait.
     bucket_assumed: bool,
     /// It was found to take nothing since the last step.
     asked_in_vain: bool,
@@ -466,8 +466,8 @@ impl Learner {
         }
     }
 
-    /// What flows into a bucket that is empty now, by the time in which that and what it held give the most: then it began to empty. And
-    /// what was sent since then.
+    /// What flows into a bucket that is empty now, per minute: it began to empty when that explains the highest rate. And the rate that was
+    /// sent since then.
     fn shown_by_bucket(&self, now: Mono) -> (u32, u32) {
         let rates = self.accepted.iter().rev().zip(1..).map(|(sent, calls)| {
             let since = now.since(*sent).max(Duration::from_secs(1));
