@@ -386,8 +386,10 @@ impl Learner {
         let before = self.limit;
         let first = self.episode.as_ref().is_some_and(|episode| !episode.asked_in_vain);
         let since = if first { self.stepped } else { now };
-        if first && now.since(self.stepped) <= SHORT_WAIT * 2 {
-            self.come_down(self.shown_by_window(), now);
+        let shown = self.shown_by_window();
+        // What hardly began to be counted shows nothing.
+        if first && now.since(self.stepped) <= SHORT_WAIT * 2 && shown.limit >= shown.least {
+            self.come_down(shown, now);
         }
         let not_before = until.max(since.after(WINDOW));
         if let Some(episode) = &mut self.episode {
