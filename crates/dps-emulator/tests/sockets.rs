@@ -60,6 +60,7 @@ impl Setup {
 
     async fn provision(&self, id: &str) -> Value {
         let body: Value = self.register(id).await.unwrap().json().await.unwrap();
+        // Longer than this emulator takes to assign, as a client waits that polls once.
         tokio::time::sleep(Duration::from_millis(60)).await;
         let tail = format!("/operations/{}", body["operationId"].as_str().unwrap());
         self.send(Method::GET, id, &tail).await.unwrap().json().await.unwrap()
@@ -134,6 +135,7 @@ async fn reset_and_lost_reply_break_the_connection_off() {
     assert!(is_broken_off(&s.register("dev-1").await));
     let entry = s.emulator.journal().pop().unwrap();
     assert_eq!((entry.answered, entry.counted), (Answered::Lost, true));
+    // Longer than this emulator takes to assign; it looks at the clock when it is asked, so there is nothing to await.
     tokio::time::sleep(Duration::from_millis(60)).await;
     assert_eq!(s.emulator.registration("dev-1").unwrap().assigned_hub.as_deref(), Some("hub-a.azure-devices.net"));
     assert_eq!(s.register("dev-1").await.unwrap().status(), 202, "the next call works");

@@ -630,6 +630,15 @@ mod tests {
     }
 
     #[test]
+    fn what_hardly_began_to_be_counted_is_one_step_however_often_it_is_refused() {
+        let mut learner = learner(1000);
+        learner.accepted(at(0), at(100));
+        assert!(learner.refused(at(100), at(1_200), at(200)).stepped);
+        assert!(!learner.refused(at(1_200), at(2_300), at(1_300)).stepped);
+        assert_eq!(learner.limit(), 200);
+    }
+
+    #[test]
     fn a_search_outlives_its_process() {
         let mut learner = learner(1000);
         learner.refused(at(0), at(1_000), at(0));

@@ -368,6 +368,7 @@ impl Dps {
         let id = caller.registration_id.clone();
         let fate = self.fate(call, &id);
         if fate == Fate::NeverLeft {
+            // On the paused clock: how long a connection takes to be refused.
             tokio::time::sleep(Duration::from_millis(30)).await;
             process.alive().await;
             return Err(NoAnswer::NeverLeft("connection refused".to_owned()));

@@ -88,6 +88,7 @@ fn signals_coalesce_and_the_watch_ends_with_its_receiver() {
     let (watcher, mut signals) = watched(&directory, &file);
     for turn in 0..3 {
         directory.write("dps-proxy.toml", &format!("{}# {turn}\n", least()));
+        // Apart, so that they would be three signals if nobody put them together.
         std::thread::sleep(Duration::from_millis(300));
     }
     assert!(is_signalled(&mut signals, SOON));
