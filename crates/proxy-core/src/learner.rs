@@ -146,8 +146,8 @@ struct Episode {
     last: Mono,
     /// The first refusal was taken for that of a bucket, because of its wait.
     bucket_assumed: bool,
-    /// It was found to take nothing since the last step.
-    asked_in_vain: bool,
+    /// How often it was found to take nothing since the last step.
+    asked_in_vain: u32,
     /// It was so after some step: no bucket stays empty for so long.
     is_window: bool,
     /// The lowest limit since it began.
@@ -356,6 +356,11 @@ impl Learner {
         if self.episode.as_ref().is_some_and(|episode| !episode.took_since_step) {
             return self.refused_in_vain(until, now);
         }
+        let takes_so_much = self.count() >= self.band.floor;
+        if let Some(episode) = &mut self.episode {
+            // It takes calls, and refuses others before they fill the smallest window: the wait that it names is as good as any.
+            episode.is_window &= takes_so_much;
+        }
         let shown = self.shown(sent, until, now);
         let before = self.limit;
         self.come_down(shown, now);
@@ -364,7 +369,7 @@ impl Learner {
             began: sent,
             last: now,
             bucket_assumed: shown.of_bucket,
-            asked_in_vain: false,
+            asked_in_vain: 0,
             is_window: false,
             lowest: self.limit,
             steps_as_window: 0,
@@ -376,7 +381,7 @@ impl Learner {
         episode.steps_as_window += u32::from(episode.is_window);
         // Where the wait that it names says nothing, we do not ask a second time.
         let not_before = if episode.is_window { until.max(now.after(WINDOW)) } else { until };
-        (episode.last, episode.asked_in_vain, episode.took_since_step) = (not_before.max(now), false, false);
+        (episode.last, episode.asked_in_vain, episode.took_since_step) = (not_before.max(now), 0, false);
         Refused { stepped: self.limit != before, not_before }
     }
 
@@ -384,18 +389,23 @@ impl Learner {
     /// shows a limit too: what it was refused on top of. After that it only shows that nothing is taken.
     fn refused_in_vain(&mut self, until: Mono, now: Mono) -> Refused {
         let before = self.limit;
-        let first = self.episode.as_ref().is_some_and(|episode| !episode.asked_in_vain);
+        let in_vain = self.episode.as_ref().map_or(0, |episode| episode.asked_in_vain);
+        let (first, shown) = (in_vain == 0, self.shown_by_window());
         let since = if first { self.stepped } else { now };
-        let shown = self.shown_by_window();
-        // What hardly began to be counted shows nothing.
-        if first && now.since(self.stepped) <= SHORT_WAIT * 2 && shown.limit >= shown.least {
+        let may_be_full = self.count() >= shown.least.max(self.band.floor);
+        if first && may_be_full && now.since(since) <= SHORT_WAIT * 2 {
             self.come_down(shown, now);
         }
-        let not_before = until.max(since.after(WINDOW));
-        if let Some(episode) = &mut self.episode {
-            (episode.last, episode.asked_in_vain, episode.is_window) = (not_before, true, true);
-            episode.lowest = episode.lowest.min(self.limit);
-        }
+        let Some(episode) = &mut self.episode else { return Refused { stepped: false, not_before: until } };
+        episode.is_window |= may_be_full;
+        let not_before = if episode.is_window {
+            until.max(since.after(WINDOW))
+        } else {
+            let longer = until.since(now).saturating_mul(2_u32.saturating_pow(in_vain.saturating_add(1)));
+            until.max(now.after(longer.min(WINDOW)))
+        };
+        (episode.last, episode.asked_in_vain) = (not_before, in_vain.saturating_add(1));
+        episode.lowest = episode.lowest.min(self.limit);
         self.paused_until = Some(until);
         Refused { stepped: self.limit != before, not_before }
     }
@@ -636,6 +646,44 @@ mod tests {
         assert!(learner.refused(at(100), at(1_200), at(200)).stepped);
         assert!(!learner.refused(at(1_200), at(2_300), at(1_300)).stepped);
         assert_eq!(learner.limit(), 200);
+    }
+
+    #[test]
+    fn who_hardly_began_and_is_refused_by_chance_waits_as_named_then_longer_but_no_whole_window() {
+        let mut learner = learner(6000);
+        learner.accepted(at(0), at(100));
+        let mut sent = 100;
+        for (wait, what) in [(2_000, "as named"), (4_000, "twice"), (8_000, "and again")] {
+            let heard = at(sent + 100);
+            let not_before = learner.refused(at(sent), heard.after(Duration::from_secs(2)), heard).not_before;
+            assert_eq!(not_before.since(heard).as_millis(), wait, "{what}");
+            sent += 100 + u64::try_from(wait).unwrap();
+        }
+        // One call taken, and it is as it was.
+        learner.accepted(at(sent), at(sent + 100));
+        let heard = at(sent + 300);
+        let not_before = learner.refused(at(sent + 200), heard.after(Duration::from_secs(2)), heard).not_before;
+        assert_eq!(not_before.since(heard).as_millis(), 2_000);
+    }
+
+    #[test]
+    fn refusals_by_chance_do_not_pause_the_line_a_window_each() {
+        let mut learner = learner(1000);
+        for sent in 0..1000 {
+            learner.accepted(at(sent * 60), at(sent * 60 + 100));
+        }
+        let refuse = |learner: &mut Learner, sent: u64| {
+            let heard = at(sent + 100);
+            learner.refused(at(sent), heard.after(Duration::from_secs(2)), heard).not_before.since(heard)
+        };
+        assert_eq!(refuse(&mut learner, 60_000), Duration::from_secs(2));
+        assert!(refuse(&mut learner, 62_200) > Duration::from_secs(50), "it may be a full window");
+        // It was none: it goes on to take a few and to refuse the next one.
+        for round in 0..20 {
+            let sent = 130_000 + round * 5_000;
+            learner.accepted(at(sent), at(sent + 100));
+            assert_eq!(refuse(&mut learner, sent + 100), Duration::from_secs(2), "round {round}");
+        }
     }
 
     #[test]
