@@ -143,6 +143,8 @@ pub(crate) struct Plan {
     pub(crate) device: String,
     /// Enrollments, each with its instances; its audience is its name. None: one enrollment for all.
     pub(crate) enrollments: Vec<(String, Vec<String>)>,
+    /// Whether each enrollment is that of a tenant of its own, of the same name.
+    pub(crate) tenants: bool,
 }
 
 /// A directory with everything that a service needs, and the addresses it will have.
@@ -251,6 +253,9 @@ drain_timeout = "5s"
                  group_key_file = \"group.key\"\ninstances = {instances}\n"
             )
             .unwrap();
+            if plan.tenants {
+                writeln!(text, "tenant = \"{name}\"").unwrap();
+            }
         }
         text
     }
