@@ -13,6 +13,7 @@ mod import;
 mod logs;
 mod malformed;
 mod operator;
+mod plan;
 mod planes;
 mod refusals;
 mod shutdown;

@@ -26,6 +26,10 @@ pub(super) fn seconds(seconds: usize) -> String {
     }
 }
 
+fn instances(number: u16) -> String {
+    format!("{number} {}", if number == 1 { "instance" } else { "instances" })
+}
+
 /// Why it takes so many instances.
 pub(super) fn explain(needed: &Needed, scenario: &Scenario, deadline: Duration) -> String {
     let (fewest, quota) = (needed.fewest_thinkable, scenario.dps.quota_per_minute);
@@ -33,9 +37,10 @@ pub(super) fn explain(needed: &Needed, scenario: &Scenario, deadline: Duration) 
     let found = needed.report.instances;
     let registrations = |instances: u16| (f64::from(instances) * f64::from(quota) * minutes) as u64;
     let mut text = format!(
-        "{} within {}: {found} instances\n  {found} × {quota} per minute × {minutes:.1} min = {} registrations, for {} devices\n",
+        "{} within {}: {}\n  {found} × {quota} per minute × {minutes:.1} min = {} registrations, for {} devices\n",
         devices(scenario.fleet.devices()),
         time(deadline),
+        instances(found),
         registrations(found),
         scenario.fleet.devices()
     );
@@ -68,9 +73,9 @@ pub(super) fn trial(trial: &Trial, deadline: Duration) -> String {
 pub(super) fn figures(report: &Report, scenario: &Scenario) -> String {
     let subscriptions = report.instances.div_ceil(INSTANCES_PER_SUBSCRIPTION);
     let mut text = format!(
-        "{} on {} instances, quota {} registrations per minute each\n",
+        "{} on {}, quota {} registrations per minute each\n",
         devices(report.devices),
-        report.instances,
+        instances(report.instances),
         scenario.dps.quota_per_minute
     );
     let mut row = |name: &str, value: String| {
