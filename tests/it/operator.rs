@@ -92,6 +92,10 @@ async fn metrics_can_be_read_and_name_no_device() {
     assert_eq!(of("dps_proxy_instance_registrations_sent_total", &[("instance", "eu-1")]), 1.0);
     assert_eq!(of("dps_proxy_instance_registered", &[("instance", "eu-1")]), 1.0);
     assert_eq!(of("dps_proxy_store_writable", &[]), 1.0);
+    for (states, of_them) in [("breaker", "closed"), ("learning", "configured")] {
+        let name = format!("dps_proxy_instance_{states}_state");
+        assert_eq!((of(&name, &[]), of(&name, &[("state", of_them)])), (1.0, 1.0), "in one state: {states}");
+    }
     assert!(of("dps_proxy_http_request_duration_seconds_count", &[("plane", "backend")]) >= 1.0);
 }
 

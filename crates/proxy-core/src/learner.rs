@@ -95,6 +95,22 @@ pub enum Learning {
     Off,
 }
 
+impl Learning {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Configured, Self::Believed, Self::Probing, Self::Off];
+
+    /// Its name in metrics and answers.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Configured => "configured",
+            Self::Believed => "believed",
+            Self::Probing => "probing",
+            Self::Off => "off",
+        }
+    }
+}
+
 /// The band, as configured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Band {

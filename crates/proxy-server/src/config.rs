@@ -302,7 +302,8 @@ fn draft(document: &Document) -> Option<(ServerSettings, LiveServer, Settings)> 
     let instances = instances::read(&root);
     let enrollments = enrollments::read(&root, &planes.live.host_names, &instances);
     secrets::check_distinct(document, &planes.tokens, &enrollments.fleet_tokens);
-    listeners::check_tenants(document, &planes.live.backend_tokens, &enrollments.enrollments);
+    let tenants = instances::tenants(&root);
+    listeners::check_tenants(document, &planes.live.backend_tokens, &tenants, &enrollments.enrollments);
     let server = ServerSettings {
         store: rules::store(&root),
         device: planes.device?,
@@ -315,7 +316,7 @@ fn draft(document: &Document) -> Option<(ServerSettings, LiveServer, Settings)> 
     let settings = Settings {
         instances: instances.instances,
         enrollments: enrollments.enrollments,
-        tenants: instances::tenants(&root),
+        tenants,
         default_enrollment: enrollments.default,
         line: rules::line(&root),
         registration: rules::registration(&root),

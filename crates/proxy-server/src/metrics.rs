@@ -17,6 +17,7 @@ use prometheus_client::registry::{Registry, Unit};
 use proxy_core::breaker::BreakerState;
 use proxy_core::gateway::Gateway;
 use proxy_core::gateway::operator::InstanceView;
+use proxy_core::learner::Learning;
 use proxy_core::store::Health;
 use proxy_core::time::WallTime;
 
@@ -207,7 +208,14 @@ impl Collector for Core {
                 ConstGauge::new(read(view)).encode(family.encode_family(&labels)?)?;
             }
         }
-        self.encode_breakers(&mut encoder)?;
+        let help = "1 for the state the instance's breaker is in";
+        self.encode_states(&mut encoder, ("instance_breaker_state", help), |view| {
+            BreakerState::ALL.map(|state| (state.as_str(), view.breaker == state))
+        })?;
+        let help = "1 for what the instance's limit learner is doing";
+        self.encode_states(&mut encoder, ("instance_learning_state", help), |view| {
+            Learning::ALL.map(|state| (state.as_str(), view.learning == state))
+        })?;
         self.encode_drains(&mut encoder)?;
         self.encode_tenants(&mut encoder)?;
         for (name, help, read) in COUNTERS {
@@ -222,14 +230,18 @@ impl Collector for Core {
 }
 
 impl Core {
-    fn encode_breakers(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let kind = ConstGauge::new(0_i64).metric_type();
-        let help = "1 for the state the instance's breaker is in";
-        let mut family = encoder.encode_descriptor("instance_breaker_state", help, None, kind)?;
+    /// One series per state that there is, of which each instance is in one.
+    fn encode_states<const N: usize>(
+        &self,
+        encoder: &mut DescriptorEncoder<'_>,
+        (name, help): (&str, &str),
+        read: impl Fn(&InstanceView) -> [(&'static str, bool); N],
+    ) -> Result<(), fmt::Error> {
+        let mut family = encoder.encode_descriptor(name, help, None, ConstGauge::new(0_i64).metric_type())?;
         for view in &self.instances {
-            for state in BreakerState::ALL {
-                let labels = [("instance", view.name.as_str()), ("state", state.as_str())];
-                ConstGauge::new(i64::from(view.breaker == state)).encode(family.encode_family(&labels)?)?;
+            for (state, is_in_it) in read(view) {
+                let labels = [("instance", view.name.as_str()), ("state", state)];
+                ConstGauge::new(i64::from(is_in_it)).encode(family.encode_family(&labels)?)?;
             }
         }
         Ok(())

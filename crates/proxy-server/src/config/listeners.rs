@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use proxy_core::ids::{EnrollmentName, HubName, TenantName};
 use proxy_core::secret::TokenDigest;
-use proxy_core::settings::Enrollment;
+use proxy_core::settings::{Enrollment, TenantSettings};
 
 use super::reader::{Document, Secrecy, Section};
 use super::secrets::{Placed, Plane};
@@ -268,10 +268,11 @@ fn read_tokens<'d>(section: &Section<'d>, plane: Plane, tokens: &mut Vec<(Plane,
     found
 }
 
-/// A token for a tenant without devices is most likely a typing error.
+/// A token or a share for a tenant without devices is most likely a typing error.
 pub(super) fn check_tenants(
     document: &Document,
     tokens: &[BackendToken],
+    tenants: &BTreeMap<TenantName, TenantSettings>,
     enrollments: &BTreeMap<EnrollmentName, Enrollment>,
 ) {
     let known: BTreeSet<&TenantName> = enrollments.values().map(|enrollment| &enrollment.tenant).collect();
@@ -280,5 +281,8 @@ pub(super) fn check_tenants(
             let message = format!("token `{}` names tenant `{tenant}`, which no enrollment belongs to", token.name);
             document.warning("backend.tokens", message);
         }
+    }
+    for tenant in tenants.keys().filter(|tenant| !known.contains(tenant)) {
+        document.warning(&format!("tenants.{tenant}"), "no enrollment belongs to this tenant".to_owned());
     }
 }

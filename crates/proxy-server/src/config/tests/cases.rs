@@ -294,6 +294,14 @@ fn a_secret_that_everybody_can_read_is_a_warning() {
 }
 
 #[test]
+fn a_share_for_a_tenant_without_an_enrollment_is_a_warning() {
+    let loaded =
+        Directory::new().load(&with("[tenants.ghost]\nweight = 3\n[tenants.default]\nweight = 2"), &[]).unwrap();
+    let keys = keys(&loaded.warnings);
+    assert!(keys.contains(&"tenants.ghost") && !keys.contains(&"tenants.default"), "{keys:?}");
+}
+
+#[test]
 fn several_enrollments_without_a_default_are_a_warning() {
     let text = with("[enrollments.rest]\ngroup_key_file = \"key\"\naudiences = [\"r\"]");
     let loaded = Directory::new().load(&text, &[]).unwrap();
