@@ -355,7 +355,10 @@ impl Learner {
         }
         self.forget(now);
         let was_out = sent < self.stepped;
-        self.refused.push_back(now);
+        // Where even the floor is refused it is not because more was tried: such refusals do not put off the way back up.
+        if was_out || self.limit > self.band.floor {
+            self.refused.push_back(now);
+        }
         while self.refused.len() as u64 > hourly(self.band.quota) + 1 {
             self.refused.pop_front();
         }

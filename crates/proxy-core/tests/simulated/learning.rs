@@ -117,6 +117,8 @@ struct Run {
     /// So many calls of others at once, every so many milliseconds.
     bursts: Option<(u64, u64)>,
     burst_at: u64,
+    /// So many calls in a hundred are refused, whatever the quota.
+    by_chance_percent: u64,
     sent: Vec<u64>,
     refused: Vec<u64>,
     /// When the refused ones were sent.
@@ -160,6 +162,7 @@ impl Run {
             other_at: 0,
             bursts: None,
             burst_at: 0,
+            by_chance_percent: 0,
             sent: Vec::new(),
             refused: Vec::new(),
             refused_sent: Vec::new(),
@@ -248,6 +251,9 @@ impl Run {
         while self.leaving.first_key_value().is_some_and(|(key, _)| key.0 <= self.now) {
             let ((_, number), mut out) = self.leaving.pop_first().unwrap();
             out.refused = self.dps.call(self.now).err();
+            if self.by_chance_percent > 0 && self.below(100) < self.by_chance_percent {
+                out.refused = out.refused.or(Some(2));
+            }
             if out.refused.is_some() {
                 self.refused.push(self.now);
                 self.refused_sent.push(out.sent);
@@ -465,6 +471,23 @@ fn bursts_of_others_do_not_take_the_limit_down_for_good() {
         run.run(3 * 3600);
         let used = run.sent.iter().filter(|at| **at >= 120 * MINUTE).count();
         assert!(used > 60 * 650, "every {minutes} minutes: {used} sent in the third hour");
+    }
+}
+
+#[test]
+fn refusals_by_chance_leave_the_floor_and_are_forgotten_when_they_are_over() {
+    for (percent, before) in [(1, 0), (5, 0), (1, 600), (5, 600)] {
+        let what = format!("{percent} % refused, {before} s after the first call");
+        let mut run = Run::new(1000, Dps::new(Shape::Sliding, false, 1000));
+        run.run(before);
+        run.by_chance_percent = percent;
+        let began = run.sent.len();
+        run.run(1800);
+        let over = run.sent.len();
+        assert!(over - began > 30 * 80, "{what}: {} sent in half an hour", over - began);
+        run.by_chance_percent = 0;
+        run.run(5400);
+        assert_eq!(run.line.limit_per_minute(), 1000, "{what}");
     }
 }
 
