@@ -18,7 +18,8 @@
 //! - One step down per limit: refusals of calls that had left before a step say nothing about the new limit. So a step costs
 //!   one refusal and at most those of the calls that were out.
 //! - While DPS takes nothing at all it is asked once more, and then not before a window is over, whatever wait it names. That
-//!   second refusal is a step of its own.
+//!   second refusal is a step of its own. Where so little was taken that no window can be full, each wait is twice as many times the
+//!   one that it names instead, up to a window.
 //! - It steps up only after a whole window in which the limit was what held the line back, and only by a bounded step. An exploration
 //!   that found nothing doubles the time until the next one.
 
@@ -404,8 +405,8 @@ impl Learner {
         Refused { stepped: self.limit != before, not_before }
     }
 
-    /// DPS takes nothing at all though the wait that it named is over: a window, of which the wait says nothing. Soon after the step that
-    /// shows a limit too: what it was refused on top of. After that it only shows that nothing is taken.
+    /// DPS takes nothing at all though the wait that it named is over. If what it took may fill a window, that is why, and its wait says
+    /// nothing; soon after the step it shows a limit too: what it was refused on top of. After that it only shows that nothing is taken.
     fn refused_in_vain(&mut self, until: Mono, now: Mono) -> Refused {
         let before = self.limit;
         let in_vain = self.episode.as_ref().map_or(0, |episode| episode.asked_in_vain);
