@@ -385,6 +385,17 @@ fn a_lower_quota_is_found_also_where_dps_names_a_wait_that_says_nothing() {
 }
 
 #[test]
+fn once_it_is_settled_less_than_one_call_in_a_thousand_is_refused_however_small_the_quota() {
+    // At these the step itself may cost a thousandth of an hour: those that are out, and one.
+    for (quota, real) in [(1000, 100), (400, 100), (200, 60), (100, 60)] {
+        for (shape, before) in SHAPES.into_iter().flat_map(|shape| BEFORE.map(|before| (shape, before))) {
+            let hours = Hours::new((quota, real), shape, true, before, 7200);
+            less_than_one_in_a_thousand_is_refused(&hours, real, &[120, 600, 3600]);
+        }
+    }
+}
+
+#[test]
 fn a_fixed_window_is_found_where_answers_are_slow() {
     for (quota, real) in [(400, 300), (1000, 300)] {
         let mut run = Run::new(quota, Dps::new(Shape::Fixed, false, u64::from(quota)));
