@@ -345,9 +345,9 @@ mod tests {
     #[test]
     fn a_lowered_quota_still_counts_what_was_taken() {
         let mut q = quota(10, 100, QuotaShape::Sliding);
-        for now in 0..10 {
-            assert_eq!(q.check(now), Ok(()));
-            q.record(now);
+        for moment in 0..10 {
+            assert_eq!(q.check(moment), Ok(()));
+            q.record(moment);
         }
         q.change(Quota { count: 4, window: Duration::from_nanos(100), shape: QuotaShape::Sliding }, None, 10);
         assert_eq!(q.check(10), Err(96), "the newest four are at 6..=9");

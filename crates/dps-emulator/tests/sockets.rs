@@ -208,6 +208,7 @@ async fn it_starts_inside_an_actix_runtime() {
     let deadline = Instant::now() + Duration::from_secs(10);
     while tokio::net::TcpStream::connect(addr).await.is_ok() {
         assert!(Instant::now() < deadline, "dropping stops it");
+        // Between two looks: nobody tells when a port is closed.
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

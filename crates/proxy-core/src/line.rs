@@ -122,7 +122,7 @@ pub enum Holding {
     AfterThrottling,
     /// Calls to the instance fail; we try again with one device after a growing wait, and then ramp up.
     InstanceFailing,
-    /// Calls to the instance go through again: few are out at the same time for now.
+    /// Calls to the instance go through again: few are out at the same time at first.
     RampingUp,
     /// The quota of this minute is used.
     Quota,

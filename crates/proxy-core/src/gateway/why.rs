@@ -73,7 +73,7 @@ impl Why<'_> {
         let LineStatus { under_way, failures, paused_until, .. } = self.status;
         let until = self.now.wall_at(paused_until.unwrap_or(self.now.mono));
         let calls = self.status.calls_max.map_or_else(String::new, |most| {
-            format!("no more than {most} at the same time for now, and the next one goes when DPS answers")
+            format!("no more than {most} at the same time for a while, and the next one goes when DPS answers")
         });
         match self.status.holding {
             Holding::ThrottledByDps => write!(f, "DPS throttled the instance, and nobody goes before {until}"),

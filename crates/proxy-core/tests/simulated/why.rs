@@ -75,7 +75,7 @@ async fn what_follows_a_429_is_told_until_calls_are_free_again() {
     assert_why(&world, "device-1499", &["DPS throttled the instance, and nobody goes before 20"]).await;
     sleep(seconds(16)).await;
     assert_eq!(holding(&world), Holding::AfterThrottling);
-    let parts = ["DPS throttled the instance not long ago: no more than 1 at the same time for now"];
+    let parts = ["DPS throttled the instance not long ago: no more than 1 at the same time for a while"];
     assert_why(&world, "device-1499", &parts).await;
     until_held_by(&world, Holding::Pace).await;
 }

@@ -503,6 +503,7 @@ fn a_full_disk_stops_acks_and_loses_none() {
                 process.kill().unwrap();
                 panic!("{step}: it hangs");
             }
+            // Between two looks: the standard library waits for a process with no time limit only.
             std::thread::sleep(Duration::from_millis(10));
         }
         let mut said = String::new();

@@ -20,6 +20,7 @@ fn is_signalled(signals: &mut Receiver<()>, within: Duration) -> bool {
         if signals.try_recv().is_ok() {
             return true;
         }
+        // Between two looks: the channel has no wait with a time limit outside a runtime.
         std::thread::sleep(Duration::from_millis(10));
     }
     false
