@@ -497,7 +497,7 @@ fn refusals_by_chance_leave_the_floor_and_are_forgotten_when_they_are_over() {
         let over = run.sent.len();
         assert!(over - began > 30 * 80, "{what}: {} sent in half an hour", over - began);
         run.by_chance_percent = 0;
-        run.run(5400);
+        run.run(3000);
         assert_eq!(run.line.limit_per_minute(), 1000, "{what}");
     }
 }
