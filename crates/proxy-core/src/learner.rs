@@ -18,8 +18,8 @@
 //! - One step down per limit: refusals of calls that had left before a step say nothing about the new limit. So a step costs
 //!   one refusal and at most those of the calls that were out.
 //! - While DPS takes nothing at all it is asked once more, and then not before a window is over, whatever wait it names. That
-//!   second refusal is a step of its own. Where so little was taken that no window can be full, each wait is twice as many times the
-//!   one that it names instead, up to a window.
+//!   second refusal is a step of its own. Where so little was taken that no window can be full, it waits as
+//!   named, then twice that, four times, up to a window.
 //! - It steps up only after a whole window in which the limit was what held the line back, and only by a bounded step. An exploration
 //!   that found nothing doubles the time until the next one.
 
