@@ -20,7 +20,7 @@ use crate::ids::{DeviceId, HubName, InstanceName, RegistrationId, TenantName};
 use crate::record::{AssignmentState, Record};
 use crate::settings::FeedSettings;
 use crate::store::{CommitError, Expect, Key, ReadError, Store, Table, Write};
-use crate::time::WallTime;
+use crate::time::{Now, StoredMoment};
 
 /// Rows read at once.
 pub const PAGE: usize = 512;
@@ -44,13 +44,13 @@ pub struct Change {
     /// The revision that the assignment has now.
     pub revision: u64,
     /// When.
-    pub at: WallTime,
+    pub at: StoredMoment,
 }
 
 impl Change {
     /// The change that a record's assignment has just had.
     #[must_use]
-    pub fn of(record: &Record, at: WallTime) -> Option<Self> {
+    pub fn of(record: &Record, at: StoredMoment) -> Option<Self> {
         let assignment = record.assignment.as_ref()?;
         Some(Self {
             tenant: record.tenant.clone(),
@@ -229,11 +229,11 @@ impl Feed {
         let mut events = Vec::with_capacity(rows.len());
         for row in rows {
             let Some(number) = number_of(&row.name).filter(|&number| number <= readable) else { break };
-            let change = serde_json::from_slice(&row.stored.value).map_err(|error| ReadError::Corrupt {
+            let change: Change = serde_json::from_slice(&row.stored.value).map_err(|error| ReadError::Corrupt {
                 table: Table::Feed,
                 detail: format!("event {number}: {error}"),
             })?;
-            events.push((number, change));
+            events.push((number, Change { at: change.at.shown(), ..change }));
         }
         Ok(Next::Events(events))
     }
@@ -243,7 +243,7 @@ impl Feed {
     ///
     /// # Errors
     /// As the store's; nothing is lost by trying again later.
-    pub async fn prune(&self, store: &dyn Store, settings: &FeedSettings, now: WallTime) -> Result<usize, CommitError> {
+    pub async fn prune(&self, store: &dyn Store, settings: &FeedSettings, now: Now) -> Result<usize, CommitError> {
         let readable = *self.readable.borrow();
         let rows =
             store.scan(Table::Feed, None, PAGE).await.map_err(|error| CommitError::ReadOnly(error.to_string()))?;
@@ -252,9 +252,8 @@ impl Feed {
         let mut last = 0;
         for row in rows {
             let Some(number) = number_of(&row.name) else { continue };
-            let at =
-                serde_json::from_slice::<Change>(&row.stored.value).map_or(WallTime::default(), |change| change.at);
-            if number >= readable || (number >= keep_from && now.since(at) <= settings.retention) {
+            let age = serde_json::from_slice::<Change>(&row.stored.value).ok().map(|change| change.at.age(now));
+            if number >= readable || (number >= keep_from && age.is_some_and(|age| age <= settings.retention)) {
                 break;
             }
             deletions.push(Write { key: key(number), expect: Expect::Any, value: None });
@@ -277,7 +276,17 @@ mod tests {
     use super::*;
     use crate::store::memory::MemoryStore;
 
-    const START: WallTime = WallTime::from_unix_millis(1_795_492_800_000);
+    use crate::time::{BootId, BootTag, Mono, Process, WallTime};
+
+    /// A moment of the machine's only boot, by a wall clock that may be set.
+    fn at(up: Duration, wall: WallTime) -> Now {
+        let process = Process { boot: BootTag::of(&BootId("boot".to_owned())), began: Mono::default() };
+        Now { mono: Mono::default().after(up), wall, process }
+    }
+
+    fn start() -> Now {
+        at(Duration::from_secs(1), WallTime::from_unix_millis(1_795_492_800_000))
+    }
 
     async fn filled(store: &MemoryStore, events: u64) -> Feed {
         let feed = Feed::open(store, "epoch".to_owned()).await.unwrap();
@@ -288,6 +297,10 @@ mod tests {
     }
 
     async fn append(store: &MemoryStore, feed: &Feed, revision: u64) {
+        append_at(store, feed, revision, start()).await;
+    }
+
+    async fn append_at(store: &MemoryStore, feed: &Feed, revision: u64, now: Now) {
         let change = Change {
             tenant: TenantName::parse("default").unwrap(),
             device_id: DeviceId::parse("sn-1").unwrap(),
@@ -296,7 +309,7 @@ mod tests {
             instance: InstanceName::parse("eu-1").unwrap(),
             state: AssignmentState::Confirmed,
             revision,
-            at: START,
+            at: StoredMoment::of(now),
         };
         let ticket = feed.ticket();
         store.commit(vec![ticket.write(&change)]).await.unwrap();
@@ -318,7 +331,7 @@ mod tests {
     async fn a_reader_that_falls_behind_the_retention_is_told_and_one_at_its_edge_is_not() {
         let store = MemoryStore::new();
         let feed = filled(&store, 10).await;
-        assert_eq!(feed.prune(&store, &keep(3), START).await.unwrap(), 7);
+        assert_eq!(feed.prune(&store, &keep(3), start()).await.unwrap(), 7);
         for slow in [0, 1, 6] {
             assert_eq!(feed.read(&store, slow).await.unwrap(), Next::Reset(10), "after {slow}");
         }
@@ -333,7 +346,7 @@ mod tests {
     async fn resuming_and_reading_agree_on_what_is_missing_across_a_restart() {
         let store = MemoryStore::new();
         let feed = filled(&store, 5).await;
-        feed.prune(&store, &keep(2), START).await.unwrap();
+        feed.prune(&store, &keep(2), start()).await.unwrap();
         let reopened = Feed::open(&store, "epoch".to_owned()).await.unwrap();
         for feed in [&feed, &reopened] {
             assert_eq!(feed.start(Some("epoch-2")), Start::Reset(5));
@@ -344,12 +357,28 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_wall_clock_that_is_set_changes_no_retention() {
+        let store = MemoryStore::new();
+        let feed = Feed::open(&store, "epoch".to_owned()).await.unwrap();
+        let (right, far) = (start().wall, start().wall.after(Duration::from_secs(20 * 365 * 86_400)));
+        let up = Duration::from_secs;
+        append_at(&store, &feed, 1, at(up(1), far)).await;
+        append_at(&store, &feed, 2, at(up(11), right)).await;
+        append_at(&store, &feed, 3, at(up(12), right)).await;
+        for wall in [right, far] {
+            assert_eq!(feed.prune(&store, &keep(100), at(up(61), wall)).await.unwrap(), 0, "kept for a minute");
+        }
+        assert_eq!(feed.prune(&store, &keep(100), at(up(62), right)).await.unwrap(), 1, "and not for twenty years");
+        assert_eq!(numbers(feed.read(&store, 1).await.unwrap()), [2, 3]);
+    }
+
+    #[tokio::test]
     async fn a_number_that_was_never_used_is_no_gap() {
         let store = MemoryStore::new();
         let feed = filled(&store, 2).await;
         drop(feed.ticket());
         append(&store, &feed, 4).await;
-        assert_eq!(feed.prune(&store, &keep(1), START).await.unwrap(), 2);
+        assert_eq!(feed.prune(&store, &keep(1), start()).await.unwrap(), 2);
         assert_eq!(numbers(feed.read(&store, 2).await.unwrap()), [4]);
     }
 }

@@ -31,7 +31,7 @@ use crate::record::{Record, Refusal, Versioned};
 use crate::repeat::RepeatGuard;
 use crate::settings::Settings;
 use crate::store::{CommitError, Health, ReadError, Store, Write};
-use crate::time::{Clock, Now, WallTime};
+use crate::time::{Clock, Now, StoredMoment};
 use crate::upstream::Connect;
 use crate::waiters::Waiters;
 
@@ -196,7 +196,7 @@ impl Gateway {
     }
 
     /// The refusal of a device, if it is still believed.
-    fn refusal<'r>(&self, record: &'r Record, now: WallTime) -> Option<&'r Refusal> {
+    fn refusal<'r>(&self, record: &'r Record, now: Now) -> Option<&'r Refusal> {
         record.refused(now).filter(|refusal| refusal.settings_mark == self.settings_mark())
     }
 
@@ -243,7 +243,7 @@ impl Gateway {
     ) -> Result<(), CommitError> {
         let revision = |record: &Record| record.assignment.as_ref().map(|assignment| assignment.revision);
         let changed = revision(&new.record) != old.and_then(revision);
-        let change = Change::of(&new.record, self.now().wall).filter(|_| changed);
+        let change = Change::of(&new.record, StoredMoment::of(self.now())).filter(|_| changed);
         let ticket = change.as_ref().map(|_| self.feed.ticket());
         let mut writes = more;
         if let (Some(ticket), Some(change)) = (&ticket, &change) {

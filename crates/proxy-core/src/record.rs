@@ -5,8 +5,10 @@
 //! - `footprint` names every instance that may hold a registration of the device at DPS. It is what capacity is counted from, and an
 //!   instance leaves it only before anything was sent there, or when an operator confirms the deletion at DPS.
 //! - The timeline is bounded; it never holds a secret.
+//! - A moment that something is measured from is a [`StoredMoment`]; one that people only read is a [`WallTime`].
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -15,7 +17,7 @@ use serde_json::Value;
 use crate::ids::{DeviceId, EnrollmentName, HubName, InstanceName, OperationId, RegistrationId, TenantName};
 use crate::lanes::Place;
 use crate::store::{Expect, Key, Stored, Table, Version, Write};
-use crate::time::WallTime;
+use crate::time::{Now, StoredMoment, WallTime};
 
 /// Everything we durably know of one device.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -56,16 +58,16 @@ pub struct Record {
     pub footprint: BTreeSet<InstanceName>,
     /// When the last registration was sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub last_sent: Option<WallTime>,
+    pub last_sent: Option<StoredMoment>,
     /// When the registration behind the current assignment was sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub last_registration_begun: Option<WallTime>,
+    pub last_registration_begun: Option<StoredMoment>,
     /// A reprovisioning that the device asked for was done, and the device was not told yet.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub reprovisioned_untold: bool,
     /// When the device was told of a reprovisioning it asked for; a repeated request means the same one for a while.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reprovision_told: Option<WallTime>,
+    pub reprovision_told: Option<StoredMoment>,
     /// When its credential was handed out, where that happens once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credential_claimed: Option<WallTime>,
@@ -196,7 +198,7 @@ pub struct Pending {
     /// Why.
     pub reason: Reason,
     /// Since when.
-    pub joined_at: WallTime,
+    pub joined_at: StoredMoment,
     /// How far it has come.
     pub stage: Stage,
     /// The device asked for a new registration: this one will be it.
@@ -230,12 +232,26 @@ pub struct Refusal {
     /// The instance that refused.
     pub instance: InstanceName,
     /// When.
-    pub at: WallTime,
-    /// Until when it is believed.
+    pub at: StoredMoment,
+    /// Until when it is believed, by the wall clock that `at` was read from: what counts is how long after `at` that is.
     pub until: WallTime,
     /// Names the settings under which it was given. New ones, also those of a new process, may have mended its cause.
     #[serde(default)]
     pub settings_mark: u64,
+}
+
+impl Refusal {
+    /// How long it is still believed; `None` if it is over.
+    #[must_use]
+    pub fn left(&self, now: Now) -> Option<Duration> {
+        self.at.left_of(self.until.since(self.at.wall()), now)
+    }
+
+    /// The same for people: its end is told by the wall clock of now.
+    #[must_use]
+    pub fn shown(&self, now: Now) -> Self {
+        Self { at: self.at.shown(), until: now.wall.after(self.left(now).unwrap_or_default()), ..self.clone() }
+    }
 }
 
 /// An operator keeps the device out.
@@ -344,8 +360,24 @@ impl Record {
 
     /// The refusal, if it is still believed at `now`.
     #[must_use]
-    pub fn refused(&self, now: WallTime) -> Option<&Refusal> {
-        self.refusal.as_ref().filter(|refusal| now < refusal.until)
+    pub fn refused(&self, now: Now) -> Option<&Refusal> {
+        self.refusal.as_ref().filter(|refusal| refusal.left(now).is_some())
+    }
+
+    /// The same record for people: without secrets, every moment by the wall clock alone.
+    #[must_use]
+    pub fn shown(mut self, now: Now) -> Self {
+        if let Some(listed) = &mut self.listed {
+            listed.key = None;
+        }
+        if let Some(pending) = &mut self.pending {
+            pending.joined_at = pending.joined_at.shown();
+        }
+        self.refusal = self.refusal.map(|refusal| refusal.shown(now));
+        for moment in [&mut self.last_sent, &mut self.last_registration_begun, &mut self.reprovision_told] {
+            *moment = moment.map(StoredMoment::shown);
+        }
+        self
     }
 
     /// Gives the place up. The instance leaves the footprint only if nothing was ever sent there.

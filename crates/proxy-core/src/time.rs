@@ -2,12 +2,16 @@
 //!
 //! Two clocks, never mixed. [`Mono`] measures ages: it is the machine's boot-time clock, which runs on while the machine
 //! sleeps and which no operator can set. [`WallTime`] is what people and credentials speak of; it may jump, and nothing that
-//! protects a quota depends on it. Only [`SystemClock`] asks the operating system.
+//! protects a quota depends on it. What is stored keeps both ([`StoredMoment`]). Only [`SystemClock`] asks the operating system.
 
 use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+mod stored;
+
+pub use stored::{BootTag, Process, StoredMoment};
 
 /// A moment of the boot-time clock, in nanoseconds since boot. Comparable only within one boot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
@@ -111,6 +115,8 @@ pub struct Now {
     pub mono: Mono,
     /// For people and credentials.
     pub wall: WallTime,
+    /// Who reads them: what the age of a stored moment is judged by.
+    pub process: Process,
 }
 
 impl Now {
@@ -138,6 +144,7 @@ pub trait Clock: Send + Sync + fmt::Debug {
 #[derive(Debug)]
 pub struct SystemClock {
     boot_id: BootId,
+    process: Process,
 }
 
 impl SystemClock {
@@ -149,13 +156,15 @@ impl SystemClock {
             |_| format!("process-{}-{}", std::process::id(), wall_now().unix_millis()),
             |text| text.trim().to_owned(),
         );
-        Self { boot_id: BootId(boot_id) }
+        let boot_id = BootId(boot_id);
+        let process = Process { boot: BootTag::of(&boot_id), began: mono_now() };
+        Self { boot_id, process }
     }
 
-    /// Reads both clocks.
+    /// Reads the wall clock.
     #[must_use]
-    pub fn read() -> Now {
-        Now { mono: mono_now(), wall: wall_now() }
+    pub fn wall() -> WallTime {
+        wall_now()
     }
 }
 
@@ -167,7 +176,7 @@ impl Default for SystemClock {
 
 impl Clock for SystemClock {
     fn now(&self) -> Now {
-        Self::read()
+        Now { mono: mono_now(), wall: wall_now(), process: self.process }
     }
 
     fn boot_id(&self) -> BootId {

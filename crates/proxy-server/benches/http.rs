@@ -277,7 +277,7 @@ impl Devices {
     fn join_request(&self) -> String {
         let id = format!("joiner-{:09}", self.next.fetch_add(1, Ordering::Relaxed));
         let key = sas::derive_device_key(&self.group_key, &id);
-        let expiry = SystemClock::read().wall.unix_seconds() + 3600;
+        let expiry = SystemClock::wall().unix_seconds() + 3600;
         let token = sas::device_token(&key, &format!("localhost%2Fregistrations%2F{id}"), expiry, None);
         let body = format!(r#"{{"hardwareId":"{id}"}}"#);
         format!(

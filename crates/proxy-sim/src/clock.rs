@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use proxy_core::time::{BootId, Clock, Mono, Now, WallTime};
+use proxy_core::time::{BootId, BootTag, Clock, Mono, Now, Process, WallTime};
 use tokio::time::Instant;
 
 /// 2026-01-01T00:00:00Z.
@@ -63,14 +63,19 @@ impl SimClock {
     }
 }
 
+fn boot_id(boots: u32) -> BootId {
+    BootId(format!("boot-{boots}"))
+}
+
 impl Clock for SimClock {
     fn now(&self) -> Now {
         let state = self.state.lock();
         let mono = Mono::default().after(state.uptime + state.booted.elapsed());
-        Now { mono, wall: WallTime::from_unix_millis(self.unix_millis() + state.wall_offset_millis) }
+        let process = Process { boot: BootTag::of(&boot_id(state.boots)), began: Mono::default().after(state.uptime) };
+        Now { mono, wall: WallTime::from_unix_millis(self.unix_millis() + state.wall_offset_millis), process }
     }
 
     fn boot_id(&self) -> BootId {
-        BootId(format!("boot-{}", self.state.lock().boots))
+        boot_id(self.state.lock().boots)
     }
 }

@@ -224,7 +224,7 @@ impl Gateway {
         let idle = record.pending.is_none() && record.blocked.is_none() && record.retired.is_none();
         let suspect =
             record.assignment.as_ref().is_none_or(|assignment| assignment.state != AssignmentState::Confirmed);
-        let refused = self.refusal(record, self.now().wall).is_some();
+        let refused = self.refusal(record, self.now()).is_some();
         if !idle || !suspect || refused || self.is_stopping() {
             return;
         }

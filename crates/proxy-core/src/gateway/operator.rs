@@ -20,7 +20,7 @@ use crate::record::{AssignmentState, Blocked, Listed, Pending, Reason, Record, S
 use crate::secret::SymmetricKey;
 use crate::settings::{Settings, UpstreamAttestation};
 use crate::store::{CommitError, Expect, Write};
-use crate::time::{Mono, Now, WallTime};
+use crate::time::{Mono, Now, StoredMoment, WallTime};
 
 /// One instance as operators see it.
 #[derive(Debug, Clone, Serialize)]
@@ -249,11 +249,8 @@ impl Gateway {
     /// # Errors
     /// [`OperatorError::Unknown`], or the store's.
     pub async fn registration(&self, id: &RegistrationId) -> Result<RegistrationView, OperatorError> {
-        let Versioned { mut record, .. } =
-            self.load(id).await.map_err(StoreError::from)?.ok_or(OperatorError::Unknown)?;
-        if let Some(listed) = &mut record.listed {
-            listed.key = None;
-        }
+        let Versioned { record, .. } = self.load(id).await.map_err(StoreError::from)?.ok_or(OperatorError::Unknown)?;
+        let record = record.shown(self.now());
         let mut view = RegistrationView { record, waiting_because: None, position: None, appointment: None };
         if let Some(pending) = view.record.pending.clone() {
             self.explain(&pending, &mut view);
@@ -493,7 +490,7 @@ impl Gateway {
                 assignment.revision += 1;
                 gateway.feed.ticket()
             });
-            let change = crate::feed::Change::of(&last, gateway.now().wall);
+            let change = crate::feed::Change::of(&last, StoredMoment::of(gateway.now()));
             let mut writes: Vec<Write> =
                 ticket.iter().zip(&change).map(|(ticket, change)| ticket.write(change)).collect();
             let expect = old.version.map_or(Expect::Absent, Expect::Version);

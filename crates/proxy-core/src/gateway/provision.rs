@@ -18,7 +18,7 @@ use crate::record::{AssignmentState, Pending, Reason, Record, Refusal, Stage, Ve
 use crate::retry;
 use crate::settings::{DeriveFrom, Enrollment, Settings};
 use crate::store::{CommitError, ReadError};
-use crate::time::{Mono, Now, WallTime};
+use crate::time::{Mono, Now, StoredMoment, WallTime};
 
 /// A device's question.
 #[derive(Debug, Clone)]
@@ -269,10 +269,10 @@ impl Gateway {
             return Ok(self.queued_step(device, versioned, pending, now));
         }
         // What a device asked for in vain does not take from it what it has.
-        let wants_another = !done.told && device.wants_another(record, now.wall);
+        let wants_another = !done.told && device.wants_another(record, now);
         let content = record.confirmed().is_some() && !wants_another;
-        if let Some(refusal) = self.refusal(record, now.wall).filter(|_| !content) {
-            return Err(ProvisionError::Refused(Box::new(refusal.clone())));
+        if let Some(refusal) = self.refusal(record, now).filter(|_| !content) {
+            return Err(ProvisionError::Refused(Box::new(refusal.shown(now))));
         }
         match record.assignment.as_ref().map(|assignment| assignment.state) {
             None => Ok(Step::Join(Reason::First)),
@@ -378,7 +378,7 @@ impl Gateway {
             instance: instance.clone(),
             place,
             reason: joining.reason,
-            joined_at: now.wall,
+            joined_at: StoredMoment::of(now),
             stage: Stage::Waiting,
             reprovision: joining.reprovision,
             first_there,
@@ -492,7 +492,7 @@ fn tell(device: &Believed<'_>, record: &Record, done: Done, now: Now) -> Step {
         let mut record = record.clone();
         if tells_reprovision {
             record.reprovisioned_untold = false;
-            record.reprovision_told = Some(now.wall);
+            record.reprovision_told = Some(StoredMoment::of(now));
         }
         if claims {
             record.credential_claimed = Some(now.wall);
@@ -520,8 +520,7 @@ pub(super) struct Joining {
 /// One registration of a suspect device per cool-down.
 pub(super) fn suspect_not_before(record: &Record, reason: Reason, settings: &Settings, now: Now) -> Option<Mono> {
     let begun = record.last_registration_begun.filter(|_| reason == Reason::Suspect)?;
-    let left = settings.registration.suspect_cooldown.checked_sub(now.wall.since(begun))?;
-    (!left.is_zero()).then(|| now.mono.after(left))
+    begun.left_of(settings.registration.suspect_cooldown, now).map(|left| now.mono.after(left))
 }
 
 fn reason_words(reason: Reason) -> &'static str {
@@ -550,9 +549,10 @@ impl Believed<'_> {
     }
 
     /// Whether its wish for a new registration is not met yet.
-    fn wants_another(&self, record: &Record, now: WallTime) -> bool {
+    fn wants_another(&self, record: &Record, now: Now) -> bool {
         let cooldown = self.settings.registration.reprovision_cooldown;
-        let lately = |moment: Option<WallTime>| moment.is_some_and(|moment| now.since(moment) < cooldown);
+        let lately =
+            |moment: Option<StoredMoment>| moment.is_some_and(|moment| moment.left_of(cooldown, now).is_some());
         let met =
             record.reprovisioned_untold || lately(record.last_registration_begun) || lately(record.reprovision_told);
         self.question.reprovision && !met

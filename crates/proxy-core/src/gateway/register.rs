@@ -21,7 +21,7 @@ use crate::ledger::{SlotId, SlotRecord};
 use crate::line::{Admission, Departure, Holding};
 use crate::record::{Record, Stage};
 use crate::store::Write;
-use crate::time::{Mono, Now, WallTime};
+use crate::time::{Mono, Now, StoredMoment};
 use crate::upstream::verdict::{Call, RefusalWords, Verdict, judge};
 use crate::upstream::{Answer, CallResult, Caller, DpsError, NoAnswer, Said, Upstream};
 
@@ -57,7 +57,7 @@ struct Ready {
     payload: Option<serde_json::Value>,
     repeated: bool,
     /// When the registration before this one was sent.
-    sent_before: Option<WallTime>,
+    sent_before: Option<StoredMoment>,
 }
 
 /// What the ledger on disk must still hear of a call that ended.
@@ -207,7 +207,7 @@ impl Trip {
             pending.attempts = pending.attempts.saturating_add(1);
             pending.stage = Stage::Sent { time: now.wall, dps_time };
             let attempt = pending.attempts;
-            record.last_sent = Some(now.wall);
+            record.last_sent = Some(StoredMoment::of(now));
             record.note(now.wall, timeline_max, format!("registration {attempt} sent to {}", self.dispatcher.name));
             Ok(ready)
         };

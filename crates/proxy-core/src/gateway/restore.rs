@@ -318,7 +318,7 @@ impl Gateway {
             }
             let settings = self.settings();
             loop {
-                match self.feed.prune(&*self.store, &settings.feed, self.now().wall).await {
+                match self.feed.prune(&*self.store, &settings.feed, self.now()).await {
                     Ok(pruned) if pruned == crate::feed::PAGE && !self.is_stopping() => {}
                     Ok(_) => break,
                     Err(error) => {
@@ -496,7 +496,7 @@ impl Derived {
             Stage::Sent { .. } => LeftWith::UnknownOutcome,
             Stage::Assigning { operation_id, .. } => LeftWith::Operation(operation_id.clone()),
         };
-        let (instance, place, ago) = (pending.instance.clone(), pending.place, now.wall.since(pending.joined_at));
+        let (instance, place, ago) = (pending.instance.clone(), pending.place, pending.joined_at.age(now));
         let Record { registration_id: id, tenant, .. } = record;
         self.lines.entry(instance).or_default().add(Left { place, tenant, id, ago, what });
     }

@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod belonging;
+mod clocks;
 mod learning;
 mod line;
 mod operators;

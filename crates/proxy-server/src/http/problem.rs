@@ -184,7 +184,7 @@ fn unauthorized_device(reason: NotBelieved) -> Problem {
 /// The server's time, for devices without a clock.
 #[must_use]
 pub fn server_time() -> WallTime {
-    proxy_core::time::SystemClock::read().wall
+    proxy_core::time::SystemClock::wall()
 }
 
 fn forbidden(code: &'static str, detail: String) -> Problem {
@@ -291,7 +291,7 @@ mod tests {
             error_code: None,
             tracking_id: None,
             instance: InstanceName::parse("eu-1").unwrap(),
-            at: server_time(),
+            at: server_time().into(),
             until: server_time().after(left),
             settings_mark: 0,
         }

@@ -9,7 +9,7 @@ use crate::gateway::dispatch::count;
 use crate::lane::Errand;
 use crate::record::{Record, Stage};
 use crate::retry;
-use crate::time::WallTime;
+use crate::time::StoredMoment;
 use crate::upstream::verdict::{Call, RefusalWords, trace};
 
 /// Least wait after DPS throttled us, whatever it asked for.
@@ -47,7 +47,7 @@ impl Trip {
         }
     }
 
-    pub(super) async fn unreachable(&self, why: &str, sent_before: Option<WallTime>, settled: Settled) {
+    pub(super) async fn unreachable(&self, why: &str, sent_before: Option<StoredMoment>, settled: Settled) {
         tracing::warn!(registration_id = %self.id, instance = %self.dispatcher.name, why, "the instance cannot be reached");
         self.pause_instance(why);
         let what = format!("{} cannot be reached: {why}", self.dispatcher.name);
@@ -55,7 +55,7 @@ impl Trip {
     }
 
     /// Nothing left: the place is as it was.
-    pub(super) async fn stay(&self, what: &str, errand: Errand, sent_before: Option<WallTime>, settled: Settled) {
+    pub(super) async fn stay(&self, what: &str, errand: Errand, sent_before: Option<StoredMoment>, settled: Settled) {
         let undo = |record: &mut Record| {
             if errand == Errand::Register
                 && let Some(pending) = &mut record.pending

@@ -7,6 +7,7 @@ use crate::gateway::dispatch::count;
 use crate::gateway::{Gateway, StoreError};
 use crate::ids::{DeviceId, HubName, RegistrationId, TenantName};
 use crate::record::{Assignment, AssignmentState, Refusal, Versioned};
+use crate::time::StoredMoment;
 use crate::upstream::RegistrationState;
 use crate::upstream::verdict::{RefusalWords, trace};
 
@@ -104,7 +105,7 @@ impl Trip {
     /// DPS will not have the device: it leaves the line, and is told why until the refusal expires.
     pub(super) async fn refuse(&self, words: RefusalWords, settled: Settled) {
         let (settings, settings_mark) = (self.gateway.settings(), self.gateway.settings_mark());
-        let now = self.now().wall;
+        let now = self.now();
         tracing::warn!(registration_id = %self.id, instance = %self.dispatcher.name, code = words.code, detail = words.detail,
             error_code = words.error_code, tracking_id = words.tracking_id, "registration refused");
         let stored = self
@@ -116,13 +117,13 @@ impl Trip {
                     error_code: words.error_code,
                     tracking_id: words.tracking_id.clone(),
                     instance: self.dispatcher.name.clone(),
-                    at: now,
-                    until: now.after(settings.registration.refusal_ttl),
+                    at: StoredMoment::of(now),
+                    until: now.wall.after(settings.registration.refusal_ttl),
                     settings_mark,
                 });
                 let tracking = trace(words.tracking_id.as_deref());
                 record.note(
-                    now,
+                    now.wall,
                     settings.registration.timeline_max,
                     format!("refused by {}: {}{tracking}", self.dispatcher.name, words.detail),
                 );

@@ -8,7 +8,7 @@ use crate::lane::Errand;
 use crate::ledger::SlotRecord;
 use crate::line::Departure;
 use crate::record::{Record, Stage};
-use crate::time::WallTime;
+use crate::time::Now;
 use crate::upstream::verdict::{Call, Verdict, judge};
 use crate::upstream::{Answer, NoAnswer, RegistrationState, Said, Status};
 
@@ -35,7 +35,7 @@ impl Trip {
     async fn next_lookup_wait(&self) -> Duration {
         let record = self.gateway.load(&self.id).await.ok().flatten();
         let sent = record.and_then(|versioned| versioned.record.last_sent);
-        let age = sent.map_or(LOOKUP_WAIT, |sent| self.now().wall.since(sent));
+        let age = sent.map_or(LOOKUP_WAIT, |sent| sent.age(self.now()));
         age.clamp(LOOKUP_WAIT, self.gateway.settings().registration.poll_interval_max.max(LOOKUP_WAIT))
     }
 
@@ -73,9 +73,9 @@ impl Trip {
                 _ if failure(&answer).is_some_and(|state| !is_after_send(&before, state)) => {
                     self.go_again("DPS holds an older failure only", Duration::ZERO, settled).await;
                 }
-                Verdict::Retry { why } if self.lookups_are_over(&before, now.wall) => self.failed(&why, settled).await,
+                Verdict::Retry { why } if self.lookups_are_over(&before, now) => self.failed(&why, settled).await,
                 Verdict::Assigning { .. } | Verdict::Requeue { .. } | Verdict::Unknown { .. }
-                    if self.lookups_are_over(&before, now.wall) =>
+                    if self.lookups_are_over(&before, now) =>
                 {
                     self.go_again("DPS gave no result in time", Duration::ZERO, settled).await;
                 }
@@ -102,9 +102,9 @@ impl Trip {
         is_after_send(before, found)
     }
 
-    fn lookups_are_over(&self, before: &Record, now: WallTime) -> bool {
+    fn lookups_are_over(&self, before: &Record, now: Now) -> bool {
         let assigning_max = self.gateway.settings().registration.assigning_max;
-        before.last_sent.is_none_or(|sent| now.since(sent) > assigning_max)
+        before.last_sent.is_none_or(|sent| sent.age(now) > assigning_max)
     }
 }
 

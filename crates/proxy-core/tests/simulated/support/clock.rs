@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use proxy_core::time::{BootId, Clock, Mono, Now, WallTime};
+use proxy_core::time::{BootId, BootTag, Clock, Mono, Now, Process, WallTime};
 use tokio::time::Instant;
 
 /// 2026-01-01T00:00:00Z.
@@ -52,16 +52,21 @@ impl TestClock {
     }
 }
 
+fn boot_id(boots: u32) -> BootId {
+    BootId(format!("boot-{boots}"))
+}
+
 impl Clock for TestClock {
     fn now(&self) -> Now {
         let state = self.state.lock();
         let mono = Mono::default().after(state.uptime + state.booted.elapsed());
+        let process = Process { boot: BootTag::of(&boot_id(state.boots)), began: Mono::default().after(state.uptime) };
         let elapsed = i64::try_from(self.began.elapsed().as_millis()).unwrap();
-        Now { mono, wall: WallTime::from_unix_millis(EPOCH_MILLIS + elapsed + state.wall_offset_millis) }
+        Now { mono, wall: WallTime::from_unix_millis(EPOCH_MILLIS + elapsed + state.wall_offset_millis), process }
     }
 
     fn boot_id(&self) -> BootId {
-        BootId(format!("boot-{}", self.state.lock().boots))
+        boot_id(self.state.lock().boots)
     }
 }
 
