@@ -7,6 +7,7 @@ mod backend;
 mod changes;
 mod check_config;
 mod credentials;
+mod demo;
 mod golden;
 mod hostile;
 mod import;

@@ -145,17 +145,26 @@ pub(crate) fn report(text: &str) {
     let _closed_pipe = writeln!(std::io::stderr(), "{text}");
 }
 
-/// Ready on SIGTERM or SIGINT.
+/// Ready on SIGTERM or SIGINT. Both are caught from the first poll on.
 pub(crate) async fn stop_signal() {
-    use tokio::signal::unix::{SignalKind, signal};
-    match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
-        (Ok(mut terminate), Ok(mut interrupt)) => {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
+    use tokio::signal::unix::SignalKind;
+    first_of(&[SignalKind::terminate(), SignalKind::interrupt()]).await;
+}
+
+/// Ready on SIGTERM, SIGINT or SIGHUP, which a terminal sends when it is closed. All are caught from the first poll on.
+pub(crate) async fn stop_or_hangup_signal() {
+    use tokio::signal::unix::SignalKind;
+    first_of(&[SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()]).await;
+}
+
+async fn first_of(kinds: &[tokio::signal::unix::SignalKind]) {
+    let caught: std::io::Result<Vec<_>> = kinds.iter().map(|kind| tokio::signal::unix::signal(*kind)).collect();
+    match caught {
+        Ok(mut signals) => {
+            let waits = signals.iter_mut().map(|signal| Box::pin(signal.recv()));
+            let _first = futures_util::future::select_all(waits).await;
         }
-        (Err(error), _) | (_, Err(error)) => {
+        Err(error) => {
             tracing::error!(%error, "signals cannot be caught; only SIGKILL ends this process");
             std::future::pending::<()>().await;
         }

@@ -42,7 +42,7 @@ pub struct Options {
     /// Keep store, keys, certificates and configuration in this directory (default: a temporary one, removed at the end).
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
-    /// Keep everything running after the report, until Ctrl-C.
+    /// Keep everything running after the report, until Ctrl-C, to try it by hand.
     #[arg(long)]
     keep_running: bool,
     /// What is logged to standard error, in the language of RUST_LOG.
@@ -51,6 +51,9 @@ pub struct Options {
 }
 
 /// Runs the demo. True if every device was assigned.
+///
+/// SIGINT, SIGTERM and SIGHUP (a terminal that was closed) end it in order: the service is stopped and the temporary directory, which
+/// holds keys, is removed.
 ///
 /// # Errors
 /// If something cannot be started.
@@ -64,45 +67,86 @@ pub async fn run(options: Options) -> anyhow::Result<bool> {
         (None, None) => anyhow::bail!("no directory to work in"),
     };
     std::fs::create_dir_all(&directory).with_context(|| format!("{}", directory.display()))?;
-    let kept = options.data.is_some() || options.keep_running;
-    let assigned_all = play(&options, &directory, kept).await?;
-    drop(temporary);
-    Ok(assigned_all)
+    let ended = cli::stop_or_hangup_signal();
+    tokio::pin!(ended);
+    let stage = tokio::select! {
+        biased;
+        () = &mut ended => return Ok(interrupted()),
+        stage = Stage::set(&options, &directory) => stage?,
+    };
+    let shown = tokio::select! {
+        biased;
+        () = &mut ended => None,
+        shown = stage.show(&options) => Some(shown),
+    };
+    if options.keep_running && matches!(shown, Some(Ok(_))) {
+        scene::print_curls(stage.addresses, &stage.secrets);
+        report::say("Still running; Ctrl-C ends it.");
+        ended.await;
+    }
+    stage.strike().await?;
+    shown.unwrap_or_else(|| Ok(interrupted()))
 }
 
-async fn play(options: &Options, directory: &Path, kept: bool) -> anyhow::Result<bool> {
-    let mut entropy = Entropy::from_system();
-    let ca = TestCa::generate().map_err(anyhow::Error::from)?;
-    let secrets = scene::Secrets::make(directory, &ca, &mut entropy)?;
-    report::say(&format!(
-        "Starting {} emulated DPS instances (quota {} registrations per minute each, {} hubs each) and the proxy …",
-        options.instances, options.quota, options.hubs
-    ));
-    let emulators = scene::start_emulators(options, &ca, &secrets, &mut entropy).await?;
-    let file = scene::write_config(options, directory, &emulators)?;
-    let (addresses, stop, serving) = start_service(file.clone()).await?;
-    if kept {
+fn interrupted() -> bool {
+    report::say("Interrupted.");
+    false
+}
+
+/// The emulated instances and the service, running.
+struct Stage {
+    emulators: Emulators,
+    secrets: scene::Secrets,
+    addresses: Addresses,
+    stop: oneshot::Sender<()>,
+    serving: Serving,
+}
+
+impl Stage {
+    async fn set(options: &Options, directory: &Path) -> anyhow::Result<Self> {
+        let mut entropy = Entropy::from_system();
+        let ca = TestCa::generate().map_err(anyhow::Error::from)?;
+        let secrets = scene::Secrets::make(directory, &ca, &mut entropy)?;
         report::say(&format!(
-            "Configuration: {} (edit it while this runs: rates change within a second)",
+            "Starting {} emulated DPS {} (quota {} registrations per minute each, {} hubs each) and the proxy …",
+            options.instances,
+            if options.instances == 1 { "instance" } else { "instances" },
+            options.quota,
+            options.hubs
+        ));
+        let emulators = scene::start_emulators(options, &ca, &secrets, &mut entropy).await?;
+        let file = scene::write_config(options, directory, &emulators)?;
+        let (addresses, stop, serving) = start_service(file.clone()).await?;
+        scene::print_addresses(addresses, directory);
+        report::say(&format!(
+            "Configuration  {} (edit it while this runs: rates change within a second)",
             file.display()
         ));
+        Ok(Self { emulators, secrets, addresses, stop, serving })
     }
-    let fleet = Fleet::new(options, addresses, &secrets, &mut entropy)?;
-    let began = Instant::now();
-    let outcomes = fleet.run().await;
-    let report = Report { options, outcomes: &outcomes, took: began.elapsed(), emulators: &emulators };
-    let assigned_all = report.print();
-    scene::print_curls(addresses, &secrets, directory, options.keep_running);
-    if options.keep_running {
-        report::say("Still running; Ctrl-C ends it.");
-        cli::stop_signal().await;
+
+    /// The fleet knocks, and what came of it is reported. True if every device was assigned.
+    async fn show(&self, options: &Options) -> anyhow::Result<bool> {
+        let mut entropy = Entropy::from_system();
+        let fleet = Fleet::new(options, self.addresses, &self.secrets, &mut entropy)?;
+        let began = Instant::now();
+        let outcomes = fleet.run().await;
+        let report = Report { options, outcomes: &outcomes, took: began.elapsed(), emulators: &self.emulators };
+        let assigned_all = report.print();
+        if !options.keep_running {
+            report::say("\nWith --keep-running everything stays up, and two curl lines show how to ask by hand.");
+        }
+        Ok(assigned_all)
     }
-    let _already_gone = stop.send(());
-    serving.await.context("the service's task")??;
-    for emulator in emulators {
-        emulator.stop().await;
+
+    async fn strike(self) -> anyhow::Result<()> {
+        let _already_gone = self.stop.send(());
+        self.serving.await.context("the service's task")??;
+        for emulator in self.emulators {
+            emulator.stop().await;
+        }
+        Ok(())
     }
-    Ok(assigned_all)
 }
 
 type Serving = tokio::task::JoinHandle<anyhow::Result<()>>;

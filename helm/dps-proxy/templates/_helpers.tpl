@@ -114,7 +114,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- range $section, $keys := dict "store" (list "path") "device" $own "backend" $own "operator" $own }}
 {{- range $key := $keys }}
 {{- if hasKey (get $.Values.config $section | default dict) $key }}
-{{- fail (printf "config.%s.%s: the chart sets this itself" $section $key) }}
+{{- fail (printf "config.%s.%s: the chart sets this itself%s" $section $key (ternary " from the value listenAddress" "" (eq $key "listen"))) }}
 {{- end }}
 {{- end }}
 {{- end }}
@@ -128,7 +128,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- include "dps-proxy.validate" . }}
 {{- $own := dict "store" (dict "path" (include "dps-proxy.storeDir" .)) }}
 {{- range $listener, $port := dict "device" 8443 "backend" 8081 "operator" 8082 }}
-{{- $section := dict "listen" (printf "0.0.0.0:%d" $port) "tls" "off" }}
+{{- $section := dict "listen" (printf "%s:%d" $.Values.listenAddress $port) "tls" "off" }}
 {{- if (get $.Values.tls $listener).enabled }}
 {{- $folder := printf "%s/tls-%s" (include "dps-proxy.secretsDir" $) $listener }}
 {{- $_ := set $section "tls" "on" }}

@@ -34,9 +34,9 @@ pub(super) const BURST: u32 = 10;
 /// What only this run of the demo knows.
 pub(super) struct Secrets {
     pub(super) ca_pem: String,
+    pub(super) ca_file: PathBuf,
     pub(super) group_key: SymmetricKey,
     pub(super) backend_token: String,
-    pub(super) operator_token: String,
 }
 
 impl Secrets {
@@ -44,16 +44,18 @@ impl Secrets {
     /// group key and tokens, so that its devices are still known.
     pub(super) fn make(directory: &Path, ca: &TestCa, entropy: &mut Entropy) -> anyhow::Result<Self> {
         let leaf = ca.issue([HOST_NAME, "127.0.0.1"])?;
-        write_secret(&directory.join(CA), &ca.ca_pem())?;
+        let ca_file = directory.join(CA);
+        write_secret(&ca_file, &ca.ca_pem())?;
         write_secret(&directory.join(CHAIN), &leaf.chain_pem)?;
         write_secret(&directory.join(PRIVATE_KEY), &leaf.key_pem)?;
         let group_key = keep_or_write(&directory.join(GROUP_KEY), || random_base64(entropy, 64))?;
+        keep_or_write(&directory.join(OPERATOR_TOKEN), || random_hex(entropy))?;
         Ok(Self {
             ca_pem: ca.ca_pem(),
+            ca_file,
             group_key: SymmetricKey::from_base64(&group_key)
                 .with_context(|| format!("{GROUP_KEY} in {}", directory.display()))?,
             backend_token: keep_or_write(&directory.join(BACKEND_TOKEN), || random_hex(entropy))?,
-            operator_token: keep_or_write(&directory.join(OPERATOR_TOKEN), || random_hex(entropy))?,
         })
     }
 }
@@ -199,21 +201,30 @@ pub(super) fn device_credential(group_key: &SymmetricKey, hardware_id: &str, lif
     sas::device_token(&key, &format!("{HOST_NAME}%2Fregistrations%2F{id}"), expiry, None)
 }
 
-/// Two commands that a reader can paste while the demo keeps running.
-pub(super) fn print_curls(addresses: Addresses, secrets: &Secrets, directory: &Path, running: bool) {
-    let credential = device_credential(&secrets.group_key, "my-own-device", Duration::from_secs(86_400));
-    let ca = directory.join(CA);
-    let when = if running { "Try it:" } else { "With --keep-running these two work:" };
+/// Where everything is, while the demo runs.
+pub(super) fn print_addresses(addresses: Addresses, directory: &Path) {
     super::report::say(&format!(
-        "\n{when}\n  curl --cacert {ca} https://{HOST_NAME}:{device}/v1/provision -H 'Content-Type: application/json' -H 'Prefer: wait=20' \
+        "Devices        https://{HOST_NAME}:{device} (CA certificate in {ca})\nBackends       http://{backend} (token in {backend_token})\n\
+         Operators      http://{operator} (token in {operator_token})",
+        device = addresses.device.port(),
+        ca = directory.join(CA).display(),
+        backend = addresses.backend,
+        backend_token = directory.join(BACKEND_TOKEN).display(),
+        operator = addresses.operator,
+        operator_token = directory.join(OPERATOR_TOKEN).display(),
+    ));
+}
+
+/// Two commands that a reader can paste while the demo keeps running. They refer to the directory that the addresses were printed with.
+pub(super) fn print_curls(addresses: Addresses, secrets: &Secrets) {
+    let credential = device_credential(&secrets.group_key, "my-own-device", Duration::from_secs(86_400));
+    super::report::say(&format!(
+        "\nTry it:\n  curl --cacert {ca} https://{HOST_NAME}:{device}/v1/provision -H 'Content-Type: application/json' -H 'Prefer: wait=20' \
          -H 'Authorization: {credential}' -d '{{\"hardwareId\":\"my-own-device\"}}'\n  curl http://{backend}/v1/devices/my-own-device/assignment \
-         -H 'Authorization: Bearer {token}'\nOperator plane: http://{operator}/v1/instances (token in {file})",
-        ca = ca.display(),
+         -H 'Authorization: Bearer {token}'",
+        ca = secrets.ca_file.display(),
         device = addresses.device.port(),
         backend = addresses.backend,
         token = secrets.backend_token,
-        operator = addresses.operator,
-        file = directory.join(OPERATOR_TOKEN).display(),
     ));
-    debug_assert!(!secrets.operator_token.is_empty());
 }
