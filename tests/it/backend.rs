@@ -1,5 +1,6 @@
 //! Which hub is this device on?
 
+use dps_emulator::{Fault, FaultAction};
 use dps_proxy_tests::{Reply, TestDevice, TestDps, TestGateway, eventually};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -95,13 +96,68 @@ async fn a_lookup_answers_each_of_a_thousand_ids_in_order_and_refuses_more() {
         if [7, 999].contains(&number) {
             assert_eq!((&answer["found"], &answer["assignment"]["assignedHub"]), (&json!(true), &json!(dps.hubs()[0])));
         } else {
-            assert_eq!((&answer["found"], &answer["code"]), (&json!(false), &json!("never-seen")), "{answer}");
+            let code = if number == 13 { "differs-in-case" } else { "never-seen" };
+            assert_eq!((&answer["found"], &answer["code"]), (&json!(false), &json!(code)), "{answer}");
         }
     }
     assert_eq!(lookup(&gateway, &[]).await.ok().json["assignments"], json!([]));
     ids.push("one-more".to_owned());
     let reply = lookup(&gateway, &ids).await.problem(400, "too-many-ids");
     assert!(reply.detail().contains("1000") && reply.detail().contains("1001"), "{}", reply.detail());
+}
+
+#[tokio::test]
+async fn a_device_id_in_another_case_is_said_to_be_one() {
+    let dps = TestDps::start().await;
+    let gateway = TestGateway::builder().instance("eu-1", &dps).start().await;
+    gateway.assigned(&TestDevice::of_fleet("SN-Case-1")).await;
+    gateway.backend_get("/v1/devices/sn-case-1/assignment").await.ok();
+    let reply = gateway.backend_get("/v1/devices/SN-Case-1/assignment").await.problem(404, "differs-in-case");
+    assert!(reply.detail().contains("case-sensitive") && reply.detail().contains("sn-case-1"), "{}", reply.detail());
+    let looked_up = lookup(&gateway, &["SN-CASE-1".to_owned()]).await.ok();
+    let expected =
+        json!({ "deviceId": "SN-CASE-1", "found": false, "code": "differs-in-case", "knownAs": "sn-case-1" });
+    assert_eq!(looked_up.json["assignments"], json!([expected]));
+    invalidate(&gateway, "Sn-Case-1", json!({})).await.problem(404, "differs-in-case");
+    gateway.backend_get("/v1/devices/SN-Case-1/assignment?tenant=other").await.problem(404, "never-seen");
+}
+
+#[tokio::test]
+async fn a_device_without_a_hub_says_why_it_has_none() {
+    let dps = TestDps::start().await;
+    let fail = FaultAction::Fail { error_code: 400_208, message: "no hub is linked".to_owned() };
+    dps.emulator.add_fault(Fault::new(fail).for_device("refused"));
+    let builder = TestGateway::builder().instance("eu-1", &dps).set("instances.eu-1.quota_per_minute", "1");
+    let gateway = builder.start().await;
+    gateway.import_csv("hardwareId,enrollment\nlisted,fleet\n").await.ok();
+    gateway.ask(&TestDevice::of_fleet("refused")).wait(20).send().await.problem(422, "refused-by-dps");
+    for id in ["blocked", "let-in", "waiting"] {
+        assert_eq!(gateway.provision(&TestDevice::of_fleet(id)).await.status, 202);
+    }
+    for id in ["blocked", "let-in"] {
+        gateway.operator_post(&format!("/v1/registrations/{id}/block"), json!({ "reason": "stolen" })).await.ok();
+    }
+    gateway.operator_post("/v1/registrations/let-in/unblock", json!({})).await.ok();
+    let states = [
+        ("refused", "refused"),
+        ("blocked", "blocked"),
+        ("let-in", "not-in-line"),
+        ("waiting", "in-line"),
+        ("listed", "never-seen"),
+        ("nobody", "never-seen"),
+    ];
+    let ids: Vec<String> = states.iter().map(|(id, _)| (*id).to_owned()).collect();
+    let answers = lookup(&gateway, &ids).await.ok().json["assignments"].clone();
+    for (number, (id, code)) in states.into_iter().enumerate() {
+        let reply = gateway.backend_get(&format!("/v1/devices/{id}/assignment")).await.problem(404, code);
+        assert!(!reply.body.contains("stolen"), "{}", reply.body);
+        assert_eq!((&answers[number]["code"], &answers[number]["found"]), (&json!(code), &json!(false)), "{id}");
+        invalidate(&gateway, id, json!({})).await.problem(404, code);
+    }
+    for refused in [&gateway.backend_get("/v1/devices/refused/assignment").await.json, &answers[0]] {
+        assert_eq!(refused["upstream"]["errorCode"], 400_208, "{refused}");
+        assert_eq!(refused["upstream"]["instance"], "eu-1");
+    }
 }
 
 #[tokio::test]

@@ -78,6 +78,9 @@ async fn the_golden_messages_are_what_devices_get() {
     compare("device-401-unauthorized.json", &gateway.ask(first).anonymous().send().await);
     let expired = first.credential(AUDIENCE, 1_000_000_000);
     compare("device-401-credential-expired.json", &gateway.ask(first).authorization(expired).send().await);
+    let too_far_ahead = first.credential(AUDIENCE, 2_147_483_647);
+    let reply = gateway.ask(first).authorization(too_far_ahead).send().await;
+    compare("device-401-credential-too-far-ahead.json", &reply);
     compare("device-400-invalid-hardware-id.json", &gateway.provision(&TestDevice::of_fleet("-a")).await);
     compare("device-200-time.json", &gateway.send(gateway.request(Plane::Device, Method::GET, "/v1/time")).await);
 }

@@ -4,12 +4,13 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::process::Stdio;
 use std::time::Duration;
 
+use dps_emulator::{Fault, FaultAction};
 use dps_proxy_tests::binary;
 use dps_proxy_tests::device::FLEET_KEY;
 use dps_proxy_tests::gateway::{BACKEND_TOKEN, OPERATOR_TOKEN, READ_TOKEN};
-use dps_proxy_tests::{Plane, Recorder, TestDevice, TestDps, TestGateway};
+use dps_proxy_tests::{Plane, Recorder, TestDevice, TestDps, TestGateway, eventually};
 use reqwest::header::AUTHORIZATION;
-use serde_json::json;
+use serde_json::{Value, json};
 
 const INDIVIDUAL_KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 
@@ -33,8 +34,148 @@ async fn every_line_is_json_and_those_about_a_device_name_it_its_instance_and_th
     let logs = gateway.logs();
     let about = |member: &str| logs.iter().filter(|line| line[member] == "sn-1").collect::<Vec<_>>();
     assert!(about("registration_id").iter().any(|line| line["instance"] == "eu-1"), "{logs:?}");
-    let answered = logs.iter().find(|line| line["span"]["request_id"] == request_id.as_str()).unwrap();
-    assert_eq!(answered["span"]["plane"], "device");
+    let answered = logs.iter().find(|line| line["request_id"] == request_id.as_str()).unwrap();
+    assert_eq!(answered["plane"], "device");
+}
+
+/// What is to be found in the lines about one device, in order, once it is known: by whom, where, and DPS's names for it.
+#[derive(Default)]
+struct Known {
+    instance: bool,
+    operation: bool,
+    tracking: bool,
+}
+
+impl Known {
+    fn check(&mut self, line: &Value) {
+        for (known, member) in [
+            (&mut self.instance, "instance"),
+            (&mut self.operation, "operation_id"),
+            (&mut self.tracking, "tracking_id"),
+        ] {
+            assert!(!*known || line[member].is_string(), "no {member} any more: {line}");
+            *known |= line[member].is_string();
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_line_about_a_registration_names_its_request_its_instance_and_dps_s_own_ids() {
+    let dps = TestDps::start().await;
+    let throttle = FaultAction::Status { code: 429, retry_after: Some(1), error_code: None, intermediary: false };
+    dps.emulator.add_fault(Fault::new(throttle).for_device("sn-2").times(1));
+    let builder = TestGateway::builder().instance("eu-1", &dps).set("log.filter", "\"trace\"");
+    let mut gateway = builder.start().await;
+    for id in ["sn-1", "sn-2", "sn-3"] {
+        let device = TestDevice::of_fleet(id);
+        let first = gateway.provision(&device).await.header("x-request-id").to_owned();
+        gateway.assigned(&device).await;
+        let again = gateway.operator_post(&format!("/v1/registrations/{id}/retry"), json!({})).await.ok();
+        let requests = [first.as_str(), again.header("x-request-id")];
+        let logs = gateway.logs();
+        for line in logs.iter().filter(|line| requests.contains(&line["request_id"].as_str().unwrap_or_default())) {
+            assert!(line["registration_id"] == id || line["registration_id"].is_null(), "{line}");
+        }
+        // The registration itself, wherever it runs.
+        let own: Vec<_> = logs.iter().filter(|line| line["registration_id"] == id && line["plane"].is_null()).collect();
+        let said = |message: &str| own.iter().filter(|line| line["message"] == message).count();
+        let sent = if id == "sn-2" { 2 } else { 1 };
+        assert_eq!((said("registration sent"), said("assigned")), (sent, 1), "{own:?}");
+        let mut known = Known::default();
+        for line in &own {
+            assert_eq!(line["instance"], "eu-1", "{line}");
+            // Who caused it stands in the record, so what the store says while that is read is the beginning of a new try.
+            if line["request_id"].is_null() {
+                assert_eq!(line["level"], "TRACE", "{line}");
+                known = Known::default();
+                continue;
+            }
+            assert_eq!(line["request_id"], json!(first), "{line}");
+            if line["message"] == "registration sent" {
+                known = Known::default();
+            }
+            known.check(line);
+        }
+        assert!(known.operation && known.tracking, "{own:?}");
+        let throttled = own.iter().find(|line| line["message"] == "DPS throttled the instance");
+        assert_eq!(throttled.is_some(), id == "sn-2");
+        assert!(throttled.is_none_or(|line| line["tracking_id"].is_string()), "{throttled:?}");
+    }
+    gateway.terminate().await;
+    let logs = gateway.logs();
+    for line in &logs {
+        // Whatever mentions a device says so in the field that one looks for it by.
+        let mentioned = ["sn-1", "sn-2", "sn-3"].into_iter().find(|id| line.to_string().contains(id));
+        assert!(mentioned.is_none_or(|id| line["registration_id"] == id), "{line}");
+    }
+    for answered in logs.iter().filter(|line| line["message"] == "answered" && line["registration_id"].is_string()) {
+        assert_eq!(answered["instance"], "eu-1", "{answered}");
+    }
+}
+
+#[tokio::test]
+async fn an_outage_is_one_line_when_it_begins_and_one_when_it_is_over() {
+    let dps = TestDps::start().await;
+    let builder = TestGateway::builder()
+        .instance("eu-1", &dps)
+        .set("registration.backoff_min", "\"50ms\"")
+        .set("registration.backoff_max", "\"200ms\"");
+    let gateway = builder.start().await;
+    dps.emulator.add_fault(Fault::new(FaultAction::Reset));
+    for number in 0..3 {
+        gateway.provision(&TestDevice::of_fleet(&format!("sn-{number}"))).await;
+    }
+    let failing = "consecutiveFailures";
+    eventually("calls have failed several times in a row", async || {
+        let instances = gateway.operator_get("/v1/instances").await.ok().json;
+        instances["instances"][0][failing].as_u64().unwrap() >= 5
+    })
+    .await;
+    dps.emulator.clear_faults();
+    gateway
+        .logged("that calls go through again", |line| line["message"] == "calls to the instance go through again")
+        .await;
+    let warned: Vec<_> =
+        gateway.logs().into_iter().filter(|line| line["level"] == "WARN" && line["instance"] == "eu-1").collect();
+    assert_eq!(warned.len(), 1, "{warned:?}");
+    let wait = warned[0]["wait_seconds"].to_string();
+    assert!(wait.len() <= "0.123".len(), "{wait}");
+}
+
+#[tokio::test]
+async fn the_first_line_names_version_configuration_instances_and_store() {
+    let dps = TestDps::start().await;
+    let builder = TestGateway::builder().instance("eu-1", &dps).instance("eu-2", &TestDps::start().await);
+    let gateway = builder.start().await;
+    let lines = gateway.logs();
+    let first = &lines[0];
+    assert_eq!((&first["message"], &first["version"]), (&json!("starting"), &json!("0.1.0")), "{first}");
+    assert_eq!(first["configuration"], gateway.config_path().display().to_string());
+    assert_eq!(first["instances"], json!(["eu-1", "eu-2"]));
+    assert!(first["store"].as_str().unwrap().ends_with("/store"), "{first}");
+}
+
+#[tokio::test]
+async fn the_filter_changes_with_the_file_and_lists_are_arrays() {
+    let dps = TestDps::start().await;
+    let mut gateway = TestGateway::builder().instance("eu-1", &dps).start().await;
+    let device = TestDevice::of_fleet("sn-1");
+    let silent = gateway.assigned(&device).await.header("x-request-id").to_owned();
+    gateway
+        .reconfigure(|config| {
+            config.set("log.filter", "\"info,proxy_server=debug\"");
+        })
+        .await;
+    let taken = gateway.logged("the change", |line| line["message"] == "configuration taken over").await;
+    assert_eq!(taken["restart_needed"], json!([]), "{taken}");
+    let loud = gateway.provision(&device).await.ok().header("x-request-id").to_owned();
+    gateway.logged("the answer", |line| line["message"] == "answered" && line["request_id"] == loud.as_str()).await;
+    assert!(!gateway.logs().iter().any(|line| line["message"] == "answered" && line["request_id"] == silent.as_str()));
+    gateway.edit_config(|config| {
+        config.set("backend.lookup_ids_max", "\"wrong\"");
+    });
+    let refused = gateway.logged("the refusal", |line| line["level"] == "ERROR").await;
+    assert!(refused["problems"][0].as_str().unwrap().contains("backend.lookup_ids_max"), "{refused}");
 }
 
 #[tokio::test]

@@ -100,6 +100,74 @@ async fn metrics_can_be_read_and_name_no_device() {
 }
 
 #[tokio::test]
+async fn the_latest_reason_of_a_block_stands_with_who_gave_it_in_record_and_log() {
+    let dps = TestDps::start().await;
+    let gateway = TestGateway::builder().instance("eu-1", &dps).start().await;
+    gateway.assigned(&TestDevice::of_fleet("sn-1")).await;
+    let block = async |body: Value| gateway.operator_post("/v1/registrations/sn-1/block", body).await.ok().json;
+    let first = block(json!({})).await;
+    assert_eq!((&first["blocked"]["by"], first["blocked"].get("reason")), (&json!("test-operator"), None), "{first}");
+    for reason in ["stolen", "stolen\nand found"] {
+        let again = block(json!({ "reason": reason })).await;
+        assert_eq!(again["blocked"]["reason"], reason.replace('\n', ""), "{again}");
+        assert_eq!(again["blocked"]["at"], first["blocked"]["at"], "since when");
+    }
+    let last = block(json!({})).await;
+    assert_eq!(last["blocked"]["reason"], "stolenand found", "no reason takes none away");
+    let told: Vec<_> = timeline(&last).into_iter().filter(|what| what.contains("blocked")).collect();
+    let by = "blocked by operator test-operator";
+    assert_eq!(told, [by.to_owned(), format!("{by}: stolen"), format!("{by}: stolenand found")]);
+    let line = gateway.logged("who and why", |line| line["action"] == "block" && line["reason"] == "stolen").await;
+    assert_eq!((&line["operator"], &line["registration_id"]), (&json!("test-operator"), &json!("sn-1")), "{line}");
+    assert_eq!(line["instance"], "eu-1", "{line}");
+}
+
+#[tokio::test]
+async fn a_device_can_be_blocked_before_anything_is_known_of_it() {
+    let dps = TestDps::start().await;
+    let mut gateway = TestGateway::builder().instance("eu-1", &dps).start().await;
+    let device = TestDevice::of_fleet("sn-1");
+    let path = |action: &str| format!("/v1/registrations/SN-1{action}");
+    let blocked = gateway.operator_post(&path("/block"), json!({ "reason": "stolen" })).await.ok().json;
+    assert_eq!((&blocked["registrationId"], &blocked["blocked"]["reason"]), (&json!("sn-1"), &json!("stolen")));
+    assert_eq!((blocked.get("tenant"), blocked.get("enrollment")), (None, None), "{blocked}");
+    gateway.kill9();
+    gateway.start_again().await;
+    // Who cannot prove to be the device does not learn of it, who can is kept out; neither changes anything.
+    gateway.ask(&device).anonymous().send().await.problem(401, "unauthorized");
+    gateway.provision(&device).await.problem(403, "blocked");
+    assert_eq!(gateway.operator_get(&path("")).await.ok().json, blocked);
+    gateway.backend_get("/v1/devices/sn-1/assignment").await.problem(404, "blocked");
+    gateway.backend_get("/v1/devices/sn-1/assignment?tenant=default").await.problem(404, "never-seen");
+    for action in ["/move", "/expedite"] {
+        let body = if action == "/move" { json!({ "instance": "eu-1" }) } else { json!({}) };
+        gateway.operator_post(&path(action), body).await.problem(409, "not-now");
+    }
+    // Listing it says whose it is, and lets nobody in.
+    let imported = gateway.import_csv("hardwareId,enrollment\nsn-1,fleet\n").await.ok();
+    assert_eq!(imported.json["new"], 1, "{}", imported.body);
+    let listed = gateway.operator_get(&path("")).await.ok().json;
+    assert_eq!((&listed["tenant"], &listed["blocked"]["reason"]), (&json!("default"), &json!("stolen")), "{listed}");
+    gateway.provision(&device).await.problem(403, "blocked");
+    gateway.operator_post(&path("/unblock"), json!({})).await.ok();
+    gateway.assigned(&device).await;
+
+    // Where the block was all that was known, nothing is left of it.
+    for undo in ["unblock", "delete"] {
+        gateway.operator_post("/v1/registrations/sn-2/block", json!({})).await.ok();
+        let request = match undo {
+            "unblock" => gateway.operator(Method::POST, "/v1/registrations/sn-2/unblock"),
+            _ => gateway.operator(Method::DELETE, "/v1/registrations/sn-2"),
+        };
+        assert_eq!(gateway.send(request).await.status, 204, "{undo}");
+        gateway.operator_get("/v1/registrations/sn-2").await.problem(404, "unknown-registration");
+    }
+    gateway.operator_post("/v1/registrations/sn-2/unblock", json!({})).await.problem(404, "unknown-registration");
+    gateway.assigned(&TestDevice::of_fleet("sn-2")).await;
+    assert_eq!(gateway.instance_view("eu-1").await["registeredCount"], 2);
+}
+
+#[tokio::test]
 async fn an_instance_shows_its_quota_budget_line_and_when_it_is_drained() {
     let dps = TestDps::start().await;
     let gateway = spent("eu-1", &dps).await;

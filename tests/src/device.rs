@@ -86,12 +86,18 @@ impl TestDevice {
     /// The same over an `sr` text of any spelling.
     #[must_use]
     pub fn credential_over(&self, sr: &str, expiry: i64) -> String {
-        format!("SharedAccessSignature sr={sr}&sig={}&se={expiry}", self.signature(sr, expiry))
+        self.credential_with_se(sr, &expiry.to_string())
     }
 
-    /// `sig` for an `sr` text, percent-encoded.
+    /// The same with an `se` of any spelling.
     #[must_use]
-    pub fn signature(&self, sr: &str, expiry: i64) -> String {
+    pub fn credential_with_se(&self, sr: &str, se: &str) -> String {
+        format!("SharedAccessSignature sr={sr}&sig={}&se={se}", self.signature(sr, se))
+    }
+
+    /// `sig` for an `sr` and an `se` text, percent-encoded.
+    #[must_use]
+    pub fn signature(&self, sr: &str, expiry: impl std::fmt::Display) -> String {
         let signature = STANDARD.encode(hmac_sha256(&self.key, format!("{sr}\n{expiry}").as_bytes()));
         utf8_percent_encode(&signature, NON_ALPHANUMERIC).to_string()
     }

@@ -96,7 +96,7 @@ async fn join(gateway: &Arc<Gateway>, group_key: &SymmetricKey, hardware_id: &st
     let expiry = gateway.now().wall.unix_seconds() + 3600;
     let authorization = sas::device_token(&key, &format!("{HOST}%2Fregistrations%2F{hardware_id}"), expiry, None);
     let question = Question {
-        presented: Presented { authorization: Some(&authorization), host: None, hardware_id },
+        presented: Presented { authorization: Some(&authorization), host: None, ports: &[], hardware_id },
         payload: None,
         reprovision: false,
         wait: Duration::ZERO,

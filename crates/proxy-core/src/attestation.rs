@@ -4,13 +4,15 @@
 //! - The enrollment is found by allow-list record, then audience, then host, then the default: never by trying keys.
 //! - A device that is unknown, one that signs with a wrong key and one that is not on the list get the same answer, and for each of
 //!   them the same is computed: for a SAS token one key derivation and one signature, for a bearer token one hash.
-//! - `credential-expired`, and what a malformed or overlong credential is told, depend on its own text alone, so they tell nothing
-//!   about whether the device is known.
+//! - That a credential has expired or ends too late, and what a malformed or overlong one is told, depend on its own text alone, so
+//!   they tell nothing about whether the device is known.
+//! - Why a credential was not believed is for operators ([`Reason`]); finding it out costs no more for one reason than for another.
 //!
 //! What does not hold: constant time as a whole. A record is read and decoded before its device is believed (which enrollment applies
 //! may depend on it), an individual key is decoded, and the store takes longer for some names than for others: differences of
 //! microseconds, which whoever can measure them may use to tell that a record is there. A valid credential cannot be made of that.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::ids::{DeviceId, EnrollmentName, HubName, InstanceName, RegistrationId};
@@ -23,6 +25,10 @@ use crate::settings::{
 use crate::time::{Now, WallTime};
 use crate::upstream::Caller;
 
+mod disbelief;
+
+pub use disbelief::{NotBelieved, Reason, Told};
+
 /// How long a token we sign for DPS is good for. A registration is over long before; polls sign anew.
 const UPSTREAM_TOKEN_LIFETIME: Duration = Duration::from_secs(3600);
 
@@ -33,25 +39,19 @@ pub struct Presented<'a> {
     pub authorization: Option<&'a str>,
     /// The host it called us by (`Host` or SNI), without port.
     pub host: Option<&'a str>,
+    /// The ports it may have called us at; an audience may name one of them.
+    pub ports: &'a [u16],
     /// The hardware ID as it spells it.
     pub hardware_id: &'a str,
 }
 
-/// The device is not believed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum NotBelieved {
-    /// No, wrong or unacceptable credential, or an unknown device.
-    #[error("the device is unknown or its credential is not valid")]
-    Unauthorized,
-    /// The credential says itself that it is over.
-    #[error("the credential has expired")]
-    Expired,
-}
+/// No configuration can allow a token to be valid for longer than this.
+const LIFETIME_EVER_MAX: Duration = Duration::from_hours(24 * 366);
 
 /// Decides whether the device is who it says it is, and by which enrollment.
 ///
 /// # Errors
-/// [`NotBelieved`], after the same work whatever the reason.
+/// [`NotBelieved`], after the same work whatever the reason, but for what the credential's own text decides.
 pub fn authenticate<'s>(
     settings: &'s Settings,
     registration_id: &RegistrationId,
@@ -61,36 +61,78 @@ pub fn authenticate<'s>(
 ) -> Result<(&'s EnrollmentName, &'s Enrollment), NotBelieved> {
     let authorization = presented.authorization.unwrap_or("");
     if authorization.len() > CREDENTIAL_BYTES_MAX {
-        return Err(NotBelieved::Unauthorized);
+        return Err(Reason::Malformed("the credential is longer than 2,048 bytes").into());
     }
-    if let Some(bearer) = strip_scheme(authorization, "Bearer") {
+    let scheme = authorization.split(' ').next().unwrap_or_default();
+    if scheme.eq_ignore_ascii_case("Bearer") {
+        let bearer = authorization[scheme.len()..].trim();
         return by_fleet_token(settings, record, presented.host, bearer);
     }
     if authorization.is_empty() {
         return by_allow_list_alone(settings, record);
     }
-    let token = SasToken::parse(authorization).map_err(|_| NotBelieved::Unauthorized)?;
-    by_sas_token(settings, registration_id, record, presented, &token, now.wall)
+    if !scheme.eq_ignore_ascii_case("SharedAccessSignature") {
+        return Err(Reason::WrongScheme.into());
+    }
+    let token = SasToken::parse(authorization).map_err(|malformed| Reason::Malformed(malformed.0))?;
+    check_expiry(settings, &token, now.wall)?;
+    by_sas_token(settings, registration_id, record, presented, &token)
 }
 
-fn strip_scheme<'a>(authorization: &'a str, scheme: &str) -> Option<&'a str> {
-    let (found, rest) = authorization.split_once(' ')?;
-    found.eq_ignore_ascii_case(scheme).then(|| rest.trim())
+/// Judges the token's end by its text and the time alone.
+fn check_expiry(settings: &Settings, token: &SasToken<'_>, now: WallTime) -> Result<(), Reason> {
+    let seconds = |duration: Duration| i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
+    let skew = seconds(settings.attestation.clock_skew);
+    let left = token.expiry_unix_seconds.saturating_sub(now.unix_seconds());
+    if left.saturating_add(skew) <= 0 {
+        return Err(Reason::Expired);
+    }
+    if left > seconds(LIFETIME_EVER_MAX).saturating_add(skew) {
+        return Err(Reason::ImplausibleExpiry);
+    }
+    if left > seconds(settings.attestation.sas_lifetime_max).saturating_add(skew) {
+        return Err(Reason::LifetimeTooLong);
+    }
+    Ok(())
 }
+
+type Found<'s> = Option<(&'s EnrollmentName, &'s Enrollment)>;
 
 /// The enrollment that the allow-list names for this device.
-fn listed<'s>(settings: &'s Settings, record: Option<&Record>) -> Option<(&'s EnrollmentName, &'s Enrollment)> {
+fn listed<'s>(settings: &'s Settings, record: Option<&Record>) -> Found<'s> {
     let record = record.filter(|record| record.listed.is_some())?;
     settings.enrollments.get_key_value(record.enrollment.as_str())
 }
 
-fn by_host<'s>(settings: &'s Settings, host: Option<&str>) -> Option<(&'s EnrollmentName, &'s Enrollment)> {
+fn by_host<'s>(settings: &'s Settings, host: Option<&str>) -> Found<'s> {
     let host = host?.to_ascii_lowercase();
     settings.enrollments.iter().find(|(_, enrollment)| enrollment.hosts.contains(&host))
 }
 
-fn by_default(settings: &Settings) -> Option<(&EnrollmentName, &Enrollment)> {
+fn by_default(settings: &Settings) -> Found<'_> {
     settings.enrollments.get_key_value(settings.default_enrollment.as_ref()?)
+}
+
+/// The device is believed if there is no reason against it.
+fn judged<'s>(found: Found<'s>, reason: Option<Reason>) -> Result<(&'s EnrollmentName, &'s Enrollment), NotBelieved> {
+    let not_believed = |reason| NotBelieved {
+        reason,
+        enrollment: found.map(|(name, enrollment)| (name.clone(), enrollment.tenant.clone())),
+    };
+    match (found, reason) {
+        (Some(found), None) => Ok(found),
+        (None, None) => Err(not_believed(Reason::NoEnrollment)),
+        (_, Some(reason)) => Err(not_believed(reason)),
+    }
+}
+
+/// Whether an audience that a token names is among `audiences`, also with a port that the device reached us at.
+fn is_among(audiences: &BTreeSet<String>, named: &str, ports: &[u16]) -> bool {
+    let without_port = || {
+        let (host, port) = named.rsplit_once(':')?;
+        ports.contains(&port.parse().ok()?).then_some(host)
+    };
+    audiences.contains(named) || without_port().is_some_and(|host| audiences.contains(host))
 }
 
 fn by_sas_token<'s>(
@@ -99,39 +141,35 @@ fn by_sas_token<'s>(
     record: Option<&Record>,
     presented: Presented<'_>,
     token: &SasToken<'_>,
-    now: WallTime,
 ) -> Result<(&'s EnrollmentName, &'s Enrollment), NotBelieved> {
-    let skew = i64::try_from(settings.attestation.clock_skew.as_secs()).unwrap_or(i64::MAX);
-    let lifetime_max = i64::try_from(settings.attestation.sas_lifetime_max.as_secs()).unwrap_or(i64::MAX);
-    let left = token.expiry_unix_seconds.saturating_sub(now.unix_seconds());
-    if left.saturating_add(skew) <= 0 {
-        return Err(NotBelieved::Expired);
-    }
-    let by_audience = || {
-        settings.enrollments.iter().find(|(_, enrollment)| match &enrollment.device {
-            DeviceAttestation::SasToken { audiences, .. } => audiences.contains(&token.audience),
-            DeviceAttestation::FleetToken { .. } | DeviceAttestation::AllowListAlone => false,
-        })
+    let accepts = |enrollment: &Enrollment| match &enrollment.device {
+        DeviceAttestation::SasToken { audiences, .. } => is_among(audiences, &token.audience, presented.ports),
+        DeviceAttestation::FleetToken { .. } | DeviceAttestation::AllowListAlone => false,
     };
     let found = listed(settings, record)
-        .or_else(by_audience)
+        .or_else(|| settings.enrollments.iter().find(|(_, enrollment)| accepts(enrollment)))
         .or_else(|| by_host(settings, presented.host))
         .or_else(|| by_default(settings));
     let enrollment = found.map(|(_, enrollment)| enrollment);
     let key = device_key(enrollment, registration_id, record, presented.hardware_id);
     let signed = token.is_signed_by(key.as_ref().unwrap_or(&nobodys_key()));
-    let acceptable = enrollment.is_some_and(|enrollment| match &enrollment.device {
-        DeviceAttestation::SasToken { audiences, membership } => {
-            let on_list = record.is_some_and(|record| record.listed.is_some());
-            audiences.contains(&token.audience) && (*membership == Membership::Signature || on_list)
+    let accepted = enrollment.is_some_and(accepts);
+    let on_list = record.is_some_and(|record| record.listed.is_some());
+    // Only now, with all the work done, does it matter which of them it was.
+    let reason = match enrollment.map(|enrollment| (&enrollment.device, &enrollment.upstream)) {
+        None => Some(Reason::NoEnrollment),
+        Some((DeviceAttestation::FleetToken { .. } | DeviceAttestation::AllowListAlone, _)) => Some(Reason::WrongKind),
+        Some(_) if !accepted => Some(Reason::UnknownAudience),
+        Some(_) if token.registration_id != registration_id.as_str() => Some(Reason::OtherRegistrationId),
+        Some((_, UpstreamAttestation::Individual)) if !on_list => Some(Reason::NotListed),
+        Some(_) if key.is_none() => Some(Reason::NoDeviceKey),
+        Some(_) if !signed => Some(Reason::WrongSignature),
+        Some((DeviceAttestation::SasToken { membership: Membership::AllowList, .. }, _)) if !on_list => {
+            Some(Reason::NotListed)
         }
-        DeviceAttestation::FleetToken { .. } | DeviceAttestation::AllowListAlone => false,
-    });
-    let fits = token.registration_id == registration_id.as_str() && left <= lifetime_max.saturating_add(skew);
-    match found {
-        Some(found) if signed & acceptable & fits && key.is_some() => Ok(found),
-        Some(_) | None => Err(NotBelieved::Unauthorized),
-    }
+        Some(_) => None,
+    };
+    judged(found, reason)
 }
 
 /// Stands in for the key of a device that has none, to cost the same time. What it signs is never accepted.
@@ -174,26 +212,32 @@ fn by_fleet_token<'s>(
     host: Option<&str>,
     bearer: &str,
 ) -> Result<(&'s EnrollmentName, &'s Enrollment), NotBelieved> {
-    let found = listed(settings, record);
-    let candidate = found.or_else(|| by_host(settings, host)).or_else(|| by_default(settings));
+    let on_list = listed(settings, record);
+    let found = on_list.or_else(|| by_host(settings, host)).or_else(|| by_default(settings));
     let offered = std::hint::black_box(TokenDigest::of(bearer));
-    let believed = candidate.is_some_and(|(_, enrollment)| match &enrollment.device {
-        // Every token is compared, so that the time does not tell which one was nearly right.
-        DeviceAttestation::FleetToken { tokens } => {
-            tokens.iter().fold(false, |found, token| found | (*token == offered))
+    let reason = match found.map(|(_, enrollment)| &enrollment.device) {
+        None => Some(Reason::NoEnrollment),
+        Some(DeviceAttestation::SasToken { .. } | DeviceAttestation::AllowListAlone) => Some(Reason::WrongKind),
+        Some(DeviceAttestation::FleetToken { tokens }) => {
+            // Every token is compared, so that the time does not tell which one was nearly right.
+            let believed = tokens.iter().fold(false, |found, token| found | (*token == offered));
+            match (believed, on_list) {
+                (false, _) => Some(Reason::WrongFleetToken),
+                (true, None) => Some(Reason::NotListed),
+                (true, Some(_)) => None,
+            }
         }
-        DeviceAttestation::SasToken { .. } | DeviceAttestation::AllowListAlone => false,
-    });
-    found.filter(|_| believed).ok_or(NotBelieved::Unauthorized)
+    };
+    judged(found, reason)
 }
 
 fn by_allow_list_alone<'s>(
     settings: &'s Settings,
     record: Option<&Record>,
 ) -> Result<(&'s EnrollmentName, &'s Enrollment), NotBelieved> {
-    listed(settings, record)
-        .filter(|(_, enrollment)| enrollment.device == DeviceAttestation::AllowListAlone)
-        .ok_or(NotBelieved::Unauthorized)
+    let found = listed(settings, record);
+    let alone = found.is_some_and(|(_, enrollment)| enrollment.device == DeviceAttestation::AllowListAlone);
+    judged(found, (!alone).then_some(Reason::NoCredential))
 }
 
 /// The enrollment cannot prove the device at this instance.

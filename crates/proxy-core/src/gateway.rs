@@ -11,7 +11,7 @@
 //!
 //! The parts: `provision` (devices), `backend` and `operator` (people and programs), `places` (from one place to another),
 //! `dispatch` (one task per instance),
-//! `register` (one registration, from departure to its end), `restore` (what an earlier process left).
+//! `register` (one registration, from departure to its end), `restore` (what an earlier process left), `about` (what log lines carry).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -22,6 +22,7 @@ use arc_swap::ArcSwap;
 use parking_lot::{Mutex, RwLock};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
 
 use crate::entropy::Entropy;
 use crate::feed::{Change, Feed};
@@ -35,6 +36,7 @@ use crate::time::{Clock, Now, StoredMoment};
 use crate::upstream::Connect;
 use crate::waiters::Waiters;
 
+pub mod about;
 mod aliases;
 pub mod backend;
 pub mod dispatch;
@@ -229,7 +231,7 @@ impl Gateway {
         step: impl Future<Output = Result<T, CommitError>> + Send + 'static,
     ) -> Result<T, CommitError> {
         self.tasks
-            .spawn_on(step, &self.runtime)
+            .spawn_on(step.in_current_span(), &self.runtime)
             .await
             .unwrap_or_else(|error| Err(CommitError::Failed(error.to_string())))
     }

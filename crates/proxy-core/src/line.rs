@@ -330,6 +330,12 @@ impl Line {
         self.breaker.failures()
     }
 
+    /// Whether calls to the instance do not go through, or only one at a time to try.
+    #[must_use]
+    pub fn is_failing(&self) -> bool {
+        self.breaker.state() != BreakerState::Closed
+    }
+
     /// For how long calls to the instance have not gone through; `None` while they do, and when it is time to try again and nobody is
     /// here who would: then the next device does.
     #[must_use]

@@ -19,6 +19,9 @@ use crate::lanes::Place;
 use crate::store::{Expect, Key, Stored, Table, Version, Write};
 use crate::time::{Now, StoredMoment, WallTime};
 
+/// Stands for tenant and enrollment while they are unknown.
+const UNKNOWN: &str = "unknown";
+
 /// Everything we durably know of one device.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -32,6 +35,9 @@ pub struct Record {
     pub tenant: TenantName,
     /// By which rules.
     pub enrollment: EnrollmentName,
+    /// An operator blocked the ID before anything was known of it: tenant and enrollment stand for nothing yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unclaimed: bool,
     /// Its entry on the allow-list, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub listed: Option<Listed>,
@@ -207,6 +213,9 @@ pub struct Pending {
     /// The instance held nothing of the device before it joined this line.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub first_there: bool,
+    /// The request that gave the device this place, where one did: the lines of its registration name it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
     /// Registrations sent for it so far.
     #[serde(default)]
     pub attempts: u32,
@@ -257,9 +266,12 @@ impl Refusal {
 /// An operator keeps the device out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Blocked {
-    /// In the operator's words.
+    /// In the operator's words; the latest ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Who said so last: the name of a token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
     /// Since when.
     pub at: WallTime,
 }
@@ -296,6 +308,7 @@ impl Record {
             hardware_id: None,
             tenant,
             enrollment,
+            unclaimed: false,
             listed: None,
             assignment: None,
             pending: None,
@@ -311,6 +324,20 @@ impl Record {
             credential_claimed: None,
             timeline: Vec::new(),
         }
+    }
+
+    /// The record of a device that an operator blocks before anything is known of it.
+    #[must_use]
+    pub fn unclaimed(registration_id: RegistrationId) -> Self {
+        let tenant = TenantName::parse(UNKNOWN).expect("it is a name");
+        let enrollment = EnrollmentName::parse(UNKNOWN).expect("it is a name");
+        Self { unclaimed: true, ..Self::new(registration_id, tenant, enrollment) }
+    }
+
+    /// Whose it is, once that is known.
+    #[must_use]
+    pub fn known_tenant(&self) -> Option<&TenantName> {
+        (!self.unclaimed).then_some(&self.tenant)
     }
 
     /// The key of a device's record.

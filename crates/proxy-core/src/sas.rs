@@ -82,28 +82,35 @@ impl fmt::Debug for SasToken<'_> {
     }
 }
 
-/// The text is not a SAS token for a registration.
+/// The text is not a SAS token for a registration: which part of it is wrong, in words that repeat nothing of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not a SharedAccessSignature with sr={{audience}}/registrations/{{registrationId}}, sig and se")]
-pub struct MalformedToken;
+#[error("{0}")]
+pub struct MalformedToken(pub &'static str);
+
+const SHAPE: MalformedToken = MalformedToken("the token is not of the form sr=…&sig=…&se=…");
+const INCOMPLETE: MalformedToken = MalformedToken("the token lacks sr, sig or se");
+const DOUBLED: MalformedToken = MalformedToken("the token has sr, sig or se twice");
+const RESOURCE: MalformedToken = MalformedToken("the token's sr is not {audience}/registrations/{registrationId}");
+const SIGNATURE: MalformedToken = MalformedToken("the token's sig is not the base64 of 32 bytes");
+const EXPIRY: MalformedToken = MalformedToken("the token's se is not a number of seconds");
 
 impl<'a> SasToken<'a> {
     /// Takes `SharedAccessSignature sr=…&sig=…&se=…[&skn=…]` apart: parameters in any order, `skn` ignored, hexadecimal
-    /// escapes of either case, and a raw `+` in `sig` kept as what it is.
+    /// escapes of either case, a raw `+` in `sig` kept as what it is, and a fraction of `se` signed but not counted.
     ///
     /// # Errors
     /// [`MalformedToken`] if a part is missing, doubled or not of its form, or if the text exceeds [`CREDENTIAL_BYTES_MAX`].
     pub fn parse(text: &'a str) -> Result<Self, MalformedToken> {
         if text.len() > CREDENTIAL_BYTES_MAX {
-            return Err(MalformedToken);
+            return Err(MalformedToken("the credential is longer than 2,048 bytes"));
         }
-        let (scheme, parameters) = text.split_once(' ').ok_or(MalformedToken)?;
+        let (scheme, parameters) = text.split_once(' ').ok_or(SHAPE)?;
         if !scheme.eq_ignore_ascii_case("SharedAccessSignature") {
-            return Err(MalformedToken);
+            return Err(SHAPE);
         }
         let (mut resource, mut signature, mut expiry) = (None, None, None);
         for parameter in parameters.trim().split('&') {
-            let (name, value) = parameter.split_once('=').ok_or(MalformedToken)?;
+            let (name, value) = parameter.split_once('=').ok_or(SHAPE)?;
             let slot = match name {
                 "sr" => &mut resource,
                 "sig" => &mut signature,
@@ -111,25 +118,23 @@ impl<'a> SasToken<'a> {
                 _ => continue,
             };
             if slot.replace(value).is_some() {
-                return Err(MalformedToken);
+                return Err(DOUBLED);
             }
         }
-        let (resource_raw, signature, expiry_raw) =
-            (resource.ok_or(MalformedToken)?, signature.ok_or(MalformedToken)?, expiry.ok_or(MalformedToken)?);
-        let decoded = percent_decode_str(resource_raw).decode_utf8().map_err(|_| MalformedToken)?.to_ascii_lowercase();
-        let (audience, registration_id) = decoded.split_once("/registrations/").ok_or(MalformedToken)?;
-        let signature = percent_decode_str(signature).decode_utf8().map_err(|_| MalformedToken)?;
-        let signature = STANDARD.decode(signature.as_ref()).map_err(|_| MalformedToken)?;
-        if !expiry_raw.bytes().all(|byte| byte.is_ascii_digit()) {
-            return Err(MalformedToken);
-        }
+        let (Some(resource_raw), Some(signature), Some(expiry_raw)) = (resource, signature, expiry) else {
+            return Err(INCOMPLETE);
+        };
+        let decoded = percent_decode_str(resource_raw).decode_utf8().map_err(|_| RESOURCE)?.to_ascii_lowercase();
+        let (audience, registration_id) = decoded.split_once("/registrations/").ok_or(RESOURCE)?;
+        let signature = percent_decode_str(signature).decode_utf8().map_err(|_| SIGNATURE)?;
+        let signature = STANDARD.decode(signature.as_ref()).map_err(|_| SIGNATURE)?;
         Ok(Self {
             resource_raw,
             expiry_raw,
-            signature: signature.try_into().map_err(|_| MalformedToken)?,
+            signature: signature.try_into().map_err(|_| SIGNATURE)?,
             audience: audience.to_owned(),
             registration_id: registration_id.to_owned(),
-            expiry_unix_seconds: expiry_raw.parse().map_err(|_| MalformedToken)?,
+            expiry_unix_seconds: expiry_seconds(expiry_raw)?,
         })
     }
 
@@ -140,6 +145,13 @@ impl<'a> SasToken<'a> {
             .verify_slice(&self.signature)
             .is_ok()
     }
+}
+
+/// Whole seconds of `se`, of which a fraction is cut off; more than fits is as good as never.
+fn expiry_seconds(text: &str) -> Result<i64, MalformedToken> {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    if digits(whole) && digits(fraction) { Ok(whole.parse().unwrap_or(i64::MAX)) } else { Err(EXPIRY) }
 }
 
 #[cfg(test)]
@@ -208,17 +220,41 @@ mod tests {
 
     #[test]
     fn what_is_not_a_token_is_refused() {
-        for text in [
-            "",
-            "SharedAccessSignature",
-            "Bearer sr=a/registrations/b&sig=x&se=1",
-            "SharedAccessSignature sr=a/registrations/b&sig=AAAA&se=1",
-            "SharedAccessSignature sr=a/devices/b&sig=J9TaGgz5PHy6RKWwa7IBooOI90vHSc9deCMdhN%2B40OM%3D&se=1",
-            "SharedAccessSignature sr=a/registrations/b&sig=J9TaGgz5PHy6RKWwa7IBooOI90vHSc9deCMdhN%2B40OM%3D&se=-1",
-            "SharedAccessSignature sr=a/registrations/b&sig=J9TaGgz5PHy6RKWwa7IBooOI90vHSc9deCMdhN%2B40OM%3D&se=1&se=2",
-            "SharedAccessSignature sr=%ff%fe/registrations/b&sig=J9TaGgz5PHy6RKWwa7IBooOI90vHSc9deCMdhN%2B40OM%3D&se=1",
+        let sig = "J9TaGgz5PHy6RKWwa7IBooOI90vHSc9deCMdhN%2B40OM%3D";
+        for (text, why) in [
+            ("", SHAPE),
+            ("SharedAccessSignature", SHAPE),
+            ("Bearer sr=a/registrations/b&sig=x&se=1", SHAPE),
+            ("SharedAccessSignature hello", SHAPE),
+            ("SharedAccessSignature sr=a/registrations/b&se=1", INCOMPLETE),
+            ("SharedAccessSignature sr=a/registrations/b&sig=AAAA&se=1", SIGNATURE),
+            (&format!("SharedAccessSignature sr=a/devices/b&sig={sig}&se=1"), RESOURCE),
+            (&format!("SharedAccessSignature sr=%ff%fe/registrations/b&sig={sig}&se=1"), RESOURCE),
+            (&format!("SharedAccessSignature sr=a/registrations/b&sig={sig}&se=1&se=2"), DOUBLED),
+            (&format!("SharedAccessSignature sr=a/registrations/b&sig={sig}&se=-1"), EXPIRY),
+            (&format!("SharedAccessSignature sr=a/registrations/b&sig={sig}&se=1."), EXPIRY),
+            (&format!("SharedAccessSignature sr=a/registrations/b&sig={sig}&se=.5"), EXPIRY),
+            (&format!("SharedAccessSignature sr=a/registrations/b&sig={sig}&se=1.5.5"), EXPIRY),
+            (&format!("SharedAccessSignature sr=a/registrations/b&sig={sig}&se=1e9"), EXPIRY),
         ] {
-            assert_eq!(SasToken::parse(text), Err(MalformedToken), "{text}");
+            assert_eq!(SasToken::parse(text), Err(why), "{text}");
         }
+    }
+
+    #[test]
+    fn the_end_of_a_token_is_read_with_a_fraction_and_however_late_it_is() {
+        for (se, seconds) in [
+            ("1900000000", 1_900_000_000),
+            ("1900000000.75", 1_900_000_000),
+            ("1900000000000", 1_900_000_000_000),
+            ("99999999999999999999", i64::MAX),
+        ] {
+            assert_eq!(expiry_seconds(se), Ok(seconds), "{se}");
+        }
+        let resource = "a/registrations/b";
+        let signature = hmac_sha256(&key(K1), &[resource.as_bytes(), b"\n1900000000.75"]).finalize().into_bytes();
+        let signature = STANDARD.encode(signature);
+        let text = format!("SharedAccessSignature sr={resource}&sig={signature}&se=1900000000.75");
+        assert!(SasToken::parse(&text).unwrap().is_signed_by(&key(K1)), "what was signed is the text, not the number");
     }
 }

@@ -28,6 +28,7 @@ use crate::config::{
 use crate::http::middleware::{self, HeaderBounds};
 use crate::http::{backend, device, no_such_path, operator};
 use crate::metrics::{Metrics, Plane};
+use crate::refusals::Refusals;
 use crate::reload;
 use crate::tls::{Certificate, Renewal};
 
@@ -54,6 +55,8 @@ pub struct App {
     pub live: ArcSwap<LiveServer>,
     /// What is counted.
     pub metrics: Metrics,
+    /// Credentials that were not believed.
+    pub refusals: Refusals,
     /// Room for streams of changes.
     pub change_streams: Arc<Semaphore>,
     /// Where the configuration came from.
@@ -161,6 +164,7 @@ impl Application {
             Gateway::open(store, clock, Arc::new(HttpsConnect), settings, fixed, Entropy::from_system()).await?;
         let app = web::Data::new(App {
             gateway,
+            refusals: Refusals::new(server.device.refusals_kept, server.device.refusals_logged_per_second),
             change_streams: Arc::new(Semaphore::new(server.backend.change_streams_max)),
             server,
             live: ArcSwap::from_pointee(live),

@@ -119,6 +119,7 @@ fn serve(path: PathBuf) -> ExitCode {
         Err(code) => return code,
     };
     telemetry::start(&loaded.server.log);
+    announce(&path, &loaded);
     let source = Source { path, environment: environment() };
     let serving = run(async {
         let application = Application::build(loaded, Some(source)).await?;
@@ -128,6 +129,17 @@ fn serve(path: PathBuf) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(&error),
     }
+}
+
+/// The first line of a log: what runs, by which file, with which instances and which store.
+fn announce(path: &Path, loaded: &Loaded) {
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        configuration = %path.display(),
+        instances = telemetry::list(loaded.settings.instances.keys()),
+        store = %loaded.server.store.path.display(),
+        "starting"
+    );
 }
 
 fn failed(error: &anyhow::Error) -> ExitCode {

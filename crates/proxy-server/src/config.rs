@@ -160,6 +160,10 @@ pub struct DeviceSettings {
     pub repeat_burst: u32,
     /// One more request of one device is let through per this time.
     pub repeat_per: Duration,
+    /// Credentials that were not believed, kept in memory for operators.
+    pub refusals_kept: usize,
+    /// Lines about them in the log, per second and reason.
+    pub refusals_logged_per_second: u32,
 }
 
 /// `[backend]`
@@ -335,11 +339,11 @@ pub fn restart_needed(old: &ServerSettings, new: &ServerSettings) -> Vec<String>
     changed.cloned().collect()
 }
 
-/// Whether the key needs a restart. `device.host_name` and the tokens do not, although they stand in such a section.
+/// Whether the key needs a restart. `device.host_name`, the tokens and the log's filter do not, although they stand in such a section.
 fn is_fixed(key: &str) -> bool {
     let section = key.split('.').next().unwrap_or_default();
     matches!(section, "store" | "device" | "backend" | "operator" | "log" | "shutdown")
-        && key != "device.host_name"
+        && !matches!(key, "device.host_name" | "log.filter")
         && !key.contains(".tokens.")
 }
 

@@ -1,7 +1,7 @@
 //! The HTTP service and the command line of dps-proxy.
 //!
 //! A request's way: `http::middleware` → a handler in `http` → `proxy_core::gateway`. `app` binds and runs the three planes, `config`
-//! reads the file, `reload` takes a changed one over, `demo` shows it all on one machine, `plan`
+//! reads the file, `reload` takes a changed one over, `refusals` keeps whose credential was not believed, `demo` shows it all on one machine, `plan`
 //! simulates a storm beforehand.
 
 pub mod app;
@@ -11,6 +11,7 @@ pub mod demo;
 pub mod http;
 pub mod metrics;
 pub mod plan;
+pub mod refusals;
 pub mod reload;
 pub mod telemetry;
 pub mod tls;

@@ -14,6 +14,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
+use proxy_core::attestation::Reason;
 use proxy_core::breaker::BreakerState;
 use proxy_core::gateway::Gateway;
 use proxy_core::gateway::operator::InstanceView;
@@ -52,6 +53,11 @@ struct RequestLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabels {
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PlaneLabels {
     plane: &'static str,
 }
@@ -63,6 +69,7 @@ pub struct Metrics {
     seconds: Family<PlaneLabels, Histogram>,
     reloads: Counter,
     reloads_refused: Counter,
+    credentials_refused: Family<ReasonLabels, Counter>,
 }
 
 impl fmt::Debug for Metrics {
@@ -96,7 +103,13 @@ impl Metrics {
         let (reloads, reloads_refused) = (Counter::default(), Counter::default());
         registry.register("config_reloads", "Configurations that were taken over", reloads.clone());
         registry.register("config_reloads_refused", "Configurations that were refused whole", reloads_refused.clone());
-        Self { registry: Mutex::new(registry), requests, seconds, reloads, reloads_refused }
+        let credentials_refused = Family::<ReasonLabels, Counter>::default();
+        for reason in Reason::ALL {
+            drop(credentials_refused.get_or_create(&ReasonLabels { reason: reason.as_str() }));
+        }
+        let help = "Credentials of devices that were not believed, by reason";
+        registry.register("credentials_refused", help, credentials_refused.clone());
+        Self { registry: Mutex::new(registry), requests, seconds, reloads, reloads_refused, credentials_refused }
     }
 
     /// A request was answered.
@@ -104,6 +117,11 @@ impl Metrics {
         let plane = plane.as_str();
         self.requests.get_or_create(&RequestLabels { plane, route, status }).inc();
         self.seconds.get_or_create(&PlaneLabels { plane }).observe(took.as_secs_f64());
+    }
+
+    /// A device's credential was not believed.
+    pub fn credential_refused(&self, reason: Reason) {
+        self.credentials_refused.get_or_create(&ReasonLabels { reason: reason.as_str() }).inc();
     }
 
     /// A changed configuration was taken over, or refused.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::app::App;
 use crate::config;
+use crate::telemetry;
 use crate::tls::Renewal;
 
 /// What a configuration that was taken over still asks of the operator.
@@ -26,9 +27,14 @@ pub async fn reload(app: &App) -> Result<Applied, Vec<String>> {
     app.metrics.reloaded(outcome.is_ok());
     match &outcome {
         Ok(applied) => {
-            tracing::info!(restart_needed = ?applied.restart_needed, warnings = ?applied.warnings, "configuration taken over");
+            let (restart_needed, warnings) =
+                (telemetry::list(&applied.restart_needed), telemetry::list(&applied.warnings));
+            tracing::info!(restart_needed, warnings, "configuration taken over");
         }
-        Err(problems) => tracing::error!(?problems, "configuration refused whole; the values in force stay"),
+        Err(problems) => {
+            let problems = telemetry::list(problems);
+            tracing::error!(problems, "configuration refused whole; the values in force stay");
+        }
     }
     outcome
 }
@@ -48,6 +54,7 @@ async fn try_reload(app: &App) -> Result<Applied, Vec<String>> {
     app.gateway.apply(loaded.settings).await.map_err(|refused| refused.0)?;
     app.live.store(Arc::new(loaded.live));
     certificates.into_iter().for_each(Renewal::renew);
+    telemetry::set_filter(&loaded.server.log.filter);
     Ok(Applied {
         restart_needed: config::restart_needed(&app.server, &loaded.server),
         warnings: loaded.warnings.iter().map(ToString::to_string).collect(),

@@ -60,7 +60,8 @@ async fn ask(world: &World, plan: &DevicePlan, reprovision: bool, dice: &mut Dic
     let whenever = dice.millis(1_000, 12_000);
     let Some(Running { gateway, process }) = world.running() else { return (Told::NoAnswer, whenever) };
     let authorization = token(world, &group_key(plan.tenant), plan.tenant, &plan.hardware_id);
-    let presented = Presented { authorization: Some(&authorization), host: None, hardware_id: &plan.hardware_id };
+    let presented =
+        Presented { authorization: Some(&authorization), host: None, ports: &[], hardware_id: &plan.hardware_id };
     let payload = plan.payload.then(|| json!({ "model": "th-1", "boot": dice.below(3) }));
     let question = Question { presented, payload, reprovision, wait: plan.wait };
     let hangs_up = async {
@@ -116,7 +117,8 @@ pub(crate) async fn strangers(world: Arc<World>) {
             _ => Some(token(&world, &wrong_key, plan.tenant, &hardware_id)),
         };
         let Some(Running { gateway, .. }) = world.running() else { continue };
-        let presented = Presented { authorization: authorization.as_deref(), host: None, hardware_id: &hardware_id };
+        let presented =
+            Presented { authorization: authorization.as_deref(), host: None, ports: &[], hardware_id: &hardware_id };
         let question = Question { presented, payload: None, reprovision: true, wait: Duration::from_secs(20) };
         let before = world.commits();
         // It is answered without a pause in which others could write.

@@ -1,15 +1,16 @@
 //! Device IDs that differ from their registration ID (individual enrollments): derived from the records, a hint where to look.
 //!
-//! Invariant: as many entries as assignments under another name. Whoever needs certainty reads the record.
+//! Invariant: as many entries as assignments under another name, found by that name in whatever case. Whoever needs certainty reads
+//! the record.
 
 use std::collections::{BTreeSet, HashMap};
 
 use crate::ids::{DeviceId, RegistrationId, TenantName};
 use crate::record::Record;
 
-/// Who has been given a device ID. Tenants may use the same one.
+/// Who has been given a device ID, by the ID in lower case. Tenants may use the same one.
 #[derive(Debug, Default)]
-pub(super) struct Aliases(HashMap<DeviceId, BTreeSet<(TenantName, RegistrationId)>>);
+pub(super) struct Aliases(HashMap<String, BTreeSet<(TenantName, RegistrationId)>>);
 
 impl Aliases {
     /// A record changed from `old` to `new`; `None` if there is none.
@@ -19,22 +20,26 @@ impl Aliases {
             return;
         }
         if let Some((device_id, holder)) = old
-            && let Some(holders) = self.0.get_mut(&device_id)
+            && let Some(holders) = self.0.get_mut(&folded(device_id.as_str()))
         {
             holders.remove(&holder);
             if holders.is_empty() {
-                self.0.remove(&device_id);
+                self.0.remove(&folded(device_id.as_str()));
             }
         }
         if let Some((device_id, holder)) = new {
-            self.0.entry(device_id).or_default().insert(holder);
+            self.0.entry(folded(device_id.as_str())).or_default().insert(holder);
         }
     }
 
-    /// The registrations that have been given `device_id`, of whatever tenant.
+    /// The registrations that have been given `device_id` in whatever case, of whatever tenant.
     pub(super) fn of(&self, device_id: &str) -> impl Iterator<Item = &RegistrationId> {
-        self.0.get(device_id).into_iter().flatten().map(|(_, registration_id)| registration_id)
+        self.0.get(&folded(device_id)).into_iter().flatten().map(|(_, registration_id)| registration_id)
     }
+}
+
+fn folded(device_id: &str) -> String {
+    device_id.to_ascii_lowercase()
 }
 
 fn alias(record: &Record) -> Option<(DeviceId, (TenantName, RegistrationId))> {
@@ -82,7 +87,7 @@ mod tests {
         assert_eq!(holders(&aliases, "Pump-7"), ["sn-1", "sn-2"]);
         aliases.follow(Some(&first), Some(&renamed));
         assert_eq!(
-            (holders(&aliases, "Pump-7"), holders(&aliases, "Pump-8")),
+            (holders(&aliases, "Pump-7"), holders(&aliases, "pump-8")),
             (vec!["sn-2".into()], vec!["sn-1".into()])
         );
         aliases.follow(Some(&renamed), Some(&named("one", "sn-1", "sn-1")));

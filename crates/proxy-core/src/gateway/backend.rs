@@ -11,8 +11,9 @@ use super::{ChangeError, Gateway, StoreError};
 use crate::feed::{EventId, Next, Start};
 use crate::ids::{DeviceId, HubName, InstanceName, RegistrationId, TenantName};
 use crate::lanes::Class;
-use crate::record::{Assignment, AssignmentState, Reason, Record, Versioned};
+use crate::record::{Assignment, AssignmentState, Reason, Record, Refusal, Versioned};
 use crate::store::{ReadError, Table};
+use crate::time::Now;
 
 /// Rows of a scan at once, and invalidations under way at once.
 const SCAN_PAGE: usize = 1000;
@@ -68,6 +69,16 @@ pub enum Found {
     Assignment(Box<AssignmentView>),
     /// It waits for its first one.
     InLine,
+    /// An operator keeps it out, before it had one.
+    Blocked,
+    /// An operator retired it, before it had one.
+    Retired,
+    /// DPS refused it.
+    Refused(Box<Refusal>),
+    /// It is known and has no hub, and does not wait for one either: it will when it asks.
+    NotInLine,
+    /// Only in another spelling, this one: device IDs are case-sensitive.
+    OtherSpelling(String),
     /// Nobody of that name has ever been given a place.
     NeverSeen,
     /// Several tenants have a device of that name: name one.
@@ -85,36 +96,59 @@ pub enum BackendError {
     Store(#[from] StoreError),
 }
 
+/// The name a backend knows the device by.
+fn device_name(record: &Record) -> &str {
+    record.assignment.as_ref().map_or(record.registration_id.as_str(), |assignment| assignment.device_id.as_str())
+}
+
+fn holds_or_waits(record: &Record) -> bool {
+    record.assignment.is_some() || record.pending.is_some()
+}
+
+fn what_is_found(record: &Record, now: Now) -> Found {
+    match (&record.assignment, &record.refusal) {
+        (Some(assignment), _) => Found::Assignment(Box::new(AssignmentView::of(record, assignment))),
+        (None, _) if record.blocked.is_some() => Found::Blocked,
+        (None, _) if record.retired.is_some() => Found::Retired,
+        (None, _) if record.pending.is_some() => Found::InLine,
+        (None, Some(refusal)) => Found::Refused(Box::new(refusal.shown(now))),
+        (None, None) => Found::NotInLine,
+    }
+}
+
 impl Gateway {
     /// Finds a device by the name its hub knows it by (case-sensitive). Reads memory and the local store only.
     ///
     /// # Errors
     /// If the store cannot be read.
     pub async fn find(&self, device_id: &str, tenants: Tenants<'_>) -> Result<Found, ReadError> {
-        let mut found = self.records_of(device_id, tenants).await?;
+        let known = self.records_of(device_id, tenants).await?;
+        let (exact, respelt): (Vec<_>, Vec<_>) = known.into_iter().partition(|record| device_name(record) == device_id);
+        // Who has a hub or waits for one goes before who has neither.
+        let (held, idle): (Vec<_>, Vec<_>) = exact.into_iter().partition(holds_or_waits);
+        let mut found = if held.is_empty() { idle } else { held };
         if found.len() > 1 {
-            return Ok(Found::Ambiguous(found.into_iter().map(|versioned| versioned.record.tenant).collect()));
+            return Ok(Found::Ambiguous(found.into_iter().map(|record| record.tenant).collect()));
         }
-        let Some(Versioned { record, .. }) = found.pop() else { return Ok(Found::NeverSeen) };
-        Ok(match &record.assignment {
-            Some(assignment) => Found::Assignment(Box::new(AssignmentView::of(&record, assignment))),
-            None => Found::InLine,
+        Ok(match (found.pop(), respelt.first()) {
+            (Some(record), _) => what_is_found(&record, self.now()),
+            (None, Some(other)) => Found::OtherSpelling(device_name(other).to_owned()),
+            (None, None) => Found::NeverSeen,
         })
     }
 
-    /// The records whose device this may be: by device ID where it is known, by registration ID until then.
-    async fn records_of(&self, device_id: &str, tenants: Tenants<'_>) -> Result<Vec<Versioned>, ReadError> {
+    /// The records whose device this may be, in whatever case: by device ID where it is known, by registration ID until then. Not
+    /// those that were listed and nothing else.
+    async fn records_of(&self, device_id: &str, tenants: Tenants<'_>) -> Result<Vec<Record>, ReadError> {
         let mut found = Vec::new();
         for id in self.ids_of(device_id) {
-            let Some(versioned) = self.load(&id).await? else { continue };
-            let record = &versioned.record;
-            let named = record
-                .assignment
-                .as_ref()
-                .map_or(record.registration_id.as_str(), |assignment| assignment.device_id.as_str());
-            let seen = record.assignment.is_some() || record.pending.is_some();
-            if named == device_id && seen && tenants.is_none_or(|tenants| tenants.contains(&record.tenant)) {
-                found.push(versioned);
+            let Some(Versioned { record, .. }) = self.load(&id).await? else { continue };
+            let named = device_name(&record).eq_ignore_ascii_case(device_id);
+            let seen = record.was_seen() || !record.timeline.is_empty();
+            let visible =
+                tenants.is_none_or(|tenants| record.known_tenant().is_some_and(|tenant| tenants.contains(tenant)));
+            if named && seen && visible {
+                found.push(record);
             }
         }
         Ok(found)
@@ -137,10 +171,9 @@ impl Gateway {
         tenants: Tenants<'_>,
         reason: &str,
     ) -> Result<AssignmentView, BackendError> {
-        let mut found = self.records_of(device_id, tenants).await.map_err(StoreError::from)?;
-        let id = match (found.len(), found.pop()) {
-            (1, Some(versioned)) if versioned.record.assignment.is_some() => versioned.record.registration_id,
-            _ => return Err(BackendError::NotFound(self.find(device_id, tenants).await.map_err(StoreError::from)?)),
+        let id = match self.find(device_id, tenants).await.map_err(StoreError::from)? {
+            Found::Assignment(view) => view.registration_id,
+            other => return Err(BackendError::NotFound(other)),
         };
         let record = self.suspect(&id, None, reason).await?;
         let assignment =
@@ -240,7 +273,7 @@ impl Gateway {
             return Ok(());
         }
         let class = if old.record.assignment.is_none() { Class::First } else { Class::Background };
-        let joining = Joining { reason, class, payload: None, reprovision: false };
+        let joining = Joining { reason, class, payload: None, reprovision: false, request_id: None };
         let entered = self.enter(Some(old.record.clone()), old, joining, None, self.now()).await?;
         entered.or_else(|error| match error {
             crate::store::CommitError::Conflict { .. } => Ok(()),

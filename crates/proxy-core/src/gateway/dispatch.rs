@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tracing::Instrument as _;
 
-use super::Gateway;
+use super::{Gateway, about};
 use crate::dps_clock::DpsClock;
 use crate::ids::InstanceName;
 use crate::ledger::{SlotId, SlotRecord};
@@ -198,7 +199,9 @@ impl Gateway {
             let wait = match next {
                 Next::Depart(departure) => {
                     let (gateway, dispatcher) = (Arc::clone(&self), Arc::clone(&dispatcher));
-                    self.spawn(async move { gateway.carry_out(dispatcher, departure, connection).await });
+                    let span = about::registration_span(&departure.id, &dispatcher.name);
+                    let carried_out = async move { gateway.carry_out(dispatcher, departure, connection).await };
+                    self.spawn(carried_out.instrument(span));
                     continue;
                 }
                 Next::WaitUntil(moment) => Some(moment.since(now)),

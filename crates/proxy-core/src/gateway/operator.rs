@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::dispatch::Counts;
 use super::provision::{Joining, ProvisionError};
 use super::why::Why;
-use super::{CAS_ATTEMPTS_MAX, ChangeError, Gateway, StoreError};
+use super::{CAS_ATTEMPTS_MAX, ChangeError, Gateway, StoreError, about};
 use crate::breaker::BreakerState;
 use crate::ids::{EnrollmentName, IdScope, InstanceName, RegistrationId, TenantName};
 use crate::lanes::Class;
@@ -250,6 +250,7 @@ impl Gateway {
     /// [`OperatorError::Unknown`], or the store's.
     pub async fn registration(&self, id: &RegistrationId) -> Result<RegistrationView, OperatorError> {
         let Versioned { record, .. } = self.load(id).await.map_err(StoreError::from)?.ok_or(OperatorError::Unknown)?;
+        about::whereabouts(&record);
         let record = record.shown(self.now());
         let mut view = RegistrationView { record, waiting_because: None, position: None, appointment: None };
         if let Some(pending) = view.record.pending.clone() {
@@ -278,38 +279,80 @@ impl Gateway {
         view.waiting_because = Some(why.to_string());
     }
 
-    /// Keeps a device out. Its place, if nothing was sent for it yet, is given up.
+    /// Keeps a device out, also one that nobody has heard of yet. Its place, if nothing was sent for it yet, is given up. Of several
+    /// reasons the latest stands. `by` names who says so.
     ///
     /// # Errors
-    /// [`OperatorError::Unknown`], or the store's.
-    pub async fn block(self: &Arc<Self>, id: &RegistrationId, reason: Option<String>) -> Result<Record, OperatorError> {
+    /// The store's.
+    pub async fn block(
+        self: &Arc<Self>,
+        id: &RegistrationId,
+        by: &str,
+        reason: Option<&str>,
+    ) -> Result<Record, OperatorError> {
         let now = self.now().wall;
         let timeline_max = self.settings().registration.timeline_max;
-        let (left, record) = self
-            .change(id, &[], |record| {
-                let left = drop_unsent(record);
-                if record.blocked.is_none() {
-                    record.blocked = Some(Blocked { reason: reason.clone(), at: now });
-                    record.note(now, timeline_max, "blocked by an operator");
+        let edit = |record: &mut Record| {
+            let left = drop_unsent(record);
+            let before = record.blocked.clone();
+            if before.is_none() || reason.is_some() {
+                let reason = reason.map(str::to_owned);
+                let at = before.as_ref().map_or(now, |blocked| blocked.at);
+                let blocked = Blocked { reason, by: Some(by.to_owned()), at };
+                if before.as_ref() != Some(&blocked) {
+                    let why = blocked.reason.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default();
+                    record.note(now, timeline_max, format!("blocked by operator {by}{why}"));
                 }
-                Ok(left)
-            })
-            .await
-            .map_err(|error: ChangeError<OperatorError>| OperatorError::from(error))?;
-        self.leave_line(&record.tenant, left);
-        Ok(record)
+                record.blocked = Some(blocked);
+            }
+            Ok::<_, OperatorError>(left)
+        };
+        for _ in 0..CAS_ATTEMPTS_MAX {
+            match self.change(id, &[], edit).await {
+                Ok((left, record)) => {
+                    self.leave_line(&record.tenant, left);
+                    return Ok(record);
+                }
+                Err(ChangeError::Unknown) => {}
+                Err(error) => return Err(error.into()),
+            }
+            let mut record = Record::unclaimed(id.clone());
+            edit(&mut record)?;
+            match self.commit(None, Versioned { record: record.clone(), version: None }, Vec::new(), None).await {
+                Ok(()) => return Ok(record),
+                // Somebody has heard of it meanwhile.
+                Err(CommitError::Conflict { .. }) => {}
+                Err(error) => return Err(StoreError::from(error).into()),
+            }
+        }
+        Err(StoreError::Contended.into())
     }
 
-    /// Lets a device in again.
+    /// Lets a device in again. Returns what is left of it: nothing if the block was all that was known.
     ///
     /// # Errors
     /// [`OperatorError::Unknown`], or the store's.
-    pub async fn unblock(self: &Arc<Self>, id: &RegistrationId) -> Result<Record, OperatorError> {
+    pub async fn unblock(self: &Arc<Self>, id: &RegistrationId, by: &str) -> Result<Option<Record>, OperatorError> {
+        for _ in 0..CAS_ATTEMPTS_MAX {
+            let known = self.load(id).await.map_err(StoreError::from)?.ok_or(OperatorError::Unknown)?;
+            if !known.record.unclaimed {
+                return self.unblock_known(id, by).await.map(Some);
+            }
+            match self.forget(known).await {
+                Ok(()) => return Ok(None),
+                Err(CommitError::Conflict { .. }) => {}
+                Err(error) => return Err(StoreError::from(error).into()),
+            }
+        }
+        Err(StoreError::Contended.into())
+    }
+
+    async fn unblock_known(self: &Arc<Self>, id: &RegistrationId, by: &str) -> Result<Record, OperatorError> {
         let now = self.now().wall;
         let timeline_max = self.settings().registration.timeline_max;
         let changed = self.change(id, &[], |record| {
             if record.blocked.take().is_some() {
-                record.note(now, timeline_max, "unblocked by an operator");
+                record.note(now, timeline_max, format!("unblocked by operator {by}"));
             }
             Ok::<(), OperatorError>(())
         });
@@ -396,7 +439,7 @@ impl Gateway {
             record.moving_to = Some(instance.clone());
             // Whoever waits for its own sake still does.
             let class = left.as_ref().map_or(Class::Background, |left| left.place.class);
-            let joining = Joining { reason: Reason::Moved, class, payload, reprovision: false };
+            let joining = Joining { reason: Reason::Moved, class, payload, reprovision: false, request_id: None };
             let entered = self.enter(Some(old.record), new, joining, None, now).await;
             match entered.map_err(|error| OperatorError::NoPlace(Box::new(error)))? {
                 Ok(()) => {
@@ -415,6 +458,9 @@ impl Gateway {
             .instances
             .get(instance)
             .ok_or_else(|| OperatorError::Wrong(format!("there is no instance {instance}")))?;
+        if record.blocked.is_some() || record.retired.is_some() {
+            return Err(OperatorError::NotNow("the device is blocked or retired".to_owned()));
+        }
         let enrollment = settings.enrollments.get(&record.enrollment).ok_or_else(|| {
             OperatorError::NotNow(format!(
                 "the device's enrollment {} is not in the configuration any more",
@@ -426,9 +472,6 @@ impl Gateway {
                 "instance {instance} does not fit the enrollment {}",
                 record.enrollment
             )));
-        }
-        if record.blocked.is_some() || record.retired.is_some() {
-            return Err(OperatorError::NotNow("the device is blocked or retired".to_owned()));
         }
         if record.confirmed().is_some_and(|assignment| assignment.instance == *instance) {
             return Err(OperatorError::NotNow(format!("the device is at {instance} already")));
@@ -558,7 +601,7 @@ impl Gateway {
             Some(changed) => Some(changed.clone()),
             None => self.load(&id).await?,
         };
-        let known = old.is_some();
+        let known = old.as_ref().is_some_and(|old| !old.record.unclaimed);
         let mut new = old.unwrap_or_else(|| Versioned {
             record: Record::new(id.clone(), tenant.clone(), enrollment.clone()),
             version: None,
@@ -567,17 +610,17 @@ impl Gateway {
         if record.retired.is_some() {
             return Ok(Err(format!("{id} is retired; delete it for good before it is listed anew")));
         }
-        if record.was_seen() && record.tenant != tenant {
+        if record.was_seen() && record.known_tenant().is_some_and(|known| *known != tenant) {
             return Ok(Err(format!("{id} belongs to tenant {}", record.tenant)));
         }
         let same = |listed: &Listed| listed.batch == row.batch && listed.key == row.key;
         if record.listed.as_ref().is_some_and(same) && record.enrollment == enrollment {
             return Ok(Ok(Imported::Unchanged));
         }
-        if !record.was_seen() {
+        if !record.was_seen() || record.unclaimed {
             record.hardware_id = (row.hardware_id != id.as_str()).then(|| row.hardware_id.clone());
         }
-        (record.tenant, record.enrollment) = (tenant, enrollment);
+        (record.tenant, record.enrollment, record.unclaimed) = (tenant, enrollment, false);
         record.listed = Some(Listed { batch: row.batch.clone(), key: row.key.clone(), at: self.now().wall });
         changed.insert(id, new);
         Ok(Ok(if known { Imported::Renewed } else { Imported::New }))

@@ -9,8 +9,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Gateway;
+use tracing::Instrument as _;
+
 use super::provision::{Joining, ProvisionError};
+use super::{Gateway, about};
 use crate::ids::{InstanceName, RegistrationId};
 use crate::lanes::Class;
 use crate::record::{Record, Stage, Versioned};
@@ -96,6 +98,7 @@ impl Gateway {
             class: left.place.class,
             payload: left.payload.clone(),
             reprovision: left.reprovision,
+            request_id: left.request_id.clone(),
         };
         let why = format!("calls to {} fail, and nothing was sent there: booked on another instance", left.instance);
         new.record.note(now.wall, self.settings().registration.timeline_max, why);
@@ -167,10 +170,15 @@ impl Gateway {
             return false;
         }
         // Whoever cannot be booked elsewhere now keeps its place and is looked at again.
-        match self.rebook(Box::new(old), busy, now).await {
+        let span = about::registration_span(id, instance);
+        let booked = async {
+            about::cause(&old.record);
+            self.rebook(Box::new(old), busy, now).await
+        };
+        match booked.instrument(span.clone()).await {
             Ok(booked) => booked.is_ok(),
             Err(error) => {
-                tracing::debug!(registration_id = %id, %instance, %error, "not booked elsewhere");
+                span.in_scope(|| tracing::debug!(%error, "not booked elsewhere"));
                 false
             }
         }

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::dispatch::Dispatcher;
 use super::places::may_be_rebooked;
-use super::{CAS_ATTEMPTS_MAX, Gateway, StoreError};
+use super::{CAS_ATTEMPTS_MAX, Gateway, StoreError, about};
 use crate::attestation::{self, HandedCredential, NotBelieved, Presented};
 use crate::ids::{DeviceId, EnrollmentName, HubName, InstanceName, InvalidName, RegistrationId, TenantName};
 use crate::lanes::Class;
@@ -252,7 +252,9 @@ impl Gateway {
     ) -> Result<Step, ProvisionError> {
         let Some(versioned) = versioned else { return Ok(Step::Join(Reason::First)) };
         let record = &versioned.record;
-        if (record.was_seen() || record.listed.is_some()) && record.tenant != device.enrollment.tenant {
+        about::whereabouts(record);
+        let claimed = (record.was_seen() || record.listed.is_some()) && !record.unclaimed;
+        if claimed && record.tenant != device.enrollment.tenant {
             tracing::error!(registration_id = %device.id, tenant = %record.tenant, other = %device.enrollment.tenant, "two tenants claim one registration ID");
             return Err(ProvisionError::OtherTenant);
         }
@@ -345,11 +347,13 @@ impl Gateway {
             .unwrap_or_else(|| Record::new(device.id.clone(), device.enrollment.tenant.clone(), device.name.clone()));
         record.tenant = device.enrollment.tenant.clone();
         record.enrollment = device.name.clone();
+        record.unclaimed = false;
         record.hardware_id = device.spelling();
         let new = Versioned { record, version: versioned.and_then(|versioned| versioned.version) };
         let question = device.question;
         let class = if reason == Reason::First { Class::First } else { Class::Reprovision };
-        let joining = Joining { reason, class, payload: question.payload.clone(), reprovision: question.reprovision };
+        let payload = question.payload.clone();
+        let joining = Joining { reason, class, payload, reprovision: question.reprovision, request_id: None };
         self.enter(old.cloned(), new, joining, None, now).await
     }
 
@@ -364,6 +368,7 @@ impl Gateway {
         now: Now,
     ) -> Result<Result<(), CommitError>, ProvisionError> {
         let (dispatcher, reserved) = self.choose(&new.record, avoid, now)?;
+        about::instance(&dispatcher.name);
         let (settings, instance, tenant) = (self.settings(), dispatcher.name.clone(), new.record.tenant.clone());
         let id = new.record.registration_id.clone();
         let place = dispatcher.line.lock().reserve(&tenant, id, joining.class, now.mono);
@@ -382,6 +387,7 @@ impl Gateway {
             stage: Stage::Waiting,
             reprovision: joining.reprovision,
             first_there,
+            request_id: joining.request_id.or_else(|| about::request_id().map(|id| id.to_string())),
             attempts: 0,
             payload: joining.payload,
         });
@@ -515,6 +521,8 @@ pub(super) struct Joining {
     pub(super) payload: Option<Value>,
     /// The device asked for a new registration.
     pub(super) reprovision: bool,
+    /// The request that gave it the place it leaves; `None` if the one that is being handled gives it this one.
+    pub(super) request_id: Option<String>,
 }
 
 /// One registration of a suspect device per cool-down.

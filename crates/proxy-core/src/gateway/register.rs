@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::dispatch::{Connection, Dispatcher, count};
-use super::{ChangeError, Gateway};
+use super::{ChangeError, Gateway, about};
 use crate::attestation;
 use crate::ids::{OperationId, RegistrationId};
 use crate::lane::Errand;
@@ -134,6 +134,7 @@ impl Gateway {
     ) {
         let spread = self.settings().registration.poll_interval.max(RESUME_SPREAD_MIN);
         let first_wait = self.spread(spread);
+        about::operation(&operation_id);
         let trip = Trip { gateway: self, dispatcher, id, place };
         trip.poll(operation_id, first_wait).await;
     }
@@ -217,6 +218,7 @@ impl Trip {
     /// Checks that the device may go, and makes its proof.
     fn prepare(&self, settings: &crate::settings::Settings, record: &Record, now: Now) -> Result<Ready, NotGoing> {
         let pending = record.pending.as_ref().filter(|_| self.is_mine(record)).ok_or(NotGoing::Elsewhere)?;
+        about::cause(record);
         if record.blocked.is_some() && pending.stage == Stage::Waiting {
             return Err(NotGoing::Blocked);
         }
@@ -324,6 +326,8 @@ impl Trip {
 
     /// Does what an answer means. Returns what is to be polled, and after which wait, if DPS has begun to work on the registration.
     async fn follow(&self, call: Call, answer: &Answer, settled: Settled) -> Option<(OperationId, Duration)> {
+        about::answer(answer);
+        tracing::debug!(?call, "DPS answered");
         let verdict = judge(call, answer);
         // Only DPS's own words show that the instance works, and only about a call of the kind that failed.
         if call != Call::Poll
@@ -372,8 +376,11 @@ impl Trip {
         retry_after: Option<Duration>,
         settled: Settled,
     ) -> Option<(OperationId, Duration)> {
+        about::operation(&operation_id);
         let stage = Stage::Assigning { operation_id: operation_id.clone(), time: self.now().wall };
         let what = format!("{} works on it (operation {operation_id})", self.dispatcher.name);
-        self.move_to_stage(stage, &what, settled).await.then(|| (operation_id, self.poll_wait(retry_after)))
+        let moved = self.move_to_stage(stage, &what, settled).await;
+        tracing::debug!("DPS works on the registration");
+        moved.then(|| (operation_id, self.poll_wait(retry_after)))
     }
 }

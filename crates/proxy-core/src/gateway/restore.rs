@@ -10,13 +10,14 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
 
 use super::aliases::Aliases;
 use super::dispatch::{Dispatcher, slot_of};
 use super::heard::{self, Heard};
 use super::left::{Left, LeftInLine, LeftWith};
 use super::provision::suspect_not_before;
-use super::{Fixed, Gateway, NotApplicable, StoreError};
+use super::{Fixed, Gateway, NotApplicable, StoreError, about};
 use crate::entropy::Entropy;
 use crate::feed::Feed;
 use crate::ids::{IdScope, InstanceName};
@@ -201,7 +202,9 @@ impl Gateway {
                 LeftWith::UnknownOutcome => line.restore(&tenant, place, id, Errand::Lookup, ago, now),
                 LeftWith::Operation(operation_id) => {
                     line.adopt(&tenant, place, id.clone(), now);
-                    self.spawn(Arc::clone(self).resume(Arc::clone(dispatcher), id, place, operation_id));
+                    let span = about::registration_span(&id, &dispatcher.name);
+                    let resumed = Arc::clone(self).resume(Arc::clone(dispatcher), id, place, operation_id);
+                    self.spawn(resumed.instrument(span));
                 }
             }
         }

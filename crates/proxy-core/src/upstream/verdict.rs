@@ -91,7 +91,9 @@ pub fn judge(call: Call, answer: &Answer) -> Verdict {
     }
 }
 
-fn tracking_id(answer: &Answer) -> Option<&str> {
+/// DPS's name for what it answered, for a support request.
+#[must_use]
+pub fn tracking_id(answer: &Answer) -> Option<&str> {
     let of_error = match &answer.said {
         Said::Error(error) => error.tracking_id.as_deref(),
         Said::Progress(_) | Said::Unreadable { .. } => None,

@@ -6,7 +6,6 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use proxy_core::attestation::NotBelieved;
 use proxy_core::entropy::Entropy;
 use proxy_core::gateway::backend::Found;
 use proxy_core::gateway::operator::{ImportRow, Imported};
@@ -77,7 +76,7 @@ async fn a_device_that_was_ever_seen_belongs_to_its_tenant() {
         assert!(matches!(world.provision(ask(&world, device, "one")).await, Ok(Answered::Queued(_))));
         sleep(seconds(10)).await;
     }
-    world.gateway.block(&id("blocked"), None).await.unwrap();
+    world.gateway.block(&id("blocked"), "oncall", None).await.unwrap();
     world.gateway.retire(&id("retired"), false).await.unwrap();
     assert!(matches!(world.provision(ask(&world, "refused", "one")).await, Err(ProvisionError::Refused(_))));
     for age in [0, 7200] {
@@ -174,10 +173,10 @@ async fn a_move_keeps_its_target_although_the_device_is_blocked_meanwhile() {
     world.gateway.move_to(&id("device-1"), &name(&target)).await.unwrap();
     // It waits: nothing has left for the target yet.
     sleep(seconds(1)).await;
-    let blocked = world.gateway.block(&id("device-1"), None).await.unwrap();
+    let blocked = world.gateway.block(&id("device-1"), "oncall", None).await.unwrap();
     assert!(blocked.pending.is_none() && !blocked.footprint.contains(&name(&target)), "{blocked:?}");
     world.kill().await;
-    world.gateway.unblock(&id("device-1")).await.unwrap();
+    world.gateway.unblock(&id("device-1"), "oncall").await.unwrap();
     world.dps(&target).reachable(true);
     let (hub, _) = world.settle(world.ask("device-1")).await;
     assert_eq!(hub, format!("hub-{target}.azure-devices.net"));
@@ -371,7 +370,7 @@ async fn a_damaged_record_is_told_to_its_own_device_only() {
     let forged = world.ask("device-2").authorization;
     for credential in [None, Some("Bearer anything"), Some("nonsense"), forged.as_deref()] {
         let answered = world.provision(world.ask("device-1").authorization(credential)).await;
-        assert!(matches!(answered, Err(ProvisionError::NotBelieved(NotBelieved::Unauthorized))), "{answered:?}");
+        assert!(matches!(answered, Err(ProvisionError::NotBelieved(_))), "{answered:?}");
     }
 }
 

@@ -1,6 +1,6 @@
 //! What operators do to a device, and the change feed that backends follow.
 
-use proxy_core::attestation::{HandedCredential, NotBelieved};
+use proxy_core::attestation::HandedCredential;
 use proxy_core::feed::{Next, Start};
 use proxy_core::gateway::operator::{ImportRow, Imported, OperatorError};
 use proxy_core::gateway::provision::{Answered, ProvisionError};
@@ -29,13 +29,13 @@ async fn a_blocked_device_is_kept_out_and_not_registered_until_it_is_let_in() {
     world.queue("device-0").await;
     sleep(seconds(1)).await;
     world.queue("device-1").await;
-    world.gateway.block(&id("device-1"), Some("stolen".to_owned())).await.unwrap();
+    world.gateway.block(&id("device-1"), "oncall", Some("stolen")).await.unwrap();
     assert!(is_blocked(&world, "device-1").await);
     sleep(seconds(60)).await;
     assert_eq!(world.dps("a").count_of(Call::Register, "device-1"), 0);
-    world.gateway.unblock(&id("device-1")).await.unwrap();
+    world.gateway.unblock(&id("device-1"), "oncall").await.unwrap();
     world.settle(world.ask("device-1")).await;
-    world.gateway.block(&id("device-1"), None).await.unwrap();
+    world.gateway.block(&id("device-1"), "oncall", None).await.unwrap();
     assert!(is_blocked(&world, "device-1").await);
 }
 
@@ -50,7 +50,7 @@ async fn a_device_blocked_while_under_way_is_not_registered_again() {
             world.queue("device-1").await;
             // On its way: neither answered nor refused yet.
             sleep(millis(10)).await;
-            world.gateway.block(&id("device-1"), None).await.unwrap();
+            world.gateway.block(&id("device-1"), "oncall", None).await.unwrap();
             let sent = world.dps("a").count(Call::Register);
             sleep(millis(200)).await;
             if restart {
@@ -60,7 +60,7 @@ async fn a_device_blocked_while_under_way_is_not_registered_again() {
             assert_eq!(world.dps("a").count(Call::Register), sent, "{fate:?}, restart: {restart}");
             let view = world.gateway.instances().remove(0);
             assert_eq!((view.line_length, view.under_way), (0, 0), "{fate:?}, restart: {restart}");
-            world.gateway.unblock(&id("device-1")).await.unwrap();
+            world.gateway.unblock(&id("device-1"), "oncall").await.unwrap();
             world.settle(world.ask("device-1")).await;
         }
     }
@@ -264,7 +264,7 @@ async fn a_listed_device_is_believed_by_the_rule_of_its_enrollment_and_no_other(
                 other => ask.authorization(Some(other)),
             };
             let answered = world.provision(ask).await;
-            let refused = matches!(answered, Err(ProvisionError::NotBelieved(NotBelieved::Unauthorized)));
+            let refused = matches!(answered, Err(ProvisionError::NotBelieved(_)));
             assert_eq!(!refused, believed, "{rule:?} with {credential:?}, {device}: {answered:?}");
             assert_eq!(answered.is_ok(), believed);
         }

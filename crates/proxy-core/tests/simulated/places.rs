@@ -4,7 +4,6 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use proxy_core::attestation::NotBelieved;
 use proxy_core::gateway::Fixed;
 use proxy_core::gateway::provision::{Answered, ProvisionError};
 use proxy_core::store::Table;
@@ -280,7 +279,7 @@ async fn an_unbelieved_device_costs_nothing_and_learns_nothing() {
         for credential in credentials {
             let answered = world.provision(world.ask(hardware_id).authorization(credential)).await;
             assert!(
-                matches!(answered, Err(ProvisionError::NotBelieved(NotBelieved::Unauthorized))),
+                matches!(answered, Err(ProvisionError::NotBelieved(_))),
                 "{hardware_id} with {credential:?}: {answered:?}"
             );
         }

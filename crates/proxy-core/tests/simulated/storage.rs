@@ -198,7 +198,7 @@ async fn an_operator_is_told_when_nothing_was_changed() {
     let before = world.record("device-1").await;
     world.store.set_health(full_disk());
     let device = id("device-1");
-    assert!(world.gateway.block(&device, None).await.is_err());
+    assert!(world.gateway.block(&device, "oncall", None).await.is_err());
     assert!(world.gateway.retry(&device).await.is_err());
     assert!(world.gateway.retire(&device, false).await.is_err());
     assert!(world.gateway.invalidate("device-1", None, "hub-404001").await.is_err());

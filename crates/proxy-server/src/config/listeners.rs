@@ -173,6 +173,8 @@ fn device(section: &Section<'_>) -> (Option<DeviceSettings>, Vec<String>) {
     let parked_max = section.whole("parked_max", 10_000, 0..=1_000_000);
     let repeat_burst = section.whole("repeat_burst", 5, 1..=1_000);
     let repeat_per = section.duration("repeat_per", "1s", "10ms", "1h");
+    let refusals_kept = section.whole("refusals_kept", 10_000, 0..=1_000_000);
+    let refusals_logged_per_second = section.whole("refusals_logged_per_second", 1, 0..=1_000);
     if http.as_ref().is_some_and(|http| payload_max_bytes >= http.body_max_bytes) {
         section.problem(
             "payload_max_bytes",
@@ -183,8 +185,16 @@ fn device(section: &Section<'_>) -> (Option<DeviceSettings>, Vec<String>) {
         section.warning("parked_max", "is more than device.connections_max, so it is never reached");
     }
     section.check_unknown();
-    let settings =
-        http.map(|http| DeviceSettings { http, payload_max_bytes, wait_max, parked_max, repeat_burst, repeat_per });
+    let settings = http.map(|http| DeviceSettings {
+        http,
+        payload_max_bytes,
+        wait_max,
+        parked_max,
+        repeat_burst,
+        repeat_per,
+        refusals_kept,
+        refusals_logged_per_second,
+    });
     (settings, host_names)
 }
 

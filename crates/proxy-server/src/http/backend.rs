@@ -61,7 +61,7 @@ async fn assignment(app: web::Data<App>, request: HttpRequest) -> Result<HttpRes
     let device_id = path_parameter(&request, "deviceId")?;
     let view = match app.gateway.find(&device_id, tenants.as_ref()).await? {
         Found::Assignment(view) => view,
-        other @ (Found::InLine | Found::NeverSeen | Found::Ambiguous(_)) => return Err(other.into()),
+        other => return Err(other.into()),
     };
     middleware::about_device(view.registration_id.as_str());
     middleware::about_instance(view.instance.as_str());
@@ -108,8 +108,13 @@ async fn lookup(app: web::Data<App>, request: HttpRequest, payload: web::Payload
 fn lookup_answer(device_id: &str, found: Found) -> Value {
     match found {
         Found::Assignment(view) => json!({ "deviceId": device_id, "found": true, "assignment": view }),
-        other @ (Found::InLine | Found::NeverSeen | Found::Ambiguous(_)) => {
-            json!({ "deviceId": device_id, "found": false, "code": Problem::from(other).code() })
+        other => {
+            let problem = Problem::from(other);
+            let mut answer = problem.members().clone();
+            answer.insert("deviceId".to_owned(), json!(device_id));
+            answer.insert("found".to_owned(), json!(false));
+            answer.insert("code".to_owned(), json!(problem.code()));
+            Value::Object(answer)
         }
     }
 }
@@ -137,7 +142,9 @@ async fn invalidate(app: web::Data<App>, request: HttpRequest, payload: web::Pay
     let body: InvalidateBody =
         body::optional_json(&request, payload, http.body_max_bytes, http.request_timeout).await?;
     let view = app.gateway.invalidate(&device_id, tenants.as_ref(), &body.reason()).await?;
-    tracing::info!(registration_id = %view.registration_id, instance = %view.instance, backend = token.name, reason = body.reason(), "assignment invalidated");
+    middleware::about_device(view.registration_id.as_str());
+    middleware::about_instance(view.instance.as_str());
+    tracing::info!(backend = token.name, reason = body.reason(), "assignment invalidated");
     Ok(HttpResponse::Ok().json(view))
 }
 

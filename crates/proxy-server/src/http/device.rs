@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use actix_web::http::header::{AUTHORIZATION, CACHE_CONTROL, HOST, HeaderMap, HeaderName, RETRY_AFTER};
 use actix_web::{HttpRequest, HttpResponse, web};
 use proxy_core::attestation::{HandedCredential, Presented};
-use proxy_core::gateway::provision::{Answered, Assigned, Question, Queued};
+use proxy_core::gateway::about;
+use proxy_core::gateway::provision::{Answered, Assigned, ProvisionError, Question, Queued};
 use proxy_core::ids::RegistrationId;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -13,9 +14,13 @@ use serde_json::{Map, Value, json};
 use super::problem::{Problem, server_time};
 use super::{body, middleware, resource};
 use crate::app::App;
+use crate::refusals;
 
 const PROVISION: &str = "/v1/provision";
 const TIME: &str = "/v1/time";
+
+/// The port of a URL without one: devices reach us by TLS, ours or that of something in front.
+const HTTPS_PORT: u16 = 443;
 
 /// The paths of this plane.
 pub(super) const PATHS: [&str; 2] = [PROVISION, TIME];
@@ -45,11 +50,13 @@ async fn provision(app: web::Data<App>, request: HttpRequest, payload: web::Payl
         middleware::about_device(id.as_str());
     }
     let payload = checked_payload(body.payload, limits.payload_max_bytes)?;
-    let host = host_name(request.headers());
+    let (host, port) = host_and_port(request.headers()).unzip();
+    let ports = [port.flatten().unwrap_or(HTTPS_PORT), limits.http.listen.port()];
     let question = Question {
         presented: Presented {
             authorization: request.headers().get(AUTHORIZATION).map(|value| value.to_str().unwrap_or("\u{fffd}")),
             host: host.as_deref(),
+            ports: &ports,
             hardware_id: &body.hardware_id,
         },
         payload,
@@ -57,8 +64,18 @@ async fn provision(app: web::Data<App>, request: HttpRequest, payload: web::Payl
         wait: preferred_wait(request.headers()).min(limits.wait_max),
     };
     let asked = Instant::now();
-    let answered = app.gateway.provision(&question).await?;
+    let answered =
+        app.gateway.provision(&question).await.inspect_err(|error| note(&app, &request, &body.hardware_id, error))?;
     Ok(respond(&answered, question.wait, asked.elapsed()))
+}
+
+/// What operators are to find of a refusal, whatever the device is told.
+fn note(app: &App, request: &HttpRequest, hardware_id: &str, error: &ProvisionError) {
+    let ProvisionError::NotBelieved(not_believed) = error else { return };
+    let (id, peer) = (about::request_id(), request.peer_addr().map(|address| address.ip()));
+    let refused = refusals::Request { id: id.as_deref(), hardware_id, peer };
+    app.metrics.credential_refused(not_believed.reason);
+    app.refusals.note(app.gateway.now().wall, not_believed, refused);
 }
 
 /// `wait` is what the device asked for, within `device.wait_max`; `waited` is how long it did.
@@ -124,14 +141,14 @@ fn checked_payload(payload: Option<Map<String, Value>>, bytes_max: usize) -> Res
     Ok(Some(payload))
 }
 
-/// The host the device called, without port.
-fn host_name(headers: &HeaderMap) -> Option<String> {
+/// The host the device called, and the port if it named one.
+fn host_and_port(headers: &HeaderMap) -> Option<(String, Option<u16>)> {
     let host = headers.get(HOST)?.to_str().ok()?;
-    let name = host
+    let (name, port) = host
         .rsplit_once(':')
         .filter(|(_, port)| port.bytes().all(|byte| byte.is_ascii_digit()))
-        .map_or(host, |(name, _)| name);
-    Some(name.to_ascii_lowercase())
+        .map_or((host, None), |(name, port)| (name, port.parse().ok()));
+    Some((name.to_ascii_lowercase(), port))
 }
 
 /// `Prefer: wait=N` (RFC 7240), in seconds; zero if there is none that can be read.
@@ -177,13 +194,16 @@ mod tests {
     }
 
     #[test]
-    fn the_host_is_taken_without_its_port() {
+    fn the_host_and_its_port_are_told_apart() {
         for (value, expected) in [
-            ("Gateway.example.com:443", "gateway.example.com"),
-            ("gateway.example.com", "gateway.example.com"),
-            ("[::1]", "[::1]"),
+            ("Gateway.example.com:443", ("gateway.example.com", Some(443))),
+            ("gateway.example.com", ("gateway.example.com", None)),
+            ("gateway.example.com:99999", ("gateway.example.com", None)),
+            ("[::1]", ("[::1]", None)),
+            ("[::1]:8443", ("[::1]", Some(8443))),
         ] {
-            assert_eq!(host_name(&headers("host", value)).as_deref(), Some(expected));
+            let (host, port) = host_and_port(&headers("host", value)).unwrap();
+            assert_eq!((host.as_str(), port), expected);
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,7 @@ use actix_web::middleware::Next;
 use actix_web::{Error, HttpMessage as _, ResponseError as _, web};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
+use proxy_core::gateway::about;
 use tracing::Instrument as _;
 use tracing::field::Empty;
 
@@ -42,16 +44,6 @@ impl HeaderBounds {
     }
 }
 
-tokio::task_local! {
-    static REQUEST_ID: String;
-}
-
-/// The ID of the request being handled, if there is one.
-#[must_use]
-pub fn request_id() -> Option<String> {
-    REQUEST_ID.try_with(Clone::clone).ok()
-}
-
 /// Says in every further log line of this request which device it is about.
 pub fn about_device(registration_id: &str) {
     tracing::Span::current().record("registration_id", registration_id);
@@ -72,34 +64,34 @@ pub async fn observe<B: MessageBody + 'static>(
     request: ServiceRequest,
     next: Next<B>,
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
-    let id = uuid::Uuid::now_v7().to_string();
-    // Handlers fill in which device and which instance it is about, for every line of this request.
-    let span = tracing::info_span!("request", request_id = %id, plane = plane.as_str(), registration_id = Empty, instance = Empty);
+    let id: Arc<str> = uuid::Uuid::now_v7().to_string().into();
+    // Handlers and the gateway fill in which device and which instance it is about, for every line of this request. The span is of
+    // the highest level, so that no filter takes it from a line that is written.
+    let span = tracing::error_span!("request", request_id = %id, plane = plane.as_str(), registration_id = Empty, instance = Empty, operation_id = Empty);
     let header_value = HeaderValue::from_str(&id).ok();
-    REQUEST_ID
-        .scope(id, async move {
-            let began = Instant::now();
-            let (method, app) = (request.method().clone(), request.app_data::<web::Data<App>>().cloned());
-            let route = route(plane, request.path());
-            let (request, body) = keep_chunked_body(request);
-            let outcome = answer(bounds, request, next).await;
-            if let Some(body) = body {
-                actix_web::rt::spawn(tokio::time::timeout(CHUNKED_BODY_KEPT, body.count()));
-            }
-            let mut response = outcome?;
-            if let Some(value) = header_value {
-                response.headers_mut().insert(HeaderName::from_static("x-request-id"), value);
-            }
-            let status = response.status().as_u16();
-            if let Some(app) = app {
-                app.metrics.answered(plane, route, status, began.elapsed());
-            }
-            let milliseconds = began.elapsed().as_millis();
-            tracing::debug!(%method, route, status, milliseconds, "answered");
-            Ok(response)
-        })
-        .instrument(span)
-        .await
+    about::with_request_id(id, async move {
+        let began = Instant::now();
+        let (method, app) = (request.method().clone(), request.app_data::<web::Data<App>>().cloned());
+        let route = route(plane, request.path());
+        let (request, body) = keep_chunked_body(request);
+        let outcome = answer(bounds, request, next).await;
+        if let Some(body) = body {
+            actix_web::rt::spawn(tokio::time::timeout(CHUNKED_BODY_KEPT, body.count()));
+        }
+        let mut response = outcome?;
+        if let Some(value) = header_value {
+            response.headers_mut().insert(HeaderName::from_static("x-request-id"), value);
+        }
+        let status = response.status().as_u16();
+        if let Some(app) = app {
+            app.metrics.answered(plane, route, status, began.elapsed());
+        }
+        let milliseconds = began.elapsed().as_millis();
+        tracing::debug!(%method, route, status, milliseconds, "answered");
+        Ok(response)
+    })
+    .instrument(span)
+    .await
 }
 
 /// A second handle on a chunked body.

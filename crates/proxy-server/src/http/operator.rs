@@ -5,15 +5,18 @@ use std::time::Duration;
 use actix_web::http::StatusCode;
 use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
 use actix_web::{HttpRequest, HttpResponse, web};
+use proxy_core::attestation::Reason;
+use proxy_core::gateway::operator::RegistrationView;
 use proxy_core::ids::{InstanceName, RegistrationId};
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use tracing::Instrument as _;
 
 use super::problem::Problem;
 use super::{bearer, body, import, middleware, no_such_path, path_parameter, resource};
 use crate::app::App;
 use crate::config::OperatorRole;
+use crate::refusals::{Wanted, reason_named};
 use crate::reload;
 
 /// Longest reason that is kept.
@@ -23,13 +26,15 @@ const HEALTHZ: &str = "/healthz";
 const READYZ: &str = "/readyz";
 const METRICS: &str = "/metrics";
 const INSTANCES: &str = "/v1/instances";
+const REFUSALS: &str = "/v1/refusals";
 const RELOAD: &str = "/v1/config/reload";
 const IMPORT: &str = "/v1/registrations/import";
 const REGISTRATION: &str = "/v1/registrations/{registrationId}";
 const ACTION: &str = "/v1/registrations/{registrationId}/{action}";
 
 /// The paths of this plane; the first that fits a request serves it.
-pub(super) const PATHS: [&str; 8] = [HEALTHZ, READYZ, METRICS, INSTANCES, RELOAD, IMPORT, REGISTRATION, ACTION];
+pub(super) const PATHS: [&str; 9] =
+    [HEALTHZ, READYZ, METRICS, INSTANCES, REFUSALS, RELOAD, IMPORT, REGISTRATION, ACTION];
 
 /// The routes of this plane.
 pub fn routes(config: &mut web::ServiceConfig) {
@@ -38,6 +43,7 @@ pub fn routes(config: &mut web::ServiceConfig) {
         .service(resource(READYZ, "GET, HEAD").route(web::get().to(readyz)).route(web::head().to(readyz)))
         .service(resource(METRICS, "GET").route(web::get().to(metrics)))
         .service(resource(INSTANCES, "GET").route(web::get().to(instances)))
+        .service(resource(REFUSALS, "GET").route(web::get().to(refusals)))
         .service(resource(RELOAD, "POST").route(web::post().to(reload_config)))
         .service(resource(IMPORT, "POST").route(web::post().to(import::import)))
         .service(
@@ -74,6 +80,39 @@ async fn instances(app: web::Data<App>, request: HttpRequest) -> Result<HttpResp
         .json(json!({ "instances": app.gateway.instances() })))
 }
 
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct RefusalsQuery {
+    hardware_id: Option<String>,
+    request_id: Option<String>,
+    reason: Option<String>,
+    tenant: Option<String>,
+    limit: Option<usize>,
+}
+
+/// Refusals told at once, unless fewer are asked for.
+const REFUSALS_DEFAULT: usize = 100;
+const REFUSALS_MAX: usize = 1000;
+
+async fn refusals(app: web::Data<App>, request: HttpRequest) -> Result<HttpResponse, Problem> {
+    bearer::operator(&app, &request, OperatorRole::Read)?;
+    let query = web::Query::<RefusalsQuery>::from_query(request.query_string()).map_err(|_| {
+        let detail = "the query parameters are hardwareId, requestId, reason, tenant and limit, each at most once";
+        Problem::bad_request("invalid-query", detail)
+    })?;
+    let RefusalsQuery { hardware_id, request_id, reason, tenant, limit } = query.into_inner();
+    if reason.as_deref().is_some_and(|name| reason_named(name).is_none()) {
+        let names = Reason::ALL.map(Reason::as_str).join(", ");
+        return Err(Problem::bad_request("invalid-query", format!("reason: is one of {names}")));
+    }
+    let limit = limit.unwrap_or(REFUSALS_DEFAULT);
+    if !(1..=REFUSALS_MAX).contains(&limit) {
+        return Err(Problem::bad_request("invalid-query", format!("limit: is 1 to {REFUSALS_MAX}")));
+    }
+    let latest = app.refusals.latest(&Wanted { hardware_id, request_id, reason, tenant }, limit);
+    Ok(HttpResponse::Ok().insert_header((CACHE_CONTROL, "no-store")).json(json!({ "refusals": latest })))
+}
+
 async fn reload_config(app: web::Data<App>, request: HttpRequest) -> Result<HttpResponse, Problem> {
     let token = bearer::operator(&app, &request, OperatorRole::Operate)?;
     tracing::info!(operator = token.name, "reload of the configuration asked for");
@@ -103,7 +142,18 @@ fn registration_id(request: &HttpRequest) -> Result<RegistrationId, Problem> {
 async fn registration(app: web::Data<App>, request: HttpRequest) -> Result<HttpResponse, Problem> {
     bearer::operator(&app, &request, OperatorRole::Read)?;
     let view = app.gateway.registration(&registration_id(&request)?).await?;
-    Ok(HttpResponse::Ok().insert_header((CACHE_CONTROL, "no-store")).json(view))
+    Ok(HttpResponse::Ok().insert_header((CACHE_CONTROL, "no-store")).json(shown(&view)))
+}
+
+/// A device as operators are shown it: without tenant and enrollment while those are unknown.
+fn shown(view: &RegistrationView) -> Value {
+    let mut shown = json!(view);
+    if view.record.unclaimed
+        && let Some(members) = shown.as_object_mut()
+    {
+        members.retain(|name, _| !matches!(name.as_str(), "tenant" | "enrollment"));
+    }
+    shown
 }
 
 #[derive(Deserialize)]
@@ -120,10 +170,10 @@ async fn delete(app: web::Data<App>, request: HttpRequest) -> Result<HttpRespons
         Problem::bad_request("invalid-query", "the only query parameter is dpsRecordDeleted=true or false")
     })?;
     let left = app.gateway.retire(&id, query.dps_record_deleted).await?;
-    tracing::info!(registration_id = %id, operator = token.name, tombstone = left.is_some(), "retired");
+    tracing::info!(operator = token.name, tombstone = left.is_some(), "retired");
     match left {
         None => Ok(HttpResponse::NoContent().finish()),
-        Some(_) => Ok(HttpResponse::Ok().json(app.gateway.registration(&id).await?)),
+        Some(_) => Ok(HttpResponse::Ok().json(shown(&app.gateway.registration(&id).await?))),
     }
 }
 
@@ -142,11 +192,22 @@ async fn act(app: web::Data<App>, request: HttpRequest, payload: web::Payload) -
     let action = path_parameter(&request, "action")?;
     let http = &app.server.operator.http;
     let body: ActionBody = body::optional_json(&request, payload, http.body_max_bytes, http.request_timeout).await?;
+    // It goes into the timeline, so it is bounded and printable.
+    let printable =
+        |reason: String| reason.chars().filter(|character| !character.is_control()).take(REASON_CHARS_MAX).collect();
+    let reason: Option<String> = body.reason.map(printable);
     match action.as_str() {
-        "block" => drop(
-            app.gateway.block(&id, body.reason.map(|reason| reason.chars().take(REASON_CHARS_MAX).collect())).await?,
-        ),
-        "unblock" => drop(app.gateway.unblock(&id).await?),
+        "block" => drop(app.gateway.block(&id, &token.name, reason.as_deref()).await?),
+        "unblock" => {
+            if app.gateway.unblock(&id, &token.name).await?.is_none() {
+                tracing::info!(
+                    operator = token.name,
+                    action,
+                    "done for an operator; nothing else was known of the device"
+                );
+                return Ok(HttpResponse::NoContent().finish());
+            }
+        }
         "retry" => drop(app.gateway.retry(&id).await?),
         "expedite" => drop(app.gateway.expedite(&id).await?),
         "move" => {
@@ -159,6 +220,7 @@ async fn act(app: web::Data<App>, request: HttpRequest, payload: web::Payload) -
         }
         _ => return no_such_path().await,
     }
-    tracing::info!(registration_id = %id, operator = token.name, action, "done for an operator");
-    Ok(HttpResponse::Ok().json(app.gateway.registration(&id).await?))
+    let view = app.gateway.registration(&id).await?;
+    tracing::info!(operator = token.name, action, reason, "done for an operator");
+    Ok(HttpResponse::Ok().json(shown(&view)))
 }

@@ -11,9 +11,10 @@ use std::time::Duration;
 use actix_web::http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use actix_web::http::{StatusCode, header};
 use actix_web::{HttpResponse, ResponseError};
-use proxy_core::attestation::NotBelieved;
+use proxy_core::attestation::Told;
 use proxy_core::entropy::Entropy;
 use proxy_core::gateway::StoreError;
+use proxy_core::gateway::about;
 use proxy_core::gateway::backend::{BackendError, Found};
 use proxy_core::gateway::operator::OperatorError;
 use proxy_core::gateway::provision::ProvisionError;
@@ -21,8 +22,6 @@ use proxy_core::record::Refusal;
 use proxy_core::store::{CommitError, ReadError};
 use proxy_core::time::WallTime;
 use serde_json::{Map, Value, json};
-
-use super::middleware;
 
 /// A problem document in the making.
 #[derive(Debug)]
@@ -94,6 +93,12 @@ impl Problem {
         self
     }
 
+    /// What the document says beside status, code and detail.
+    #[must_use]
+    pub fn members(&self) -> &Map<String, Value> {
+        &self.members
+    }
+
     /// The stable code.
     #[must_use]
     pub fn code(&self) -> &'static str {
@@ -113,8 +118,8 @@ impl ResponseError for Problem {
         body.insert("status".to_owned(), json!(self.status.as_u16()));
         body.insert("code".to_owned(), json!(self.code));
         body.insert("detail".to_owned(), json!(self.detail));
-        if let Some(request_id) = middleware::request_id() {
-            body.insert("requestId".to_owned(), json!(request_id));
+        if let Some(request_id) = about::request_id() {
+            body.insert("requestId".to_owned(), json!(*request_id));
         }
         let mut response = HttpResponse::build(self.status);
         if let Some(wait) = self.retry_after {
@@ -143,7 +148,7 @@ impl From<ProvisionError> for Problem {
         let text = error.to_string();
         match error {
             ProvisionError::IllFormedId(_) => Self::bad_request("invalid-hardware-id", text),
-            ProvisionError::NotBelieved(reason) => unauthorized_device(reason),
+            ProvisionError::NotBelieved(not_believed) => unauthorized_device(not_believed.told()),
             ProvisionError::Blocked => forbidden("blocked", text),
             ProvisionError::Retired => forbidden("retired", text),
             ProvisionError::OtherTenant => forbidden("belongs-to-another-tenant", text),
@@ -162,22 +167,24 @@ impl From<ProvisionError> for Problem {
     }
 }
 
-fn unauthorized_device(reason: NotBelieved) -> Problem {
-    let (code, detail) = match reason {
-        NotBelieved::Unauthorized => {
+fn unauthorized_device(told: Told) -> Problem {
+    let (code, detail) = match told {
+        Told::Unauthorized => {
             ("unauthorized", "no valid credential: check key, audience (sr), hardware ID and token lifetime")
         }
-        NotBelieved::Expired => {
-            ("credential-expired", "the credential's se lies in the past of serverTime: make a fresh one")
-        }
+        Told::Expired => ("credential-expired", "the credential's se lies in the past of serverTime: make a fresh one"),
+        Told::TooFarAhead => (
+            "credential-too-far-ahead",
+            "the credential's se lies further ahead of serverTime than attestation.sas_lifetime_max allows: set the clock by serverTime, and make a shorter one, in seconds",
+        ),
     };
     let problem = Problem::new(StatusCode::UNAUTHORIZED, code, detail)
         .header(WWW_AUTHENTICATE, "SharedAccessSignature")
         .header(WWW_AUTHENTICATE, "Bearer")
         .retry_spread(UNAUTHORIZED_WAIT, UNAUTHORIZED_WAIT / 2);
-    match reason {
-        NotBelieved::Unauthorized => problem,
-        NotBelieved::Expired => problem.member("serverTime", json!(server_time())),
+    match told {
+        Told::Unauthorized => problem,
+        Told::Expired | Told::TooFarAhead => problem.member("serverTime", json!(server_time())),
     }
 }
 
@@ -193,13 +200,17 @@ fn forbidden(code: &'static str, detail: String) -> Problem {
 
 fn refused(refusal: &Refusal) -> Problem {
     let left = refusal.until.since(server_time()).min(REFUSED_WAIT_MAX);
-    let upstream = json!({
-        "instance": refusal.instance, "reason": refusal.code, "errorCode": refusal.error_code, "trackingId": refusal.tracking_id,
-        "at": refusal.at,
-    });
     Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "refused-by-dps", refusal.detail.clone())
         .retry_spread(left, left / 10)
-        .member("upstream", upstream)
+        .member("upstream", upstream(refusal))
+}
+
+/// What DPS said.
+fn upstream(refusal: &Refusal) -> Value {
+    json!({
+        "instance": refusal.instance, "reason": refusal.code, "errorCode": refusal.error_code, "trackingId": refusal.tracking_id,
+        "at": refusal.at,
+    })
 }
 
 /// What a failing store looks like outside. Its own words stay in the log: they name paths.
@@ -241,6 +252,20 @@ impl From<Found> for Problem {
                 Self::not_found("never-seen", "no device of that ID has ever been given a place")
             }
             Found::InLine => Self::not_found("in-line", "the device waits in line for its first assignment"),
+            Found::Blocked => Self::not_found("blocked", "an operator has blocked the device before it had a hub"),
+            Found::Retired => Self::not_found("retired", "an operator has retired the device before it had a hub"),
+            Found::Refused(refusal) => {
+                Self::not_found("refused", format!("DPS has refused the device, so it has no hub: {}", refusal.detail))
+                    .member("upstream", upstream(&refusal))
+            }
+            Found::NotInLine => Self::not_found(
+                "not-in-line",
+                "the device is known and has no hub; it does not wait for one either, until it asks again",
+            ),
+            Found::OtherSpelling(known_as) => {
+                let detail = format!("device IDs are case-sensitive: this device is known as {known_as}");
+                Self::not_found("differs-in-case", detail).member("knownAs", json!(known_as))
+            }
             Found::Ambiguous(tenants) => {
                 let names: Vec<String> = tenants.iter().map(ToString::to_string).collect();
                 let detail =
@@ -276,7 +301,7 @@ impl From<OperatorError> for Problem {
 
 #[cfg(test)]
 mod tests {
-    use proxy_core::attestation::NotBelieved;
+    use proxy_core::attestation::{NotBelieved, Reason};
     use proxy_core::ids::{InstanceName, RegistrationId};
     use proxy_core::line::LineFull;
     use proxy_core::placement::NoRoom;
@@ -313,8 +338,9 @@ mod tests {
     fn provision_errors() -> Vec<ProvisionError> {
         let mut errors = vec![
             RegistrationId::parse("-").unwrap_err().into(),
-            NotBelieved::Unauthorized.into(),
-            NotBelieved::Expired.into(),
+            NotBelieved::from(Reason::WrongSignature).into(),
+            NotBelieved::from(Reason::Expired).into(),
+            NotBelieved::from(Reason::ImplausibleExpiry).into(),
             ProvisionError::Blocked,
             ProvisionError::Retired,
             ProvisionError::OtherTenant,

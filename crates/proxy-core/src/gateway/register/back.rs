@@ -48,7 +48,6 @@ impl Trip {
     }
 
     pub(super) async fn unreachable(&self, why: &str, sent_before: Option<StoredMoment>, settled: Settled) {
-        tracing::warn!(registration_id = %self.id, instance = %self.dispatcher.name, why, "the instance cannot be reached");
         self.pause_instance(why);
         let what = format!("{} cannot be reached: {why}", self.dispatcher.name);
         self.stay(&what, Errand::Register, sent_before, settled).await;

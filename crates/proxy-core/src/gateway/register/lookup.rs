@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{Settled, Trip};
+use crate::gateway::about;
 use crate::gateway::dispatch::{Connection, count};
 use crate::lane::Errand;
 use crate::ledger::SlotRecord;
@@ -17,7 +18,7 @@ const LOOKUP_WAIT: Duration = Duration::from_secs(2);
 
 impl Trip {
     pub(super) async fn outcome_unknown(&self, why: &str, settled: Settled) {
-        tracing::warn!(registration_id = %self.id, instance = %self.dispatcher.name, why, "the outcome of a registration is unknown");
+        tracing::debug!(why, "the outcome of a registration is unknown");
         self.pause_instance(why);
         self.look_up_later(Call::Register, why, settled).await;
     }
@@ -65,7 +66,7 @@ impl Trip {
         drop(connection);
         let settled = self.settle(&departure, sent, &result);
         match result {
-            Ok(answer) => match judge(Call::Lookup, &answer) {
+            Ok(answer) => match judged(&answer) {
                 Verdict::Assigned(state) if !self.is_news(&before, &state) => {
                     self.go_again("DPS holds an older registration only", Duration::ZERO, settled).await;
                 }
@@ -106,6 +107,11 @@ impl Trip {
         let assigning_max = self.gateway.settings().registration.assigning_max;
         before.last_sent.is_none_or(|sent| sent.age(now) > assigning_max)
     }
+}
+
+fn judged(answer: &Answer) -> Verdict {
+    about::answer(answer);
+    judge(Call::Lookup, answer)
 }
 
 /// The state of a registration that DPS ended without a hub.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{NotGoing, RESUME_SPREAD_MIN, Settled, Trip};
+use crate::gateway::about;
 use crate::gateway::dispatch::count;
 use crate::ids::OperationId;
 use crate::retry;
@@ -88,6 +89,8 @@ impl Trip {
                     continue;
                 }
             };
+            about::answer(&answer);
+            tracing::trace!("DPS answered a poll");
             if let Some(date) = answer.date {
                 self.dispatcher.dps_clock.lock().observe(date, sent, self.now().mono);
             }
@@ -124,6 +127,7 @@ impl Trip {
     /// The last polls of the device failed, so many in a row. Its timeline hears of the first one, as long as that leaves room for
     /// other events. False if the trip is over.
     async fn poll_failed(&self, in_a_row: u32, events: &mut u32, why: &str) -> bool {
+        tracing::debug!(why, in_a_row, "a poll failed");
         self.dispatcher.line.lock().polls_failed(self.place, Some((in_a_row, why.to_owned())));
         if in_a_row > 1 || *events == POLL_EVENTS_MAX {
             return true;

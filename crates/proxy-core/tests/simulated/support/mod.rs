@@ -183,6 +183,7 @@ impl Ask {
         let presented = Presented {
             authorization: self.authorization.as_deref(),
             host: Some(AUDIENCE),
+            ports: &[],
             hardware_id: &self.hardware_id,
         };
         let question =

@@ -314,12 +314,12 @@ fn what_needs_a_restart_is_named() {
     let directory = Directory::new();
     let old = directory.load(&least(), &[]).unwrap();
     let changed = with(
-        "D:connections_max = 100\nwait_max = \"1s\"\n[log]\nfilter = \"debug\"\n[line]\nlength_max = 3\n\
+        "D:connections_max = 100\nwait_max = \"1s\"\n[log]\nfilter = \"debug\"\nformat = \"json\"\n[line]\nlength_max = 3\n\
          [[backend.tokens]]\nname = \"a\"\ntoken_file = \"token-1\"",
     );
     let changed = changed.replace("p.example.com", "q.example.com");
     let new = directory.load(&changed, &[]).unwrap();
-    assert_eq!(restart_needed(&old.server, &new.server), ["device.connections_max", "device.wait_max", "log.filter"]);
+    assert_eq!(restart_needed(&old.server, &new.server), ["device.connections_max", "device.wait_max", "log.format"]);
     assert!(restart_needed(&old.server, &old.server).is_empty());
     // The default in words is no change.
     let same = directory.load(&with("[log]\nfilter = \"info\""), &[]).unwrap();
