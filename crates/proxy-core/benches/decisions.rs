@@ -54,7 +54,7 @@ fn ledger(criterion: &mut Criterion) {
 fn line(criterion: &mut Criterion) {
     let tenant = TenantName::parse("default").expect("a tenant");
     for waiting in [1_000_u64, 1_000_000] {
-        let fairness = Fairness { urgent_share_percent: 10, handicap: 6000, weights: BTreeMap::new() };
+        let fairness = Fairness { urgent_share_percent: 10, handicap: 6000, weights: BTreeMap::new(), shared: false };
         let mut lanes = Lanes::new(fairness);
         let place = |sequence| Place { class: Class::First, sequence };
         let device = |sequence| {

@@ -27,8 +27,11 @@ use crate::settings::{Instance, LineSettings, RegistrationSettings};
 use crate::time::{BootId, Mono};
 use crate::typical::Typical;
 
+mod recent;
 mod status;
 
+pub use recent::LastMinute;
+use recent::Recent;
 pub use status::{LineStatus, TenantStatus};
 
 /// Joining is counted in these, from a moment a year before the line was made, so that places of earlier processes fit.
@@ -37,6 +40,13 @@ const JOINED_AT_START: Joined = 365 * 24 * 3600 * 10;
 
 /// What an ordinary appointment allows for expedited devices still to come, at most: they are not worth more to the others.
 const URGENT_RESERVE_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// In a line that tenants share, an appointment allows for devices of others that nobody has heard of yet: half of the wait, but no more
+/// than this or, if that is more, [`COMPANY_RESERVE_PART`] of the wait. Measured in docs/decisions/0010.
+const COMPANY_RESERVE: Duration = Duration::from_secs(15);
+
+/// See [`COMPANY_RESERVE`].
+const COMPANY_RESERVE_PART: f64 = 0.02;
 
 /// How long nobody goes after the store failed.
 const STORE_WAIT: Duration = Duration::from_secs(1);
@@ -202,6 +212,7 @@ pub struct Line {
     store_until: Mono,
     registration_time: Typical,
     answer_time: Typical,
+    recent: Recent,
 }
 
 /// What an earlier process left of one line, besides its places.
@@ -269,6 +280,7 @@ impl Line {
             store_until: Mono::default(),
             registration_time: Typical::new(line.expected_registration),
             answer_time: Typical::new(Duration::from_millis(300)),
+            recent: Recent::default(),
         }
     }
 
@@ -386,6 +398,7 @@ impl Line {
         let place = Place { class, sequence };
         let joined = self.joined(now, Duration::ZERO);
         self.lanes.insert(tenant, place, &Waiting { id, errand: Errand::Register, confirmed: false, joined });
+        self.lanes.joins(tenant, now);
         place
     }
 
@@ -442,9 +455,10 @@ impl Line {
         self.seen(place);
     }
 
-    /// Takes over a registration that an earlier process left with DPS and that only has to be polled.
-    pub fn adopt(&mut self, tenant: &TenantName, place: Place, id: RegistrationId, now: Mono) {
-        let joined = self.joined(now, Duration::ZERO);
+    /// Takes over a registration that an earlier process left with DPS and that only has to be polled. Its device joined `ago`: if it has
+    /// to come back, it stands where it stood.
+    pub fn adopt(&mut self, tenant: &TenantName, place: Place, id: RegistrationId, ago: Duration, now: Mono) {
+        let joined = self.joined(now, ago);
         let (tenant, since, disturbed) = (tenant.clone(), now, true);
         self.under_way.insert(
             place,
@@ -548,6 +562,7 @@ impl Line {
         let slot = self.spends(errand).then(|| self.ledger.take());
         if let Some(slot) = slot {
             self.concurrency.left(slot, now);
+            self.recent.left(&turn.tenant, now);
         }
         self.breaker.left();
         let Turn { tenant, place, .. } = turn;
@@ -650,6 +665,9 @@ impl Line {
     /// The device is done with this line: assigned, refused or gone. `assigned` teaches the forecast how long that takes.
     pub fn finish(&mut self, place: Place, assigned: bool, now: Mono) {
         let Some(under_way) = self.take_under_way(place) else { return };
+        if assigned {
+            self.recent.assigned(&under_way.tenant, now);
+        }
         // How long it takes while calls fail says nothing about how long it takes.
         if assigned && self.opened.is_none_or(|opened| opened < under_way.since) && !under_way.disturbed {
             self.registration_time.observe(now.since(under_way.since));
@@ -750,7 +768,27 @@ impl Line {
         let reserve = u32::try_from(self.lanes.reserve(place.class, rank)).unwrap_or(u32::MAX);
         let reserve = (self.pace.interval() * reserve).min(URGENT_RESERVE_TIME_MAX);
         let permit = permit.after(reserve).max(deferred_until.unwrap_or_default());
+        let permit = permit.after(self.company_allowance(tenant, place, joined, permit.since(now), now));
         Some(Forecast { position: rank + 1, appointment: permit.after(typical) })
+    }
+
+    /// How much later than after `wait` a device may go because of devices of other tenants that have not joined yet and whose turn comes
+    /// first. To be told too late costs a device a little of its time; to be told too early costs everybody one more request.
+    fn company_allowance(
+        &self,
+        tenant: &TenantName,
+        place: Place,
+        joined: Joined,
+        wait: Duration,
+        now: Mono,
+    ) -> Duration {
+        if !self.lanes.is_shared() || place.class == Class::Expedited {
+            return Duration::ZERO;
+        }
+        let expected = self.lanes.expected_ahead(tenant, place, joined, now, wait);
+        let expected = self.pace.interval().saturating_mul(u32::try_from(expected).unwrap_or(u32::MAX));
+        let wait = wait.saturating_add(expected);
+        expected + (wait / 2).min(COMPANY_RESERVE.max(wait.mul_f64(COMPANY_RESERVE_PART)))
     }
 
     fn permit_forecast(&self, rank: u64, now: Mono) -> Mono {

@@ -32,14 +32,21 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// How the lanes of a line share it.
+    /// How the lanes of the line of `instance` share it.
     #[must_use]
-    pub fn fairness(&self) -> Fairness {
+    pub fn fairness(&self, instance: &InstanceName) -> Fairness {
         let tenths = self.line.class_handicap.as_millis() / 100;
+        let dedicated = self.instances.get(instance).is_some_and(|instance| instance.tenant.is_some());
+        let users = self
+            .enrollments
+            .values()
+            .filter(|enrollment| enrollment.instances.is_empty() || enrollment.instances.contains(instance));
+        let tenants: BTreeSet<&TenantName> = users.map(|enrollment| &enrollment.tenant).collect();
         Fairness {
             urgent_share_percent: self.line.urgent_share_percent,
             handicap: u32::try_from(tenths).unwrap_or(u32::MAX),
             weights: self.tenants.iter().map(|(name, tenant)| (name.clone(), tenant.weight)).collect(),
+            shared: !dedicated && tenants.len() > 1,
         }
     }
 }

@@ -169,12 +169,17 @@ const DRAINS: [Drain; 2] = [("half", |view| view.half_drained_at), ("all", |view
 
 type Reading = (&'static str, &'static str, fn(&InstanceView) -> f64);
 
-const GAUGES: [Reading; 9] = [
+const GAUGES: [Reading; 10] = [
     ("instance_quota_per_minute", "Registrations the instance takes per minute, as configured", |view| {
         f64::from(view.quota_per_minute)
     }),
     ("instance_budget", "Registrations for which the quota has room now", |view| f64::from(view.budget)),
     ("instance_line_length", "Devices that wait", |view| view.line_length as f64),
+    (
+        "instance_deferred",
+        "Of the devices that wait, those that wait for a moment of their own, not for their turn",
+        |view| view.deferred as f64,
+    ),
     ("instance_under_way", "Devices whose registration is under way", |view| view.under_way as f64),
     ("instance_registered", "Devices that may have a record at the instance, tombstones included", |view| {
         view.registered_count as f64

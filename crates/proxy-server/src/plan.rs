@@ -121,6 +121,7 @@ fn scenario(options: &Options) -> Result<Scenario, String> {
             name: TenantName::parse("fleet").expect("letters"),
             devices: options.devices,
             boot: options.boot,
+            begins_after: Duration::ZERO,
             dedicated_instances: 0,
             weight: 1,
         }],

@@ -60,6 +60,7 @@ pub fn compare(scenario: &Scenario) -> Result<Comparison, NoRoom> {
         name: TenantName::parse("line").expect("letters"),
         devices: u32::try_from(newcomers.len()).unwrap_or(u32::MAX),
         boot: BootCurve::Within(Duration::ZERO),
+        begins_after: Duration::ZERO,
         dedicated_instances: 0,
         weight: 1,
     };

@@ -47,6 +47,8 @@ pub struct Tenant {
     pub devices: u32,
     /// When.
     pub boot: BootCurve,
+    /// How long after the power returned that begins.
+    pub begins_after: Duration,
     /// Instances that only this tenant uses; it uses the shared ones as well only when those are full. 0: it shares.
     pub dedicated_instances: u32,
     /// Its share of a line, relative to the other tenants' that wait in it; 1 to 1,000.
@@ -133,8 +135,11 @@ impl Fleet {
     pub(crate) fn boot(&self, entropy: &mut Entropy) -> Vec<Newcomer> {
         let tenants = self.tenants.iter().zip(0_u16..);
         tenants
-            .flat_map(|(tenant, number)| (0..tenant.devices).map(move |_| (tenant.boot, number)))
-            .map(|(boot, tenant)| Newcomer { knocks_at: Mono::default().after(boot.draw(entropy)), tenant })
+            .flat_map(|(tenant, number)| (0..tenant.devices).map(move |_| (tenant.begins_after, tenant.boot, number)))
+            .map(|(begins_after, boot, tenant)| Newcomer {
+                knocks_at: Mono::default().after(begins_after + boot.draw(entropy)),
+                tenant,
+            })
             .collect()
     }
 }
@@ -152,7 +157,14 @@ mod tests {
     use super::*;
 
     fn tenant(name: &str, devices: u32, boot: BootCurve) -> Tenant {
-        Tenant { name: TenantName::parse(name).unwrap(), devices, boot, dedicated_instances: 0, weight: 1 }
+        Tenant {
+            name: TenantName::parse(name).unwrap(),
+            devices,
+            boot,
+            begins_after: Duration::ZERO,
+            dedicated_instances: 0,
+            weight: 1,
+        }
     }
 
     fn knocks(boot: BootCurve) -> Vec<u64> {

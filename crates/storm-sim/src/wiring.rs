@@ -92,7 +92,8 @@ impl Inventory {
         let rules = (&line_settings(), &registration_settings());
         let tenants: Rc<[TenantName]> = fleet.tenants().iter().map(|tenant| tenant.name.clone()).collect();
         let line = |instance: &Instance| {
-            Line::new(instance, rules, fairness(fleet), LeftByEarlier::default(), &boot, Mono::default())
+            let fairness = fairness(fleet, instance.tenant.is_none());
+            Line::new(instance, rules, fairness, LeftByEarlier::default(), &boot, Mono::default())
         };
         let lines = self.instances.values();
         lines.map(|instance| SimulatedLine { line: line(instance), tenants: Rc::clone(&tenants) }).collect()
@@ -207,12 +208,13 @@ fn line_settings() -> LineSettings {
     }
 }
 
-/// Tenants share by the weights of the fleet.
-fn fairness(fleet: &Fleet) -> Fairness {
+/// Tenants share by the weights of the fleet the lines of instances that are `shared`.
+fn fairness(fleet: &Fleet, shared: bool) -> Fairness {
     let LineSettings { urgent_share_percent, class_handicap, .. } = line_settings();
     let tenths = u32::try_from(class_handicap.as_millis() / 100).unwrap_or(u32::MAX);
     let weights = fleet.tenants().iter().map(|tenant| (tenant.name.clone(), tenant.weight)).collect();
-    Fairness { urgent_share_percent, handicap: tenths, weights }
+    let shared = shared && fleet.tenants().len() > 1;
+    Fairness { urgent_share_percent, handicap: tenths, weights, shared }
 }
 
 /// The defaults of `[registration]`.

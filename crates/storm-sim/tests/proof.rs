@@ -14,6 +14,7 @@ fn tenant(name: &str, devices: u32) -> Tenant {
         name: TenantName::parse(name).expect("a name"),
         devices,
         boot: BootCurve::Within(MINUTE),
+        begins_after: Duration::ZERO,
         dedicated_instances: 0,
         weight: 1,
     }
@@ -43,6 +44,48 @@ fn storm(tenants: Vec<Tenant>, instances: u16) -> Report {
 fn obedient_devices_ask_twice() {
     let report = storm(vec![tenant("fleet", 40_000)], 2);
     assert!(report.requests_per_device() <= 2.05, "{}", report.requests_per_device());
+}
+
+/// Devices of several tenants in one line, which take their shares of it from each other: whoever was told a moment is not put back
+/// beyond it.
+#[test]
+fn devices_of_several_tenants_ask_twice_too() {
+    let sized = |sizes: &[u32]| -> Vec<Tenant> {
+        sizes.iter().zip(["a", "b", "c"]).map(|(&devices, name)| tenant(name, devices)).collect()
+    };
+    let weighted = |sizes: &[u32], weight| {
+        let mut tenants = sized(sizes);
+        tenants[1].weight = weight;
+        tenants
+    };
+    let late = |minutes| {
+        let mut tenants = sized(&[20_000, 200]);
+        (tenants[1].begins_after, tenants[1].boot) = (minutes * MINUTE, BootCurve::Within(MINUTE / 6));
+        tenants
+    };
+    for (what, tenants, longest) in [
+        ("even", sized(&[10_000, 10_000]), 1.04),
+        ("95 to 5", sized(&[19_000, 1_000]), 1.04),
+        ("75 to 25", sized(&[15_000, 5_000]), 1.06),
+        ("three", sized(&[10_000, 6_000, 4_000]), 1.09),
+        ("weight 3", weighted(&[10_000, 10_000], 3), 1.09),
+        ("95 to 5, weight 3", weighted(&[19_000, 1_000], 3), 1.04),
+        ("latecomers after 1 min", late(1), 1.03),
+        ("latecomers after 5 min", late(5), 1.03),
+        ("latecomers after 10 min", late(10), 1.03),
+    ] {
+        let small_devices = tenants[1].devices;
+        let report = storm(tenants, 1);
+        assert!(report.requests_per_device() <= 2.05, "{what}: {}", report.requests_per_device());
+        assert!(report.finish_to_ideal() <= longest, "{what}: {}", report.finish_to_ideal());
+        assert!(report.quota_used >= 0.99, "{what}: {}", report.quota_used);
+        assert_eq!((report.registrations, report.throttled), (report.devices, 0), "{what}");
+        if what == "95 to 5" {
+            // Half of 1,000 a minute is its share, whatever the other one has been told.
+            let fair = 2 * MINUTE * small_devices / 1000;
+            assert!(report.tenants[1].finished_after < fair + MINUTE / 2, "{:?}", report.tenants);
+        }
+    }
 }
 
 #[test]

@@ -105,7 +105,7 @@ impl Dispatcher {
     /// Applies changed limits at once.
     pub(super) fn configure(&self, instance: &Instance, settings: &Settings, now: Mono) {
         let rules = (&settings.line, &settings.registration);
-        self.line.lock().configure(instance, rules, settings.fairness(), now);
+        self.line.lock().configure(instance, rules, settings.fairness(&self.name), now);
         let mut connections = self.connections.lock();
         // Calls under way end beside the new ones.
         if connections.max != settings.registration.connections_max {

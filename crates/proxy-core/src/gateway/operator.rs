@@ -43,15 +43,24 @@ pub struct InstanceView {
     pub budget: u32,
     /// Devices that wait.
     pub line_length: usize,
+    /// Of these, the ones that wait for a moment of their own (a cool-down, a wait after a failure), and not for their turn.
+    pub deferred: usize,
+    /// The latest such moment.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deferred_until: Option<WallTime>,
     /// Devices under way.
     pub under_way: usize,
-    /// When half of the devices waiting now should be done.
+    /// When half of the devices that wait for their turn now should be done.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub half_drained_at: Option<WallTime>,
-    /// When the last device waiting now should be done.
+    /// When the last device that waits for its turn now should be done.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drained_at: Option<WallTime>,
-    /// The same for each tenant that has devices waiting.
+    /// Registrations that left within the last minute.
+    pub left_last_minute: u32,
+    /// Devices that were assigned within the last minute.
+    pub assigned_last_minute: u32,
+    /// The same for each tenant that has devices waiting, or had some within the last minute.
     pub tenants: Vec<TenantView>,
     /// What keeps the front from going.
     pub holding: Holding,
@@ -83,17 +92,34 @@ pub struct TenantView {
     pub tenant: TenantName,
     /// Devices that wait.
     pub line_length: usize,
-    /// When half of them should be done.
+    /// Of these, the ones that wait for a moment of their own, and not for their turn.
+    pub deferred: usize,
+    /// The latest such moment.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deferred_until: Option<WallTime>,
+    /// When half of those that wait for their turn should be done.
     pub half_drained_at: WallTime,
-    /// When all of them should be done.
+    /// When all of those should be done.
     pub drained_at: WallTime,
+    /// Registrations that left within the last minute.
+    pub left_last_minute: u32,
+    /// Devices that were assigned within the last minute.
+    pub assigned_last_minute: u32,
 }
 
 impl TenantView {
     fn of(status: TenantStatus, now: Now) -> Self {
-        let TenantStatus { tenant, waiting, half_drained_at, drained_at } = status;
-        let (half_drained_at, drained_at) = (now.wall_at(half_drained_at), now.wall_at(drained_at));
-        Self { tenant, line_length: waiting, half_drained_at, drained_at }
+        let at = |moment: Mono| now.wall_at(moment);
+        Self {
+            tenant: status.tenant,
+            line_length: status.waiting,
+            deferred: status.deferred,
+            deferred_until: status.deferred_until.map(at),
+            half_drained_at: at(status.half_drained_at),
+            drained_at: at(status.drained_at),
+            left_last_minute: status.last_minute.left,
+            assigned_last_minute: status.last_minute.assigned,
+        }
     }
 }
 
@@ -226,9 +252,13 @@ impl Gateway {
                 next_probe_at: status.next_probe_at.map(at),
                 budget: status.budget,
                 line_length: status.waiting,
+                deferred: status.deferred,
+                deferred_until: status.deferred_until.map(at),
                 under_way: status.under_way,
                 half_drained_at: status.half_drained_at.map(at),
                 drained_at: status.drained_at.map(at),
+                left_last_minute: status.last_minute.left,
+                assigned_last_minute: status.last_minute.assigned,
                 tenants: status.tenants.into_iter().map(|tenant| TenantView::of(tenant, now)).collect(),
                 holding: status.holding,
                 paused_until: status.paused_until.map(at),

@@ -169,11 +169,12 @@ impl Gateway {
         let Some(waiter) = waiter else { return self.answer(&device, record).await };
         let deadline = tokio::time::sleep(question.wait);
         tokio::pin!(deadline);
-        let mut record = record;
         loop {
             let changed = waiter.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
+            // Read only now: a change from here on wakes this request, and an earlier one is in what is read.
+            let record = self.load(&device.id).await.map_err(StoreError::from)?;
             let answered = self.answer(&device, record).await?;
             if matches!(answered, Answered::Assigned(_)) || self.is_stopping() {
                 return Ok(answered);
@@ -187,7 +188,6 @@ impl Gateway {
                     return self.answer(&device, record).await;
                 }
             }
-            record = self.load(&device.id).await.map_err(StoreError::from)?;
         }
     }
 

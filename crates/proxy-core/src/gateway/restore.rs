@@ -181,7 +181,7 @@ impl Gateway {
             }
         }
         let rules = (&settings.line, &settings.registration);
-        let line = Line::new(instance, rules, settings.fairness(), left, &boot, now);
+        let line = Line::new(instance, rules, settings.fairness(name), left, &boot, now);
         let dispatcher = Dispatcher::new(name.clone(), line, upstream, settings.registration.connections_max);
         let writes = changed.iter().map(|(slot, record)| dispatcher.slot_write(*slot, Some(record))).collect();
         Ok((dispatcher, writes))
@@ -191,7 +191,12 @@ impl Gateway {
     fn take_over(self: &Arc<Self>, dispatcher: &Arc<Dispatcher>, left: LeftInLine) {
         let now = self.now().mono;
         let mut line = dispatcher.line.lock();
+        let mut shortest = BTreeMap::new();
         for Left { place, tenant, id, ago, what } in left.into_ordered() {
+            // Who stands behind another one joined no earlier, whatever a clock that was set in between says.
+            let shortest = shortest.entry(place.class).or_insert(ago);
+            *shortest = ago.min(*shortest);
+            let ago = *shortest;
             match what {
                 LeftWith::Waiting { not_before } => {
                     line.restore(&tenant, place, id, Errand::Register, ago, now);
@@ -201,7 +206,7 @@ impl Gateway {
                 }
                 LeftWith::UnknownOutcome => line.restore(&tenant, place, id, Errand::Lookup, ago, now),
                 LeftWith::Operation(operation_id) => {
-                    line.adopt(&tenant, place, id.clone(), now);
+                    line.adopt(&tenant, place, id.clone(), ago, now);
                     let span = about::registration_span(&id, &dispatcher.name);
                     let resumed = Arc::clone(self).resume(Arc::clone(dispatcher), id, place, operation_id);
                     self.spawn(resumed.instrument(span));

@@ -128,7 +128,7 @@ impl Why<'_> {
         } else if expedited > 0 {
             write!(f, "; {expedited} expedited devices get up to {share} % of the turns")?;
         }
-        let tenants = self.status.tenants.len();
+        let tenants = self.status.tenants.iter().filter(|tenant| tenant.waiting > 0).count();
         if tenants > 1 { write!(f, "; {tenants} tenants share the line by weight") } else { Ok(()) }
     }
 }

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::{Holding, Line};
+use super::{Holding, LastMinute, Line};
 use crate::breaker::BreakerState;
 use crate::ids::TenantName;
+use crate::lanes::Drain;
 use crate::learner::Learning;
 use crate::time::Mono;
 
@@ -15,10 +16,16 @@ pub struct TenantStatus {
     pub tenant: TenantName,
     /// Devices that wait, deferred ones included.
     pub waiting: usize,
-    /// When half of them should be done.
+    /// Of these, the ones that wait for a moment of their own, and not for their turn.
+    pub deferred: usize,
+    /// The latest such moment, if there is one.
+    pub deferred_until: Option<Mono>,
+    /// When half of those that wait for their turn should be done; now if none does.
     pub half_drained_at: Mono,
-    /// When all of them should be done.
+    /// When all of those should be done.
     pub drained_at: Mono,
+    /// What happened within the last minute.
+    pub last_minute: LastMinute,
 }
 
 /// The numbers an operator watches.
@@ -26,7 +33,11 @@ pub struct TenantStatus {
 pub struct LineStatus {
     /// Devices that wait, deferred ones included.
     pub waiting: usize,
-    /// Of these, expedited ones.
+    /// Of these, the ones that wait for a moment of their own, and not for their turn.
+    pub deferred: usize,
+    /// The latest such moment, if there is one.
+    pub deferred_until: Option<Mono>,
+    /// Of those that wait, expedited ones.
     pub expedited: usize,
     /// Devices under way.
     pub under_way: usize,
@@ -44,11 +55,13 @@ pub struct LineStatus {
     pub next_probe_at: Option<Mono>,
     /// Registrations that could leave now without breaking the limit.
     pub budget: u32,
-    /// When half of the devices waiting now should be done; `None` if nobody waits.
+    /// When half of the devices that wait for their turn now should be done; `None` if none does.
     pub half_drained_at: Option<Mono>,
-    /// When the last device waiting now should be done; `None` if nobody waits.
+    /// When the last device that waits for its turn now should be done; `None` if none does.
     pub drained_at: Option<Mono>,
-    /// The same for each tenant that has devices waiting.
+    /// What happened within the last minute.
+    pub last_minute: LastMinute,
+    /// The same for each tenant that has devices waiting, or had some within the last minute.
     pub tenants: Vec<TenantStatus>,
     /// What keeps the front from going.
     pub holding: Holding,
@@ -73,9 +86,11 @@ impl Line {
         let paused = self.paused(now);
         let front = self.lanes.front();
         let hold = front.as_ref().and_then(|turn| self.hold(turn, now));
-        let last = waiting.checked_sub(1);
+        let last = self.lanes.len().checked_sub(1);
         LineStatus {
             waiting,
+            deferred: self.deferred.len(),
+            deferred_until: self.deferred.last_key_value().map(|(&(until, _), _)| until),
             expedited: self.lanes.expedited(),
             under_way: self.under_way.len(),
             calling: self.calling,
@@ -87,6 +102,7 @@ impl Line {
             budget: self.ledger.quota().saturating_sub(used),
             half_drained_at: last.map(|last| self.done_forecast(last / 2, now)),
             drained_at: last.map(|last| self.done_forecast(last, now)),
+            last_minute: self.recent.all(now),
             tenants: self.tenants(now),
             holding: hold.map_or(Holding::Nothing, |hold| hold.by),
             calls_max: hold.and_then(|hold| hold.calls_max),
@@ -98,37 +114,34 @@ impl Line {
     }
 
     fn tenants(&self, now: Mono) -> Vec<TenantStatus> {
-        let mut counted: BTreeMap<&TenantName, usize> = self.lanes.tenants().collect();
-        for tenant in self.deferred_of.keys() {
-            counted.entry(tenant).or_default();
+        let mut found: BTreeMap<TenantName, TenantStatus> = BTreeMap::new();
+        let quiet = |tenant: TenantName| TenantStatus {
+            tenant,
+            waiting: 0,
+            deferred: 0,
+            deferred_until: None,
+            half_drained_at: now,
+            drained_at: now,
+            last_minute: LastMinute::default(),
+        };
+        for Drain { tenant, waiting, half, all } in self.lanes.drains() {
+            let (half_drained_at, drained_at) = (self.done_forecast(half, now), self.done_forecast(all, now));
+            found.insert(tenant.clone(), TenantStatus { waiting, half_drained_at, drained_at, ..quiet(tenant) });
         }
-        let status = counted.into_iter().map(|(tenant, in_lanes)| {
-            let done = |part| self.lanes.ahead_of_part(tenant, part).map_or(now, |rank| self.done_forecast(rank, now));
-            let (half, all) = (done(0.5), done(1.0));
-            let (deferred, latest) = self.deferred_of.get(tenant).copied().unwrap_or_default();
-            let deferred_done = if deferred > 0 { latest.after(self.registration_time.value()) } else { now };
-            TenantStatus {
-                tenant: tenant.clone(),
-                waiting: in_lanes + deferred,
-                half_drained_at: if deferred > in_lanes { half.max(deferred_done) } else { half },
-                drained_at: all.max(deferred_done),
-            }
-        });
-        status.collect()
+        for (tenant, &(deferred, latest)) in &self.deferred_of {
+            let status = found.entry(tenant.clone()).or_insert_with_key(|tenant| quiet(tenant.clone()));
+            (status.deferred, status.deferred_until) = (deferred, Some(latest));
+            status.waiting += deferred;
+        }
+        for (tenant, last_minute) in self.recent.tenants(now) {
+            let status = found.entry(tenant.clone()).or_insert_with_key(|tenant| quiet(tenant.clone()));
+            status.last_minute = last_minute;
+        }
+        found.into_values().collect()
     }
 
-    /// When the device with so many before it should be done. Those that wait for a moment of their own come last here, spread evenly
-    /// between the first and the last such moment.
+    /// When the device with so many before it should be done.
     fn done_forecast(&self, rank: usize, now: Mono) -> Mono {
-        let permit = self.permit_forecast(rank as u64, now);
-        let Some(later) = rank.checked_sub(self.lanes.len()) else {
-            return permit.after(self.registration_time.value());
-        };
-        let ends = self.deferred.first_key_value().zip(self.deferred.last_key_value());
-        let due = ends.map_or(now, |((&(first, _), _), (&(last, _), _))| {
-            let part = (later + 1) as f64 / self.deferred.len() as f64;
-            first.after(last.since(first).mul_f64(part.min(1.0)))
-        });
-        permit.max(due).after(self.registration_time.value())
+        self.permit_forecast(rank as u64, now).after(self.registration_time.value())
     }
 }

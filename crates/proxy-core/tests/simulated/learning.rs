@@ -144,7 +144,7 @@ impl Run {
         (instance.learn_limit, instance.learned_min_per_minute) = (true, quota / 10);
         instance.burst = 10;
         rules.registration.in_flight_max = in_flight_max;
-        let (instance, fairness) = (&rules.instances[&name("a")], rules.fairness());
+        let (instance, fairness) = (&rules.instances[&name("a")], rules.fairness(&name("a")));
         let boot = BootId("boot".to_owned());
         let line =
             Line::new(instance, (&rules.line, &rules.registration), fairness, LeftByEarlier::default(), &boot, at(0));

@@ -10,7 +10,7 @@ use proxy_core::lanes::{Class, Place};
 use proxy_core::line::{Admission, LeftByEarlier, Line, Next};
 use proxy_core::time::{BootId, Mono};
 
-use crate::support::{id, millis, seconds, settings};
+use crate::support::{id, millis, name, seconds, settings};
 
 fn at(millis: u64) -> Mono {
     Mono::from_nanos(millis * 1_000_000)
@@ -21,9 +21,9 @@ fn line(quota: u32, length_max: usize, in_flight_max: usize) -> Line {
     settings.line.length_max = length_max;
     settings.registration.in_flight_max = in_flight_max;
     let instance = settings.instances.values().next().unwrap();
-    let rules = (&settings.line, &settings.registration);
+    let (rules, fairness) = ((&settings.line, &settings.registration), settings.fairness(&name("a")));
     let boot = BootId("boot".to_owned());
-    Line::new(instance, rules, settings.fairness(), LeftByEarlier::default(), &boot, at(0))
+    Line::new(instance, rules, fairness, LeftByEarlier::default(), &boot, at(0))
 }
 
 fn tenant() -> TenantName {
@@ -100,6 +100,28 @@ impl Onlooker {
 fn pick<T: Copy>(items: impl Iterator<Item = T>, which: usize) -> Option<T> {
     let items: Vec<T> = items.collect();
     items.get(which % items.len().max(1)).copied()
+}
+
+/// DPS still worked on the first device when an earlier process ended, and now it has to be registered anew.
+#[test]
+fn a_device_under_way_at_a_crash_comes_back_as_old_as_it_is() {
+    let mut line = line(60, 1000, 1000);
+    let place = |class, sequence| Place { class, sequence };
+    let first = place(Class::First, 0);
+    line.adopt(&tenant(), first, id("first"), seconds(1500), at(0));
+    line.restore(&tenant(), place(Class::First, 1), id("second"), Errand::Register, seconds(1499), at(0));
+    // Its class is behind the other by 600 s, and it joined 650 s after them.
+    line.restore(&tenant(), place(Class::Reprovision, 0), id("third"), Errand::Register, seconds(850), at(0));
+    line.come_back(first, Errand::Register, at(0), at(0));
+    let told = |line: &Line, place| line.forecast(&tenant(), place, at(0)).unwrap().position;
+    let positions = [first, place(Class::First, 1), place(Class::Reprovision, 0)].map(|place| told(&line, place));
+    assert_eq!(positions, [1, 2, 3]);
+    let order: Vec<String> = std::iter::from_fn(|| match line.next(at(0)) {
+        Next::Depart(departure) => Some(departure.id.to_string()),
+        Next::WaitUntil(_) | Next::Idle => None,
+    })
+    .collect();
+    assert_eq!(order, ["first", "second", "third"]);
 }
 
 proptest! {

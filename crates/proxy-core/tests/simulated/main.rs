@@ -16,4 +16,5 @@ mod shares;
 mod sick;
 mod storage;
 mod support;
+mod waiting;
 mod why;

@@ -155,6 +155,77 @@ async fn ordinary_appointments_hold_although_devices_are_expedited() {
     assert!(requests <= 675 * 205 / 100, "{requests} requests of 675 devices, {third} asked a third time");
 }
 
+/// A tenant of 2,000 has been told its appointments when a hundred devices of another one come, and thirty are expedited.
+#[tokio::test(start_paused = true)]
+async fn appointments_hold_although_another_tenant_comes_later_and_devices_are_expedited() {
+    let world = Arc::new(World::new(two_tenants(600)).await);
+    let settle = |side: &'static str, number: u32| {
+        let world = Arc::clone(&world);
+        let ask = world.ask_of(&format!("{side}-{number}"), &format!("{side}.example"));
+        tokio::spawn(async move { world.settle(ask).await.1 })
+    };
+    let mut devices: Vec<_> = (0..2000).map(|number| settle("big", number)).collect();
+    sleep(seconds(20)).await;
+    devices.extend((0..100).map(|number| settle("small", number)));
+    sleep(seconds(5)).await;
+    for number in 1970..2000 {
+        world.gateway.expedite(&id(&format!("big-{number}"))).await.unwrap();
+    }
+    // Half of 600 per minute are the small tenant's.
+    sleep(seconds(25)).await;
+    assert_eq!(registered_of(&world, "small"), 100);
+    let (mut requests, count) = (0, devices.len());
+    for device in devices {
+        requests += device.await.unwrap();
+    }
+    assert!(f64::from(requests) <= 2.05 * count as f64, "{requests} requests of {count} devices");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_device_in_its_cool_down_does_not_put_off_when_the_line_is_drained() {
+    let world = World::new(settings(&[("a", 60)])).await;
+    world.settle(world.ask("known")).await;
+    world.gateway.invalidate("known", None, "hub-404001").await.unwrap();
+    world.queue("known").await;
+    // The burst goes at once.
+    for number in 0..50 {
+        world.queue(&format!("new-{number}")).await;
+    }
+    let (now, seen) = (world.gateway.now().wall, view(&world));
+    assert_eq!((seen.line_length, seen.deferred), (41, 1));
+    assert!(seen.drained_at.unwrap().since(now) < seconds(60), "{:?}", seen.drained_at);
+    assert!(seen.deferred_until.unwrap().since(now) > seconds(800), "{:?}", seen.deferred_until);
+    let tenant = &seen.tenants[0];
+    assert_eq!((tenant.line_length, tenant.deferred, tenant.deferred_until), (41, 1, seen.deferred_until));
+    assert!(tenant.drained_at.since(now) < seconds(60), "{:?}", tenant.drained_at);
+    sleep(seconds(60)).await;
+    let seen = view(&world);
+    assert_eq!((seen.line_length, seen.deferred, seen.half_drained_at, seen.drained_at), (1, 1, None, None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn operators_see_what_left_and_what_was_assigned_within_the_last_minute() {
+    let world = World::new(two_tenants(60)).await;
+    for number in 0..60 {
+        join(&world, "big", number).await;
+        if number < 10 {
+            join(&world, "small", number).await;
+        }
+    }
+    // The last of 70 leaves at about 60 s.
+    sleep(seconds(58)).await;
+    let seen = view(&world);
+    let lately = |view: &InstanceView| (view.left_last_minute, view.assigned_last_minute);
+    let (left, assigned) = lately(&seen);
+    // The burst of ten left at once, and one each second after that; give or take the 5 s in which they are counted.
+    assert!((54..=70).contains(&left) && (50..=66).contains(&assigned), "{:?}", lately(&seen));
+    let sum: u32 = seen.tenants.iter().map(|tenant| tenant.left_last_minute).sum();
+    assert_eq!((sum, seen.tenants.iter().map(|tenant| tenant.assigned_last_minute).sum()), (left, assigned));
+    sleep(seconds(120)).await;
+    let seen = view(&world);
+    assert_eq!((lately(&seen), seen.tenants.len()), ((0, 0), 0));
+}
+
 fn learning(quota: u32) -> Settings {
     let mut rules = settings(&[("a", quota)]);
     let instance = rules.instances.get_mut(&name("a")).unwrap();

@@ -178,9 +178,11 @@ async fn a_wait_of_its_own_is_told_with_its_end() {
     let (view, now) = (world.gateway.instances().remove(0), world.clock.now().wall);
     let [tenant] = &view.tenants[..] else { panic!("{:?}", view.tenants) };
     assert_eq!((view.line_length, tenant.line_length), (1, 1));
-    for drained_at in [view.drained_at.unwrap(), tenant.drained_at, tenant.half_drained_at] {
-        assert!((seconds(880)..seconds(910)).contains(&drained_at.since(now)), "{:?}", drained_at.since(now));
+    for until in [view.deferred_until, tenant.deferred_until] {
+        let left = until.unwrap().since(now);
+        assert!((seconds(880)..seconds(910)).contains(&left), "{left:?}");
     }
+    assert_eq!((view.drained_at, tenant.drained_at), (None, now), "nobody waits for a turn");
 }
 
 #[tokio::test(start_paused = true)]

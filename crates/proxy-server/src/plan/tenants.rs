@@ -6,7 +6,8 @@ use std::time::Duration;
 use proxy_core::ids::TenantName;
 use storm_sim::{BootCurve, Tenant};
 
-const COLUMNS: [&str; 5] = ["tenant", "devices", "boot_seconds", "dedicated_instances", "weight"];
+const COLUMNS: [&str; 6] =
+    ["tenant", "devices", "boot_seconds", "begins_after_seconds", "dedicated_instances", "weight"];
 
 /// Reads the file. Tenants without `boot_seconds` come back as `boot` says.
 ///
@@ -55,6 +56,7 @@ fn tenant<'a>(cell: impl Fn(&str) -> Option<&'a str>, boot: BootCurve) -> Result
         devices: whole("devices", 1..=50_000_000)?.ok_or("devices is empty")?,
         boot: whole("boot_seconds", 0..=2_592_000)?
             .map_or(boot, |seconds| BootCurve::Within(Duration::from_secs(seconds.into()))),
+        begins_after: Duration::from_secs(whole("begins_after_seconds", 0..=2_592_000)?.unwrap_or(0).into()),
         dedicated_instances: whole("dedicated_instances", 0..=1_000)?.unwrap_or(0),
         weight: whole("weight", 1..=1_000)?.unwrap_or(1),
     })

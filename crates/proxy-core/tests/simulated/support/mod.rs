@@ -323,6 +323,21 @@ impl World {
     }
 }
 
+impl World {
+    /// The same process before the same store, but behind `door`: whatever is read and written goes through it.
+    pub(crate) async fn behind(settings: Settings, door: impl FnOnce(Arc<MemoryStore>) -> Arc<dyn Store>) -> Self {
+        let mut world = Self::new(settings.clone()).await;
+        world.gateway.stop(Duration::ZERO).await;
+        world.process = Arc::new(Process::default());
+        world.store = Arc::new(world.store.crash());
+        let (store, clock) = (door(Arc::clone(&world.store)), Arc::clone(&world.clock));
+        let network = Network { process: Arc::clone(&world.process), instances: world.instances.clone() };
+        let opened = Gateway::open(store, clock, Arc::new(network), settings, world.fixed, Entropy::from_seed(1)).await;
+        world.gateway = opened.unwrap();
+        world
+    }
+}
+
 async fn open(
     store: &Arc<MemoryStore>,
     clock: &Arc<TestClock>,

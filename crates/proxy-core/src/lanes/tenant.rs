@@ -1,0 +1,71 @@
+//! The lanes of one tenant, and where it stands among the others.
+
+use super::arrivals::Arrivals;
+use super::{Class, Place, Tier};
+use crate::ids::TenantName;
+use crate::lane::{Front, Joined, Lane};
+
+#[derive(Debug)]
+pub(super) struct TenantLanes {
+    pub(super) name: TenantName,
+    pub(super) stride: u64,
+    pub(super) lanes: [Lane; 4],
+    /// By tier.
+    pub(super) pass: [u64; 2],
+    /// By tier, the pass with which it is listed as ready.
+    pub(super) ready_at: [Option<u64>; 2],
+    /// How fast its devices join.
+    pub(super) arrivals: Arrivals,
+}
+
+impl TenantLanes {
+    pub(super) fn new(name: TenantName, stride: u64) -> Self {
+        let (lanes, arrivals) = (<[Lane; 4]>::default(), Arrivals::default());
+        Self { name, stride, lanes, pass: [0; 2], ready_at: [None; 2], arrivals }
+    }
+
+    pub(super) fn lane(&self, class: Class) -> &Lane {
+        &self.lanes[class as usize]
+    }
+
+    pub(super) fn waiting(&self, tier: Tier) -> usize {
+        match tier {
+            Tier::Urgent => self.lane(Class::Expedited).len(),
+            Tier::Ordinary => Class::ORDINARY.iter().map(|class| self.lane(*class).len()).sum(),
+        }
+    }
+
+    /// The device of this tenant that is next in `tier`, if one may go.
+    pub(super) fn front(&self, tier: Tier, handicap: Joined) -> Option<(Class, Front)> {
+        let ready = |class: Class| self.lane(class).front().filter(|front| front.confirmed).map(|front| (class, front));
+        match tier {
+            Tier::Urgent => ready(Class::Expedited),
+            Tier::Ordinary => Class::ORDINARY
+                .into_iter()
+                .filter_map(ready)
+                .min_by_key(|(class, front)| (aged(*class, front.joined, handicap), *class)),
+        }
+    }
+
+    /// How many of this tenant's devices in the same tier go before the one at `place`, which joined at `joined`.
+    pub(super) fn rank(&self, place: Place, joined: Joined, handicap: Joined) -> usize {
+        let own = self.lane(place.class).rank(place.sequence);
+        if place.class == Class::Expedited {
+            return own;
+        }
+        let moment = aged(place.class, joined, handicap);
+        let others = Class::ORDINARY.into_iter().filter(|class| *class != place.class);
+        let ahead = others.map(|class| {
+            // At the same moment the earlier class goes first.
+            let tie = u64::from(class < place.class);
+            let before = (moment + tie).saturating_sub(aged(class, 0, handicap));
+            self.lane(class).joined_before(Joined::try_from(before).unwrap_or(Joined::MAX))
+        });
+        own + ahead.sum::<usize>()
+    }
+}
+
+/// When a device of `class` counts as having joined.
+fn aged(class: Class, joined: Joined, handicap: Joined) -> u64 {
+    u64::from(joined) + u64::from(handicap) * (class as u64).saturating_sub(Class::First as u64)
+}
