@@ -6,6 +6,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use proxy_core::attestation::{Reason, Told};
 use proxy_core::entropy::Entropy;
 use proxy_core::gateway::backend::Found;
 use proxy_core::gateway::operator::{ImportRow, Imported};
@@ -370,7 +371,8 @@ async fn a_damaged_record_is_told_to_its_own_device_only() {
     let forged = world.ask("device-2").authorization;
     for credential in [None, Some("Bearer anything"), Some("nonsense"), forged.as_deref()] {
         let answered = world.provision(world.ask("device-1").authorization(credential)).await;
-        assert!(matches!(answered, Err(ProvisionError::NotBelieved(_))), "{answered:?}");
+        let refused = matches!(&answered, Err(ProvisionError::NotBelieved(not_believed)) if not_believed.told() == Told::Unauthorized);
+        assert!(refused, "{answered:?}");
     }
 }
 
@@ -399,7 +401,34 @@ async fn a_device_without_a_key_of_its_own_is_not_believed() {
     let mut own = row("device-2", "plant", "delivery");
     own.key = Some(proxy_core::sas::derive_device_key(&group_key(), "device-2").expose_base64());
     world.gateway.import(&[own]).await.unwrap();
-    for (device, believed) in [("device-1", false), ("device-2", true), ("device-3", false)] {
-        assert_eq!(world.provision(world.ask(device).payload(json!({}))).await.is_ok(), believed, "{device}");
+    for (device, wanted) in
+        [("device-1", Some(Reason::NoDeviceKey)), ("device-2", None), ("device-3", Some(Reason::NotListed))]
+    {
+        let answered = world.provision(world.ask(device).payload(json!({}))).await;
+        assert_eq!(reason(answered), wanted, "{device}");
+    }
+}
+
+/// Why the device was not believed; `None` if it has a place.
+fn reason(answered: Result<Answered, ProvisionError>) -> Option<Reason> {
+    match answered {
+        Ok(_) => None,
+        Err(ProvisionError::NotBelieved(not_believed)) => Some(not_believed.reason),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_leads_to_no_enrollment_is_not_believed_and_that_is_the_reason() {
+    let mut inventory = settings(&[("a", 60)]);
+    inventory.default_enrollment = None;
+    let world = World::new(inventory).await;
+    for (ask, wanted) in [
+        (world.ask_of("device-1", "elsewhere.example"), Some(Reason::NoEnrollment)),
+        (world.ask("device-1").authorization(Some("Bearer fleet")), Some(Reason::NoEnrollment)),
+        // Its audience leads to one.
+        (world.ask("device-1"), None),
+    ] {
+        assert_eq!(reason(world.provision(ask).await), wanted);
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use proxy_core::attestation::Told;
 use proxy_core::gateway::Fixed;
 use proxy_core::gateway::provision::{Answered, ProvisionError};
 use proxy_core::store::Table;
@@ -279,7 +280,7 @@ async fn an_unbelieved_device_costs_nothing_and_learns_nothing() {
         for credential in credentials {
             let answered = world.provision(world.ask(hardware_id).authorization(credential)).await;
             assert!(
-                matches!(answered, Err(ProvisionError::NotBelieved(_))),
+                matches!(&answered, Err(ProvisionError::NotBelieved(not_believed)) if not_believed.told() == Told::Unauthorized),
                 "{hardware_id} with {credential:?}: {answered:?}"
             );
         }
