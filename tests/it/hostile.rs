@@ -1,9 +1,10 @@
 //! Input that nobody means well. Whatever comes, the service answers or closes, writes nothing, and goes on. (The harness fails
 //! every test whose service has panicked.)
 
-use dps_proxy_tests::gateway::Plane;
+use dps_proxy_tests::gateway::{BACKEND_TOKEN, OPERATOR_TOKEN, Plane};
 use dps_proxy_tests::raw::{RawReply, exchange, provision_request};
 use dps_proxy_tests::{TestDevice, TestDps, TestGateway};
+use reqwest::Method;
 use serde_json::json;
 
 struct Victim {
@@ -227,8 +228,45 @@ async fn credentials_that_are_garbage_are_401_and_cost_nothing() {
         let reply = victim.send(&provision_request(&format!("Authorization: {value}\r\n"), body)).await;
         assert_eq!((reply.status(), &reply.json()["code"]), (401, &json!("unauthorized")), "{value}: {}", reply.text);
     }
-    let twice = format!("Authorization: Bearer x\r\nAuthorization: {}\r\n", victim.device.usual_credential());
-    let reply = victim.send(&provision_request(&twice, body)).await;
-    assert_eq!(reply.status(), 401, "two credentials: {}", reply.text);
     victim.is_unharmed().await;
+}
+
+#[tokio::test]
+async fn two_credentials_in_one_request_are_400_on_every_plane() {
+    let victim = Victim::start().await;
+    let right = victim.device.usual_credential();
+    for (plane, path, accepted) in [
+        (Plane::Device, "/v1/time", right.as_str()),
+        (Plane::Backend, "/v1/devices/victim/assignment", BACKEND_TOKEN),
+        (Plane::Operator, "/v1/instances", OPERATOR_TOKEN),
+    ] {
+        for (first, second) in [(accepted, "x"), ("x", accepted), (accepted, accepted)] {
+            let request = victim.gateway.request(plane, Method::GET, path);
+            let request = request.header("Authorization", format!("Bearer {first}"));
+            let reply = victim.gateway.send(request.header("Authorization", format!("Bearer {second}"))).await;
+            reply.problem(400, "several-credentials");
+        }
+    }
+    let twice = format!("Authorization: {right}\r\nAuthorization: {right}\r\n");
+    let reply = victim.send(&provision_request(&twice, br#"{"hardwareId":"victim"}"#)).await;
+    assert_eq!(reply.status(), 400, "{}", reply.text);
+    victim.is_unharmed().await;
+}
+
+#[tokio::test]
+async fn the_length_of_a_body_holds_even_if_the_request_asks_for_another_protocol() {
+    let victim = Victim::start().await;
+    let fields = format!(
+        "Authorization: {}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n",
+        victim.device.usual_credential()
+    );
+    let request = provision_request(&fields, br#"{"hardwareId":"victim"}"#);
+    let reply = victim.send(&request).await;
+    assert_eq!(reply.statuses(), [202], "{}", reply.text);
+    // What follows belongs to nobody: the connection is closed behind the answer.
+    let followed = [&request[..], b"GET /v1/time HTTP/1.1\r\nHost: a\r\n\r\n"].concat();
+    let reply = victim.send(&followed).await;
+    assert_eq!(reply.statuses(), [202], "{}", reply.text);
+    let without = "GET /v1/time HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+    assert_eq!(victim.send(without.as_bytes()).await.statuses(), [200], "a request without a length has no body");
 }

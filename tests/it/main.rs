@@ -6,6 +6,7 @@ mod answers;
 mod backend;
 mod changes;
 mod check_config;
+mod connections;
 mod credentials;
 mod demo;
 mod golden;

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use actix_web::dev::{Server, ServerHandle};
-use actix_web::{HttpServer, web};
+use actix_web::web;
 use anyhow::{Context as _, bail};
 use arc_swap::ArcSwap;
+use futures_util::FutureExt as _;
+use futures_util::future::{join_all, select_all};
 use parking_lot::Mutex;
 use proxy_core::entropy::Entropy;
 use proxy_core::gateway::{Fixed, Gateway};
@@ -21,12 +22,13 @@ use proxy_core::time::SystemClock;
 use proxy_core::upstream::https::HttpsConnect;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::{Semaphore, mpsc};
+use tokio::time::Instant;
 
 use crate::config::{
     ConfigWatcher, FilesRead, HttpSettings, LiveServer, Loaded, ServerSettings, StoreBackend, StoreSettings,
 };
-use crate::http::middleware::{self, HeaderBounds};
-use crate::http::{backend, device, no_such_path, operator};
+use crate::http::connection;
+use crate::listener::{Limits, Listener};
 use crate::metrics::{Metrics, Plane};
 use crate::refusals::Refusals;
 use crate::reload;
@@ -34,6 +36,9 @@ use crate::tls::{Certificate, Renewal};
 
 /// File descriptors needed beside connections in use: the store, idle upstream connections, the runtime.
 const DESCRIPTORS_BESIDE: u64 = 512;
+
+/// What operators have left for the answers under way, after everything else has stopped.
+const LAST_ANSWERS: Duration = Duration::from_millis(250);
 
 /// Where the configuration came from, to load it anew.
 #[derive(Debug, Clone)]
@@ -191,45 +196,45 @@ impl Application {
     }
 
     /// Serves until `stop` is ready, then drains: readiness off, a pause for load balancers, no new work, what is under way to its
-    /// end or durable, the operator plane last.
+    /// end or durable, the operator plane last. All of the drain together has `shutdown.drain_timeout`.
     ///
     /// # Errors
     /// If a listener cannot be served.
     pub async fn run_until(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
-        let Self { app, listeners, addresses, files } = self;
+        let Self { app, listeners: bound, addresses, files } = self;
         let reloading = tokio::spawn(reload_on_change(app.clone(), files));
-        let drain = app.server.shutdown.drain_timeout;
-        let mut handles = Vec::new();
-        let mut servers = Vec::new();
-        for bound in listeners {
-            let server = serve(bound, &app, drain)?;
-            handles.push(server.handle());
-            servers.push(tokio::spawn(server));
+        let mut listeners = Vec::new();
+        for bound in bound {
+            listeners.push(serve(bound, &app).await?);
         }
         app.ready.store(true, Ordering::Relaxed);
         tracing::info!(device = %addresses.device, backend = %addresses.backend, operator = %addresses.operator, "ready");
-        stop.await;
+        tokio::select! {
+            () = stop => {}
+            (error, _, _) = select_all(listeners.iter_mut().map(|listener| listener.failed().boxed())) => return Err(error),
+        }
         tracing::info!("stopping: readiness is off");
         app.ready.store(false, Ordering::Relaxed);
         tokio::time::sleep(app.server.shutdown.readiness_delay).await;
-        let left = drain_and_stop(&app, &handles, drain).await;
+        let left = drain_and_stop(&app, listeners, app.server.shutdown.drain_timeout).await;
         reloading.abort();
-        for server in servers {
-            server.await.context("a listener's task")?.context("a listener")?;
-        }
         tracing::info!(left_with_dps = left, "stopped; every place and every answer is on disk");
         Ok(())
     }
 }
 
-async fn drain_and_stop(app: &App, handles: &[ServerHandle], drain: Duration) -> usize {
-    let (last, first) = handles.split_last().expect("there are three planes");
+async fn drain_and_stop(app: &App, mut listeners: Vec<Listener>, drain: Duration) -> usize {
+    // One moment for all: what is under way with DPS goes on while the listeners drain, and the operator plane is told last.
+    let until = Instant::now() + drain;
+    let operator = listeners.pop();
     // No new places from here on, and those who wait are answered, so the listeners drain quickly. The store stays open until they
     // have: requests under way are still answered from it.
     app.gateway.begin_stop();
-    futures_util::future::join_all(first.iter().map(|handle| handle.stop(true))).await;
-    let left = app.gateway.stop(drain).await;
-    last.stop(true).await;
+    join_all(listeners.into_iter().map(|listener| listener.drain(until))).await;
+    let left = app.gateway.stop(until.saturating_duration_since(Instant::now())).await;
+    if let Some(operator) = operator {
+        operator.drain(until.max(Instant::now() + LAST_ANSWERS)).await;
+    }
     left
 }
 
@@ -263,6 +268,8 @@ fn bind(plane: Plane, settings: &HttpSettings) -> anyhow::Result<Bound> {
     let open = || -> std::io::Result<TcpListener> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;
+        // Every connection has it from here: so much is held for a peer that does not read.
+        socket.set_send_buffer_size(settings.unread_max_bytes)?;
         socket.bind(&address.into())?;
         socket.listen(i32::try_from(settings.backlog).unwrap_or(i32::MAX))?;
         socket.set_nonblocking(true)?;
@@ -273,37 +280,20 @@ fn bind(plane: Plane, settings: &HttpSettings) -> anyhow::Result<Bound> {
     Ok(Bound { plane, settings: settings.clone(), listener, certificate })
 }
 
-fn serve(bound: Bound, app: &web::Data<App>, drain: Duration) -> anyhow::Result<Server> {
+async fn serve(bound: Bound, app: &web::Data<App>) -> anyhow::Result<Listener> {
     let Bound { plane, settings, listener, certificate } = bound;
-    let app = app.clone();
-    let bounds = HeaderBounds::of(&settings);
-    let server = HttpServer::new(move || {
-        actix_web::App::new()
-            .app_data(app.clone())
-            .wrap(actix_web::middleware::from_fn(move |request, next| {
-                middleware::observe(plane, bounds, request, next)
-            }))
-            .configure(match plane {
-                Plane::Device => device::routes,
-                Plane::Backend => backend::routes,
-                Plane::Operator => operator::routes,
-            })
-            .default_service(web::to(no_such_path))
-    })
-    .workers(settings.workers)
-    .max_connections(settings.per_worker(settings.connections_max))
-    .max_connection_rate(settings.per_worker(settings.handshakes_max))
-    .client_request_timeout(settings.request_timeout)
-    .keep_alive(settings.keep_alive)
-    // Answers are small and final: waiting to fill a segment would cost 40 ms with a peer that delays its acknowledgements.
-    .tcp_nodelay(true)
-    .shutdown_timeout(drain.as_secs().max(1))
-    .disable_signals();
-    let server = match certificate {
-        Some(certificate) => server.listen_rustls_0_23(listener, certificate.server_config()?)?,
-        None => server.listen(listener)?,
+    let limits = Limits {
+        workers: settings.workers,
+        connections_max: settings.connections_max,
+        handshakes_max: settings.handshakes_max,
+        handshake_timeout: settings.handshake_timeout,
+        write_timeout: settings.write_timeout,
+        unread_max_bytes: settings.unread_max_bytes,
+        source_share_percent: settings.source_share_percent,
     };
-    Ok(server.run())
+    let tls = certificate.map(|certificate| certificate.server_config().map(Arc::new)).transpose()?;
+    let protocol = connection::protocol(plane, &settings, app);
+    Listener::start(plane.as_str(), listener, limits, tls, protocol, app.metrics.connections(plane)).await
 }
 
 /// Raises the soft limit of file descriptors as far as it goes, and refuses a configuration that needs more.

@@ -110,14 +110,22 @@ pub struct HttpSettings {
     pub tls: Option<TlsFiles>,
     /// Worker threads; at least 1.
     pub workers: usize,
-    /// Open connections, over all workers; at least `workers`.
+    /// Open connections, over all workers.
     pub connections_max: usize,
-    /// TLS handshakes under way at the same time, over all workers; at least `workers`.
+    /// The share of them up to which one source is treated like any other when all are taken, in percent.
+    pub source_share_percent: usize,
+    /// TLS handshakes that are computed at the same time, over all workers.
     pub handshakes_max: usize,
+    /// How long a TLS handshake may take.
+    pub handshake_timeout: Duration,
     /// Connections that the kernel holds until a worker takes them.
     pub backlog: u32,
-    /// How long a client may take to send headers and body.
+    /// How long a client may take to send headers, and again to send the body.
     pub request_timeout: Duration,
+    /// How long a client may take to read `unread_max_bytes` of answers, or whatever is left.
+    pub write_timeout: Duration,
+    /// Answers that are held for a client that does not read, in bytes.
+    pub unread_max_bytes: usize,
     /// How long an idle connection is kept.
     pub keep_alive: Duration,
     /// Largest request body, in bytes.
@@ -126,14 +134,6 @@ pub struct HttpSettings {
     pub headers_max: usize,
     /// Bytes of all header fields of one request, names and values.
     pub header_bytes_max: usize,
-}
-
-impl HttpSettings {
-    /// The share of one worker in a bound over all of them, rounded up; at least 1.
-    #[must_use]
-    pub fn per_worker(&self, bound: usize) -> usize {
-        bound.div_ceil(self.workers.max(1)).max(1)
-    }
 }
 
 /// PEM files of a listener. Both were readable and fitted together when the configuration was loaded.

@@ -7,6 +7,7 @@ pub mod backend;
 pub mod bearer;
 pub mod body;
 pub mod changes;
+pub mod connection;
 pub mod device;
 pub mod import;
 pub mod middleware;

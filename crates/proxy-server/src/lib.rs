@@ -1,7 +1,8 @@
 //! The HTTP service and the command line of dps-proxy.
 //!
-//! A request's way: `http::middleware` → a handler in `http` → `proxy_core::gateway`. `app` binds and runs the three planes, `config`
-//! reads the file, `reload` takes a changed one over, `refusals` keeps whose credential was not believed, `demo` shows it all on one machine, `plan`
+//! A request's way: `listener` → `http::connection` → `http::middleware` → a handler in `http` → `proxy_core::gateway`. `app` binds and
+//! runs the three planes, `config` reads the file, `reload` takes a changed one over, `refusals` keeps whose credential was not
+//! believed, `demo` shows it all on one machine, `plan`
 //! simulates a storm beforehand.
 
 pub mod app;
@@ -9,6 +10,7 @@ pub mod cli;
 pub mod config;
 pub mod demo;
 pub mod http;
+pub mod listener;
 pub mod metrics;
 pub mod plan;
 pub mod refusals;

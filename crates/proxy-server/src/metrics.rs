@@ -22,6 +22,11 @@ use proxy_core::learner::Learning;
 use proxy_core::store::Health;
 use proxy_core::time::WallTime;
 
+mod connections;
+
+pub use connections::ConnectionMetrics;
+use connections::Connections;
+
 /// Which listener a request came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Plane {
@@ -70,6 +75,7 @@ pub struct Metrics {
     reloads: Counter,
     reloads_refused: Counter,
     credentials_refused: Family<ReasonLabels, Counter>,
+    connections: Connections,
 }
 
 impl fmt::Debug for Metrics {
@@ -109,7 +115,22 @@ impl Metrics {
         }
         let help = "Credentials of devices that were not believed, by reason";
         registry.register("credentials_refused", help, credentials_refused.clone());
-        Self { registry: Mutex::new(registry), requests, seconds, reloads, reloads_refused, credentials_refused }
+        let connections = Connections::register(&mut registry);
+        Self {
+            registry: Mutex::new(registry),
+            requests,
+            seconds,
+            reloads,
+            reloads_refused,
+            credentials_refused,
+            connections,
+        }
+    }
+
+    /// The connections of a plane's listener.
+    #[must_use]
+    pub fn connections(&self, plane: Plane) -> ConnectionMetrics {
+        self.connections.of(plane)
     }
 
     /// A request was answered.

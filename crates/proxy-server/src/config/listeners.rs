@@ -110,9 +110,13 @@ fn http(section: &Section<'_>, defaults: &Defaults) -> Option<HttpSettings> {
         some => some,
     };
     let connections_max = section.whole("connections_max", defaults.connections_max, 16..=1_000_000);
+    let source_share_percent = section.whole("source_share_percent", 50, 1..=100);
     let handshakes_max = section.whole("handshakes_max", defaults.handshakes_max, 1..=100_000);
+    let handshake_timeout = section.duration("handshake_timeout", "10s", "1s", "5m");
     let backlog = section.whole("backlog", 2048, 16..=65_535);
     let request_timeout = section.duration("request_timeout", defaults.request_timeout, "1s", "5m");
+    let write_timeout = section.duration("write_timeout", "10s", "1s", "5m");
+    let unread_max_bytes = section.whole("unread_max_bytes", 65_536, 4096..=16_777_216);
     let keep_alive = section.duration("keep_alive", defaults.keep_alive, "1s", "10m");
     let body_max_bytes = section.whole("body_max_bytes", defaults.body_max_bytes, 1024..=16_777_216);
     // actix gives up at 96 fields and 128 KiB, before anything of ours can answer.
@@ -123,10 +127,14 @@ fn http(section: &Section<'_>, defaults: &Defaults) -> Option<HttpSettings> {
         listen: listen?,
         tls,
         workers,
-        connections_max: connections_max.max(workers),
-        handshakes_max: handshakes_max.max(workers),
+        connections_max,
+        source_share_percent,
+        handshakes_max,
+        handshake_timeout,
         backlog,
         request_timeout,
+        write_timeout,
+        unread_max_bytes,
         keep_alive,
         body_max_bytes,
         headers_max,

@@ -5,6 +5,7 @@ use actix_web::http::StatusCode;
 use actix_web::http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
 use std::time::Duration;
 
+use super::connection::Exchange;
 use super::problem::Problem;
 use crate::app::App;
 use crate::config::{BackendToken, OperatorRole, OperatorToken};
@@ -23,6 +24,13 @@ fn unauthorized() -> Problem {
         .retry_after(Duration::from_secs(1))
 }
 
+/// A long body, such as an import, is worth its connection even if the listener is full.
+fn accepted(request: &HttpRequest) {
+    if let Some(exchange) = Exchange::of(request) {
+        exchange.is_accepted();
+    }
+}
+
 /// Who asks the backend plane.
 ///
 /// # Errors
@@ -35,7 +43,9 @@ pub fn backend(app: &App, request: &HttpRequest) -> Result<BackendToken, Problem
         .backend_tokens
         .iter()
         .fold(None, |found, known| if known.digest.matches(token) { Some(known) } else { found });
-    found.cloned().ok_or_else(unauthorized)
+    let found = found.cloned().ok_or_else(unauthorized)?;
+    accepted(request);
+    Ok(found)
 }
 
 /// Who asks the operator plane, if the token allows `role`.
@@ -58,5 +68,6 @@ pub fn operator(app: &App, request: &HttpRequest, role: OperatorRole) -> Result<
         );
         return Err(problem.retry_after(Duration::from_secs(1)));
     }
+    accepted(request);
     Ok(found)
 }

@@ -11,6 +11,7 @@ use proxy_core::ids::RegistrationId;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::connection::Exchange;
 use super::problem::{Problem, server_time};
 use super::{body, middleware, resource};
 use crate::app::App;
@@ -52,7 +53,7 @@ async fn provision(app: web::Data<App>, request: HttpRequest, payload: web::Payl
     let payload = checked_payload(body.payload, limits.payload_max_bytes)?;
     let (host, port) = host_and_port(request.headers()).unzip();
     let ports = [port.flatten().unwrap_or(HTTPS_PORT), limits.http.listen.port()];
-    let question = Question {
+    let mut question = Question {
         presented: Presented {
             authorization: request.headers().get(AUTHORIZATION).map(|value| value.to_str().unwrap_or("\u{fffd}")),
             host: host.as_deref(),
@@ -64,9 +65,30 @@ async fn provision(app: web::Data<App>, request: HttpRequest, payload: web::Payl
         wait: preferred_wait(request.headers()).min(limits.wait_max),
     };
     let asked = Instant::now();
-    let answered =
-        app.gateway.provision(&question).await.inspect_err(|error| note(&app, &request, &body.hardware_id, error))?;
-    Ok(respond(&answered, question.wait, asked.elapsed()))
+    let wait = question.wait;
+    let answered = answer(&app, &request, &mut question).await;
+    let answered = answered.inspect_err(|error| note(&app, &request, &body.hardware_id, error))?;
+    Ok(respond(&answered, wait, asked.elapsed()))
+}
+
+/// Waits for the answer for as long as the question says, but not for a device that sends no more.
+async fn answer(app: &App, request: &HttpRequest, question: &mut Question<'_>) -> Result<Answered, ProvisionError> {
+    tokio::select! {
+        biased;
+        answered = app.gateway.provision(question) => return answered,
+        () = peer_is_done(request), if !question.wait.is_zero() => {}
+    }
+    // Mostly nobody is there any more; a client that only said that it has nothing to add is answered at once.
+    question.wait = Duration::ZERO;
+    app.gateway.provision(question).await
+}
+
+/// Ready when the device sends no more over this connection: most likely it has closed it.
+async fn peer_is_done(request: &HttpRequest) {
+    match Exchange::of(request) {
+        Some(exchange) => exchange.connection().peer_done().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// What operators are to find of a refusal, whatever the device is told.

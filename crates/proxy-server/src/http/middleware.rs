@@ -1,33 +1,25 @@
 //! What every request passes: a request ID, header bounds, an access log line, a count.
 
-use std::cell::RefCell;
-use std::pin::Pin;
-use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use actix_web::body::MessageBody;
-use actix_web::dev::{Payload, ServiceRequest, ServiceResponse};
-use actix_web::error::PayloadError;
+use actix_http::ConnectionType;
+use actix_web::body::BoxBody;
+use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::StatusCode;
-use actix_web::http::header::{HeaderName, HeaderValue, TRANSFER_ENCODING};
+use actix_web::http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use actix_web::middleware::Next;
-use actix_web::{Error, HttpMessage as _, ResponseError as _, web};
-use bytes::Bytes;
-use futures_util::{Stream, StreamExt as _};
+use actix_web::{Error, ResponseError as _, web};
 use proxy_core::gateway::about;
 use tracing::Instrument as _;
 use tracing::field::Empty;
 
+use super::connection::{self, Answer, Answering};
 use super::problem::Problem;
 use super::{backend, device, operator};
 use crate::app::App;
 use crate::config::HttpSettings;
 use crate::metrics::Plane;
-
-/// How long a chunked body is kept after its answer: more than an answer needs to leave.
-const CHUNKED_BODY_KEPT: Duration = Duration::from_secs(10);
 
 /// How much of headers one request may have.
 #[derive(Debug, Clone, Copy)]
@@ -54,16 +46,18 @@ pub fn about_instance(instance: &str) {
     tracing::Span::current().record("instance", instance);
 }
 
-/// Gives the request an ID (`x-request-id` on the answer), refuses a flood of headers, logs the outcome and counts it.
+/// Gives the request an ID (`x-request-id` on the answer), refuses a flood of headers and two credentials, logs the outcome and counts
+/// it.
 ///
 /// # Errors
 /// As the inner service: handlers turn their problems into responses themselves.
-pub async fn observe<B: MessageBody + 'static>(
+pub async fn observe(
     plane: Plane,
     bounds: HeaderBounds,
-    request: ServiceRequest,
-    next: Next<B>,
-) -> Result<ServiceResponse<impl MessageBody>, Error> {
+    mut request: ServiceRequest,
+    next: Next<BoxBody>,
+) -> Result<ServiceResponse<Answer>, Error> {
+    let answering = connection::begin(&mut request);
     let id: Arc<str> = uuid::Uuid::now_v7().to_string().into();
     // Handlers and the gateway fill in which device and which instance it is about, for every line of this request. The span is of
     // the highest level, so that no filter takes it from a line that is written.
@@ -73,14 +67,15 @@ pub async fn observe<B: MessageBody + 'static>(
         let began = Instant::now();
         let (method, app) = (request.method().clone(), request.app_data::<web::Data<App>>().cloned());
         let route = route(plane, request.path());
-        let (request, body) = keep_chunked_body(request);
-        let outcome = answer(bounds, request, next).await;
-        if let Some(body) = body {
-            actix_web::rt::spawn(tokio::time::timeout(CHUNKED_BODY_KEPT, body.count()));
-        }
-        let mut response = outcome?;
+        let mut response = answer(bounds, request, next).await?;
         if let Some(value) = header_value {
             response.headers_mut().insert(HeaderName::from_static("x-request-id"), value);
+        }
+        let head = response.response_mut().head_mut();
+        // Libraries on devices look for `Retry-After` and `Content-Length` exactly so.
+        head.set_camel_case_headers(plane == Plane::Device);
+        if answering.as_ref().is_some_and(Answering::is_last) {
+            head.set_connection_type(ConnectionType::Close);
         }
         let status = response.status().as_u16();
         if let Some(app) = app {
@@ -88,35 +83,10 @@ pub async fn observe<B: MessageBody + 'static>(
         }
         let milliseconds = began.elapsed().as_millis();
         tracing::debug!(%method, route, status, milliseconds, "answered");
-        Ok(response)
+        Ok(response.map_body(|_, body| Answer::new(body, answering)))
     })
     .instrument(span)
     .await
-}
-
-/// A second handle on a chunked body.
-///
-/// actix closes a connection, after the answer, whose request body is neither read to its end nor dropped. One that is dropped it
-/// reads to the end for the next request; with chunks that may be never, and no timeout counts. So it must not be dropped before
-/// the answer has left.
-fn keep_chunked_body(mut request: ServiceRequest) -> (ServiceRequest, Option<SharedBody>) {
-    if !request.headers().contains_key(TRANSFER_ENCODING) {
-        return (request, None);
-    }
-    let body = SharedBody(Rc::new(RefCell::new(request.take_payload())));
-    request.set_payload(Payload::Stream { payload: Box::pin(body.clone()) });
-    (request, Some(body))
-}
-
-#[derive(Clone)]
-struct SharedBody(Rc<RefCell<Payload>>);
-
-impl Stream for SharedBody {
-    type Item = Result<Bytes, PayloadError>;
-
-    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        Pin::new(&mut *self.0.borrow_mut()).poll_next(context)
-    }
 }
 
 /// The route that a path belongs to, for labels. actix could tell it too, but only by matching every expression again.
@@ -140,22 +110,32 @@ fn route(plane: Plane, path: &str) -> &'static str {
     paths.iter().find(matches).copied().unwrap_or("unmatched")
 }
 
-async fn answer<B: MessageBody + 'static>(
+async fn answer(
     bounds: HeaderBounds,
     request: ServiceRequest,
-    next: Next<B>,
-) -> Result<ServiceResponse<impl MessageBody>, Error> {
+    next: Next<BoxBody>,
+) -> Result<ServiceResponse<BoxBody>, Error> {
+    match refused(bounds, request.headers()) {
+        Some(problem) => Ok(request.into_response(problem.error_response())),
+        None => next.call(request).await,
+    }
+}
+
+/// What no plane takes, whatever the request is about.
+fn refused(bounds: HeaderBounds, headers: &HeaderMap) -> Option<Problem> {
     let HeaderBounds { headers_max, header_bytes_max } = bounds;
-    let headers = request.headers();
     let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
     if headers.len() > headers_max || bytes > header_bytes_max {
         let detail = format!(
             "a request has at most {headers_max} header fields and {header_bytes_max} bytes of them (headers_max, header_bytes_max of this listener)"
         );
-        let problem = Problem::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "headers-too-large", detail);
-        return Ok(request.into_response(problem.error_response()).map_into_right_body());
+        return Some(Problem::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "headers-too-large", detail));
     }
-    Ok(next.call(request).await?.map_into_left_body())
+    // Something in between may have looked at the other one.
+    (headers.get_all(AUTHORIZATION).count() > 1).then(|| {
+        let detail = "a request has one Authorization header field; this one has several";
+        Problem::bad_request("several-credentials", detail)
+    })
 }
 
 #[cfg(test)]
