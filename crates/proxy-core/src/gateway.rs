@@ -9,9 +9,11 @@
 //! - Locks are never held across an await. The decisions are in [`crate::line`], [`crate::placement`], [`crate::attestation`]
 //!   and [`crate::upstream::verdict`]; here they are carried out.
 //!
-//! The parts: `provision` (devices), `backend` and `operator` (people and programs), `places` (from one place to another),
+//! The parts: `provision` (devices), `backend` and `operator` (people and programs), `lists` (all devices,
+//! in pages), `places` (from one place to another),
 //! `dispatch` (one task per instance),
-//! `register` (one registration, from departure to its end), `restore` (what an earlier process left), `about` (what log lines carry).
+//! `register` (one registration, from departure to its end), `restore` (what an earlier process left), `tasks` (what runs, and what is
+//! done when a task dies), `about` (what log lines carry).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -31,7 +33,9 @@ use crate::placement::Occupancy;
 use crate::record::{Record, Refusal, Versioned};
 use crate::repeat::RepeatGuard;
 use crate::settings::Settings;
+use crate::store::watched::{Trouble, Watched};
 use crate::store::{CommitError, Health, ReadError, Store, Write};
+use crate::supervise::{Died, Supervisor, Task};
 use crate::time::{Clock, Now, StoredMoment};
 use crate::upstream::Connect;
 use crate::waiters::Waiters;
@@ -42,11 +46,13 @@ pub mod backend;
 pub mod dispatch;
 mod heard;
 mod left;
+pub mod lists;
 pub mod operator;
 mod places;
 pub mod provision;
 mod register;
 pub mod restore;
+mod tasks;
 mod why;
 
 use aliases::Aliases;
@@ -70,6 +76,8 @@ pub struct Fixed {
 #[derive(Debug)]
 pub struct Gateway {
     store: Arc<dyn Store>,
+    /// The same store, to ask how it is.
+    watched: Arc<Watched>,
     clock: Arc<dyn Clock>,
     connect: Arc<dyn Connect>,
     settings: ArcSwap<Settings>,
@@ -89,6 +97,9 @@ pub struct Gateway {
     claims: Mutex<HashMap<(TenantName, DeviceId), RegistrationId>>,
     stopping: CancellationToken,
     tasks: TaskTracker,
+    supervisor: Arc<Supervisor>,
+    /// Devices of which DPS said something that could not be written before the stop.
+    unwritten: AtomicU64,
     /// Where tasks run, whichever thread asks for them.
     runtime: tokio::runtime::Handle,
 }
@@ -121,6 +132,17 @@ pub enum ChangeError<E> {
     Store(#[from] StoreError),
 }
 
+/// What a gateway leaves that has stopped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stopped {
+    /// Registrations that DPS still works on.
+    pub left_with_dps: usize,
+    /// Devices of which DPS said something that could not be written. The next process asks DPS anew.
+    pub unwritten: u64,
+    /// Why the store took no writes at the end, if it did not.
+    pub trouble: Option<Trouble>,
+}
+
 /// New settings that cannot be applied while the service runs. Nothing of them was applied.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}", .0.join("; "))]
@@ -145,6 +167,12 @@ impl Gateway {
         self.store.health()
     }
 
+    /// Commits that the store refused since the start.
+    #[must_use]
+    pub fn store_refused(&self) -> u64 {
+        self.watched.refused()
+    }
+
     /// Open requests that wait now.
     #[must_use]
     pub fn parked(&self) -> usize {
@@ -158,15 +186,19 @@ impl Gateway {
     }
 
     /// Ends what [`begin_stop`](Self::begin_stop) began: lets what is under way end for at most `drain`, and closes the store, after which
-    /// nothing can be answered. Registrations that DPS still works on stay durable and are polled by the next process. Returns how many
-    /// were left so.
-    pub async fn stop(&self, drain: Duration) -> usize {
+    /// nothing can be answered. Registrations that DPS still works on stay durable and are polled by the next process.
+    pub async fn stop(&self, drain: Duration) -> Stopped {
         self.begin_stop();
         self.tasks.close();
         let _ = tokio::time::timeout(drain, self.tasks.wait()).await;
-        let left = self.tasks.len();
+        self.watched.look();
+        let stopped = Stopped {
+            left_with_dps: self.tasks.len(),
+            unwritten: self.unwritten.load(Ordering::Relaxed),
+            trouble: self.watched.trouble(),
+        };
         self.store.close().await;
-        left
+        stopped
     }
 
     /// Whether [`begin_stop`](Self::begin_stop) was called.
@@ -179,10 +211,6 @@ impl Gateway {
     #[must_use]
     pub fn stopping(&self) -> CancellationToken {
         self.stopping.clone()
-    }
-
-    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        drop(self.tasks.spawn_on(task, &self.runtime));
     }
 
     fn spread(&self, max: Duration) -> Duration {
@@ -230,10 +258,13 @@ impl Gateway {
         &self,
         step: impl Future<Output = Result<T, CommitError>> + Send + 'static,
     ) -> Result<T, CommitError> {
-        self.tasks
-            .spawn_on(step.in_current_span(), &self.runtime)
-            .await
-            .unwrap_or_else(|error| Err(CommitError::Failed(error.to_string())))
+        let (supervisor, step) = (Arc::clone(&self.supervisor), step.in_current_span());
+        let step = async move { supervisor.watch(Task::new(tasks::COMMIT), step).await };
+        match self.tasks.spawn_on(step, &self.runtime).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(Died)) => Err(CommitError::Failed("the task that was to write died".to_owned())),
+            Err(error) => Err(CommitError::Failed(error.to_string())),
+        }
     }
 
     async fn commit_here(

@@ -25,6 +25,7 @@ pub mod sas;
 pub mod secret;
 pub mod settings;
 pub mod store;
+pub mod supervise;
 pub mod time;
 pub mod typical;
 pub mod upstream;

@@ -19,6 +19,7 @@ use futures_util::future::BoxFuture;
 mod conformance;
 pub mod memory;
 pub mod sled_store;
+pub mod watched;
 
 /// The most writes one commit may hold.
 pub const MAX_WRITES: usize = 4096;
@@ -125,8 +126,10 @@ pub struct Row {
 pub enum Health {
     /// It does.
     Writable,
-    /// It answers reads only; the text says why and what to do.
+    /// It answers reads only, until the cause is gone; the text says why and what to do.
     ReadOnly(String),
+    /// It answers reads only until it is opened again; the text says why and what to do.
+    Failed(String),
 }
 
 /// Why a read failed.

@@ -14,10 +14,11 @@ use futures_util::FutureExt as _;
 use futures_util::future::{join_all, select_all};
 use parking_lot::Mutex;
 use proxy_core::entropy::Entropy;
-use proxy_core::gateway::{Fixed, Gateway};
+use proxy_core::gateway::{Fixed, Gateway, Stopped};
 use proxy_core::settings::Settings;
 use proxy_core::store::Store;
 use proxy_core::store::sled_store::{SledOptions, SledStore};
+use proxy_core::supervise::Task;
 use proxy_core::time::SystemClock;
 use proxy_core::upstream::https::HttpsConnect;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -27,7 +28,9 @@ use tokio::time::Instant;
 use crate::config::{
     ConfigWatcher, FilesRead, HttpSettings, LiveServer, Loaded, ServerSettings, StoreBackend, StoreSettings,
 };
+use crate::ending;
 use crate::http::connection;
+use crate::http::scans::Scans;
 use crate::listener::{Limits, Listener};
 use crate::metrics::{Metrics, Plane};
 use crate::refusals::Refusals;
@@ -39,6 +42,9 @@ const DESCRIPTORS_BESIDE: u64 = 512;
 
 /// What operators have left for the answers under way, after everything else has stopped.
 const LAST_ANSWERS: Duration = Duration::from_millis(250);
+
+/// Before the watcher of the configuration is begun anew.
+const WATCH_AGAIN_WAIT: Duration = Duration::from_secs(1);
 
 /// Where the configuration came from, to load it anew.
 #[derive(Debug, Clone)]
@@ -62,6 +68,8 @@ pub struct App {
     pub metrics: Metrics,
     /// Credentials that were not believed.
     pub refusals: Refusals,
+    /// The tokens that have a reading of all records under way.
+    pub scans: Scans,
     /// Room for streams of changes.
     pub change_streams: Arc<Semaphore>,
     /// Where the configuration came from.
@@ -170,6 +178,7 @@ impl Application {
         let app = web::Data::new(App {
             gateway,
             refusals: Refusals::new(server.device.refusals_kept, server.device.refusals_logged_per_second),
+            scans: Scans::default(),
             change_streams: Arc::new(Semaphore::new(server.backend.change_streams_max)),
             server,
             live: ArcSwap::from_pointee(live),
@@ -195,35 +204,44 @@ impl Application {
         self.app.clone()
     }
 
-    /// Serves until `stop` is ready, then drains: readiness off, a pause for load balancers, no new work, what is under way to its
-    /// end or durable, the operator plane last. All of the drain together has `shutdown.drain_timeout`.
+    /// Serves until `stop` is ready, or a fault of ours makes going on useless, then drains: readiness off, a pause for load balancers,
+    /// no new work, what is under way to its end or durable, the operator plane last. All of the drain together has `shutdown.drain_timeout`.
     ///
     /// # Errors
-    /// If a listener cannot be served.
+    /// If a listener cannot be served, or the service ended with something left undone; see [`ending`].
     pub async fn run_until(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
         let Self { app, listeners: bound, addresses, files } = self;
-        let reloading = tokio::spawn(reload_on_change(app.clone(), files));
+        let reloading = tokio::spawn(keep_reloading(app.clone(), files));
         let mut listeners = Vec::new();
         for bound in bound {
             listeners.push(serve(bound, &app).await?);
         }
         app.ready.store(true, Ordering::Relaxed);
         tracing::info!(device = %addresses.device, backend = %addresses.backend, operator = %addresses.operator, "ready");
-        tokio::select! {
-            () = stop => {}
+        let fault = tokio::select! {
+            () = stop => None,
+            fault = app.gateway.supervisor().failed() => Some(fault),
             (error, _, _) = select_all(listeners.iter_mut().map(|listener| listener.failed().boxed())) => return Err(error),
-        }
+        };
         tracing::info!("stopping: readiness is off");
         app.ready.store(false, Ordering::Relaxed);
         tokio::time::sleep(app.server.shutdown.readiness_delay).await;
-        let left = drain_and_stop(&app, listeners, app.server.shutdown.drain_timeout).await;
+        let stopped = drain_and_stop(&app, listeners, app.server.shutdown.drain_timeout).await;
         reloading.abort();
-        tracing::info!(left_with_dps = left, "stopped; every place and every answer is on disk");
-        Ok(())
+        match ending::last_line(fault.as_deref(), &stopped) {
+            Ok(line) => {
+                tracing::info!(left_with_dps = stopped.left_with_dps, "{line}");
+                Ok(())
+            }
+            Err(line) => {
+                tracing::error!(left_with_dps = stopped.left_with_dps, unwritten = stopped.unwritten, "{line}");
+                bail!("{line}")
+            }
+        }
     }
 }
 
-async fn drain_and_stop(app: &App, mut listeners: Vec<Listener>, drain: Duration) -> usize {
+async fn drain_and_stop(app: &App, mut listeners: Vec<Listener>, drain: Duration) -> Stopped {
     // One moment for all: what is under way with DPS goes on while the listeners drain, and the operator plane is told last.
     let until = Instant::now() + drain;
     let operator = listeners.pop();
@@ -231,11 +249,11 @@ async fn drain_and_stop(app: &App, mut listeners: Vec<Listener>, drain: Duration
     // have: requests under way are still answered from it.
     app.gateway.begin_stop();
     join_all(listeners.into_iter().map(|listener| listener.drain(until))).await;
-    let left = app.gateway.stop(until.saturating_duration_since(Instant::now())).await;
+    let stopped = app.gateway.stop(until.saturating_duration_since(Instant::now())).await;
     if let Some(operator) = operator {
         operator.drain(until.max(Instant::now() + LAST_ANSWERS)).await;
     }
-    left
+    stopped
 }
 
 async fn open_store(settings: &StoreSettings) -> anyhow::Result<Arc<dyn Store>> {
@@ -318,24 +336,55 @@ fn require_descriptors(server: &ServerSettings, settings: &Settings) -> anyhow::
     }
 }
 
-/// Takes over the configuration whenever its files change and on SIGHUP.
+/// Takes over the configuration whenever its files change and on SIGHUP, as long as the service runs.
+async fn keep_reloading(app: web::Data<App>, files: FilesRead) {
+    let now = || app.gateway.now().mono;
+    let begin = || reload_on_change(app.clone(), files.clone());
+    app.gateway.supervisor().keep(Task::new("config-reload"), now, begin).await;
+}
+
 async fn reload_on_change(app: web::Data<App>, files: FilesRead) {
     let Some(source) = &app.source else { return };
-    let (sender, mut changed) = mpsc::channel(1);
-    match ConfigWatcher::start(&source.path, files, sender) {
-        Ok(watcher) => *app.watcher.lock() = Some(watcher),
-        Err(error) => tracing::error!(%error, "the configuration is not watched; use SIGHUP or POST /v1/config/reload"),
-    }
     let Ok(mut hangup) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup()) else {
         return tracing::error!("SIGHUP cannot be caught; use POST /v1/config/reload");
     };
+    let mut changed = watch_files(&app, source, files.clone());
     loop {
         tokio::select! {
-            Some(()) = changed.recv() => {}
+            change = next_change(&mut changed) => if change.is_none() {
+                // The watcher's thread is gone; what changed since the start is noticed again, which does no harm.
+                app.gateway.supervisor().count_death("config-watch");
+                tracing::error!("the watcher of the configuration died and is begun anew");
+                tokio::time::sleep(WATCH_AGAIN_WAIT).await;
+                changed = watch_files(&app, source, files.clone());
+                continue;
+            },
             Some(()) = hangup.recv() => {}
-            else => return,
         }
         // The outcome is in the log either way.
         let _logged = reload::reload(&app).await;
+    }
+}
+
+/// Where changes of the files are signalled; `None` if they cannot be watched.
+fn watch_files(app: &App, source: &Source, files: FilesRead) -> Option<mpsc::Receiver<()>> {
+    let (sender, changed) = mpsc::channel(1);
+    match ConfigWatcher::start(&source.path, files, sender) {
+        Ok(watcher) => {
+            *app.watcher.lock() = Some(watcher);
+            Some(changed)
+        }
+        Err(error) => {
+            tracing::error!(%error, "the configuration is not watched; use SIGHUP or POST /v1/config/reload");
+            None
+        }
+    }
+}
+
+/// `None` if nobody watches any more. Cancel-safe.
+async fn next_change(changed: &mut Option<mpsc::Receiver<()>>) -> Option<()> {
+    match changed {
+        Some(changed) => changed.recv().await,
+        None => std::future::pending().await,
     }
 }

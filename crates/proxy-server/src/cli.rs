@@ -11,7 +11,7 @@ use clap::{Parser, Subcommand};
 
 use crate::app::{Application, Source};
 use crate::config::{self, Loaded};
-use crate::{demo, plan, telemetry, tls};
+use crate::{demo, panics, plan, telemetry, tls};
 
 const AFTER_HELP: &str = "\
 Try it without Azure:   dps-proxy demo
@@ -119,6 +119,7 @@ fn serve(path: PathBuf) -> ExitCode {
         Err(code) => return code,
     };
     telemetry::start(&loaded.server.log);
+    panics::log_them();
     announce(&path, &loaded);
     let source = Source { path, environment: environment() };
     let serving = run(async {

@@ -10,9 +10,11 @@ pub mod changes;
 pub mod connection;
 pub mod device;
 pub mod import;
+pub mod lists;
 pub mod middleware;
 pub mod operator;
 pub mod problem;
+pub mod scans;
 
 use actix_web::http::StatusCode;
 use actix_web::http::header::ALLOW;

@@ -2,6 +2,7 @@
 //!
 //! Invariant: labels are closed sets (plane, matched route, status, instance name from the configuration): never an ID or a raw path.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -163,6 +164,8 @@ impl Metrics {
             instances: gateway.instances(),
             parked: gateway.parked(),
             store_writable: gateway.store_health() == Health::Writable,
+            store_refused: gateway.store_refused(),
+            task_deaths: gateway.supervisor().deaths(),
         }));
         let (mut own, mut text) = (String::new(), String::new());
         let encoded = encode(&mut own, &self.registry.lock()).and_then(|()| encode(&mut text, &core));
@@ -181,6 +184,8 @@ struct Core {
     instances: Vec<InstanceView>,
     parked: usize,
     store_writable: bool,
+    store_refused: u64,
+    task_deaths: BTreeMap<&'static str, u64>,
 }
 
 /// Seconds until a part of a line is drained, by its name.
@@ -190,7 +195,7 @@ const DRAINS: [Drain; 2] = [("half", |view| view.half_drained_at), ("all", |view
 
 type Reading = (&'static str, &'static str, fn(&InstanceView) -> f64);
 
-const GAUGES: [Reading; 10] = [
+const GAUGES: [Reading; 11] = [
     ("instance_quota_per_minute", "Registrations the instance takes per minute, as configured", |view| {
         f64::from(view.quota_per_minute)
     }),
@@ -210,6 +215,9 @@ const GAUGES: [Reading; 10] = [
         f64::from(view.learned_per_minute)
     }),
     ("instance_consecutive_failures", "Failures of the instance in a row", |view| f64::from(view.consecutive_failures)),
+    ("dispatcher_up", "1 while the task that serves the instance's line runs", |view| {
+        f64::from(u8::from(view.dispatcher_up))
+    }),
     ("instance_draining", "1 if the instance takes no new devices", |view| f64::from(u8::from(view.draining))),
 ];
 
@@ -238,6 +246,19 @@ impl Collector for Core {
             None,
             writable.metric_type(),
         )?)?;
+        let refused = ConstCounter::new(self.store_refused);
+        refused.encode(encoder.encode_descriptor(
+            "store_commits_refused",
+            "Commits that the store refused because it took no writes or was behind",
+            None,
+            refused.metric_type(),
+        )?)?;
+        let help = "Tasks that panicked, by what they do; they are begun anew where that is sound";
+        let mut family =
+            encoder.encode_descriptor("task_deaths", help, None, ConstCounter::new(0_u64).metric_type())?;
+        for (&task, &deaths) in &self.task_deaths {
+            ConstCounter::new(deaths).encode(family.encode_family(&[("task", task)])?)?;
+        }
         let parked = ConstGauge::new(i64::try_from(self.parked).unwrap_or(i64::MAX));
         parked.encode(encoder.encode_descriptor(
             "requests_parked",

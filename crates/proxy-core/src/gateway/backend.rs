@@ -7,16 +7,16 @@ use futures_util::StreamExt as _;
 use serde::Serialize;
 
 use super::provision::{Joining, ProvisionError};
+use super::tasks::HUB_INVALIDATION;
 use super::{ChangeError, Gateway, StoreError};
 use crate::feed::{EventId, Next, Start};
 use crate::ids::{DeviceId, HubName, InstanceName, RegistrationId, TenantName};
 use crate::lanes::Class;
 use crate::record::{Assignment, AssignmentState, Reason, Record, Refusal, Versioned};
-use crate::store::{ReadError, Table};
+use crate::store::ReadError;
 use crate::time::Now;
 
-/// Rows of a scan at once, and invalidations under way at once.
-const SCAN_PAGE: usize = 1000;
+/// Invalidations of one hub under way at once.
 const CONCURRENT_CHANGES: usize = 256;
 
 /// The tenants a caller may see; `None` for all.
@@ -47,7 +47,7 @@ pub struct AssignmentView {
 }
 
 impl AssignmentView {
-    fn of(record: &Record, assignment: &Assignment) -> Self {
+    pub(super) fn of(record: &Record, assignment: &Assignment) -> Self {
         Self {
             device_id: assignment.device_id.clone(),
             registration_id: record.registration_id.clone(),
@@ -183,40 +183,40 @@ impl Gateway {
             .ok_or(BackendError::NotFound(Found::NeverSeen))
     }
 
-    /// Marks every confirmed assignment to `hub` suspect: the whole hub is gone. Returns how many there were. Safe to repeat.
+    /// Marks every confirmed assignment to `hub` suspect: the whole hub is gone. Returns how many there were. Safe to repeat. It goes on
+    /// to the end if nobody waits for it any more; `held` is dropped then.
     ///
     /// # Errors
     /// If the store fails half way; what was marked stays marked.
     pub async fn invalidate_hub(
         self: &Arc<Self>,
-        hub: &HubName,
-        tenants: Tenants<'_>,
-        reason: &str,
+        hub: HubName,
+        tenants: Option<BTreeSet<TenantName>>,
+        reason: String,
+        held: impl Send + 'static,
     ) -> Result<u64, StoreError> {
-        let mut after: Option<Vec<u8>> = None;
-        let mut marked = 0;
-        loop {
-            let rows = self.store.scan(Table::Device, after.as_deref(), SCAN_PAGE).await?;
-            let Some(last) = rows.last() else { return Ok(marked) };
-            after = Some(last.name.clone());
-            let on_hub = rows
-                .iter()
-                .filter_map(|row| Record::decode(&row.stored).ok())
-                .map(|versioned| versioned.record)
-                .filter(|record| {
-                    record.confirmed().is_some_and(|assignment| assignment.hub == *hub)
-                        && tenants.is_none_or(|tenants| tenants.contains(&record.tenant))
+        let gateway = Arc::clone(self);
+        let marking = async move {
+            let _held = held;
+            let (mut scan, mut marked) = (gateway.scan(None), 0);
+            while let Some(records) = scan.next().await? {
+                let on_hub = records.into_iter().filter(|record| {
+                    record.confirmed().is_some_and(|assignment| assignment.hub == hub)
+                        && tenants.as_ref().is_none_or(|tenants| tenants.contains(&record.tenant))
                 });
-            let ids: Vec<RegistrationId> = on_hub.map(|record| record.registration_id).collect();
-            let mut changes = futures_util::stream::iter(ids.into_iter().map(|id| {
-                let gateway = Arc::clone(self);
-                async move { gateway.suspect(&id, Some(hub), reason).await }
-            }))
-            .buffer_unordered(CONCURRENT_CHANGES);
-            while let Some(changed) = changes.next().await {
-                marked += u64::from(changed?.is_some());
+                let ids: Vec<RegistrationId> = on_hub.map(|record| record.registration_id).collect();
+                let mut changes = futures_util::stream::iter(ids.into_iter().map(|id| {
+                    let (gateway, hub, reason) = (Arc::clone(&gateway), &hub, reason.as_str());
+                    async move { gateway.suspect(&id, Some(hub), reason).await }
+                }))
+                .buffer_unordered(CONCURRENT_CHANGES);
+                while let Some(changed) = changes.next().await {
+                    marked += u64::from(changed?.is_some());
+                }
             }
-        }
+            Ok::<u64, StoreError>(marked)
+        };
+        self.on_own_threads(HUB_INVALIDATION, marking).await
     }
 
     /// Returns the record as it is afterwards; `None` if it is not on `hub` (any more).

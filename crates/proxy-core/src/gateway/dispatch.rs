@@ -1,13 +1,13 @@
 //! One dispatcher per instance: asks the line who goes next and sends each on its way. Trouble of one stalls no other.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
-use tracing::Instrument as _;
 
-use super::{Gateway, about};
+use super::Gateway;
+use super::tasks::NOTES;
 use crate::dps_clock::DpsClock;
 use crate::ids::InstanceName;
 use crate::ledger::{SlotId, SlotRecord};
@@ -80,6 +80,8 @@ pub struct Dispatcher {
     pub(super) keeping: tokio::sync::Mutex<()>,
     /// What happened so far.
     pub counts: Counts,
+    /// Whether its task runs.
+    pub(super) up: AtomicBool,
     /// Ends the dispatcher when its instance is removed.
     pub(super) removed: tokio_util::sync::CancellationToken,
 }
@@ -98,6 +100,7 @@ impl Dispatcher {
             dps_clock: Mutex::default(),
             keeping: tokio::sync::Mutex::default(),
             counts: Counts::default(),
+            up: AtomicBool::new(false),
             removed: tokio_util::sync::CancellationToken::new(),
         }
     }
@@ -194,14 +197,11 @@ impl Gateway {
                 (line.next(now), line.take_learned_anew())
             };
             if learned_anew {
-                self.spawn(Arc::clone(&self).keep_learned(Arc::clone(&dispatcher)));
+                self.spawn(NOTES, Arc::clone(&self).keep_learned(Arc::clone(&dispatcher)));
             }
             let wait = match next {
                 Next::Depart(departure) => {
-                    let (gateway, dispatcher) = (Arc::clone(&self), Arc::clone(&dispatcher));
-                    let span = about::registration_span(&departure.id, &dispatcher.name);
-                    let carried_out = async move { gateway.carry_out(dispatcher, departure, connection).await };
-                    self.spawn(carried_out.instrument(span));
+                    self.spawn_registration(Arc::clone(&dispatcher), departure, connection);
                     continue;
                 }
                 Next::WaitUntil(moment) => Some(moment.since(now)),

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::dispatch::Counts;
 use super::provision::{Joining, ProvisionError};
+use super::tasks::IMPORT;
 use super::why::Why;
 use super::{CAS_ATTEMPTS_MAX, ChangeError, Gateway, StoreError, about};
 use crate::breaker::BreakerState;
@@ -80,6 +81,8 @@ pub struct InstanceView {
     pub capacity: u64,
     /// Takes no new devices.
     pub draining: bool,
+    /// Whether the task that serves the line runs.
+    pub dispatcher_up: bool,
     /// What happened since the process started.
     pub counts: CountsView,
 }
@@ -268,6 +271,7 @@ impl Gateway {
                 external_count: instance.external_count,
                 capacity: instance.capacity,
                 draining: instance.draining,
+                dispatcher_up: dispatcher.up.load(Ordering::Relaxed),
                 counts: CountsView::of(&dispatcher.counts),
             })
         };
@@ -589,11 +593,17 @@ impl Gateway {
     }
 
     /// Puts devices onto the allow-list, at most [`MAX_WRITES`](crate::store::MAX_WRITES) at once, durably. Lines are judged one by
-    /// one, in order: a wrong one does not stop the others, and of two for one device the last one stands. Safe to repeat.
+    /// one, in order: a wrong one does not stop the others, and of two for one device the last one stands. Safe to repeat. It goes on to
+    /// the end if nobody waits for it any more, on the gateway's own threads: the caller may read the next lines meanwhile.
     ///
     /// # Errors
     /// If the store fails; none of these lines is on the list then.
-    pub async fn import(self: &Arc<Self>, rows: &[ImportRow]) -> Result<Vec<Imported>, StoreError> {
+    pub async fn import(self: &Arc<Self>, rows: Vec<ImportRow>) -> Result<Vec<Imported>, StoreError> {
+        let gateway = Arc::clone(self);
+        self.on_own_threads(IMPORT, async move { gateway.import_here(&rows).await }).await
+    }
+
+    async fn import_here(&self, rows: &[ImportRow]) -> Result<Vec<Imported>, StoreError> {
         let settings = self.settings();
         for _ in 0..CAS_ATTEMPTS_MAX {
             let mut outcomes = Vec::with_capacity(rows.len());
@@ -604,9 +614,10 @@ impl Gateway {
                     Err(problem) => Imported::Rejected(problem),
                 });
             }
-            let writes = changed.values().map(Versioned::write).collect();
-            let gateway = Arc::clone(self);
-            match self.to_the_end(async move { gateway.store.commit(writes).await }).await {
+            if changed.is_empty() {
+                return Ok(outcomes);
+            }
+            match self.store.commit(changed.values().map(Versioned::write).collect()).await {
                 Ok(_) => return Ok(outcomes),
                 Err(CommitError::Conflict { .. }) => {}
                 Err(error) => return Err(error.into()),

@@ -257,7 +257,7 @@ impl Trip {
                 self.finish(false);
             }
             ChangeError::Store(error) => {
-                tracing::error!(registration_id = %self.id, instance = %self.dispatcher.name, %error, "the sent mark could not be written; nothing was sent");
+                tracing::debug!(registration_id = %self.id, instance = %self.dispatcher.name, %error, "the sent mark could not be written; nothing was sent");
                 let now = self.now().mono;
                 self.dispatcher.line.lock().store_failed(now);
                 self.come_back(departure.errand, now);

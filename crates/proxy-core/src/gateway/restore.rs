@@ -10,14 +10,14 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::Instrument as _;
 
 use super::aliases::Aliases;
 use super::dispatch::{Dispatcher, slot_of};
 use super::heard::{self, Heard};
 use super::left::{Left, LeftInLine, LeftWith};
 use super::provision::suspect_not_before;
-use super::{Fixed, Gateway, NotApplicable, StoreError, about};
+use super::tasks::{FEED_PRUNING, RELIEF, STORE_WATCH};
+use super::{Fixed, Gateway, NotApplicable, StoreError};
 use crate::entropy::Entropy;
 use crate::feed::Feed;
 use crate::ids::{IdScope, InstanceName};
@@ -28,6 +28,7 @@ use crate::placement::Occupancy;
 use crate::record::{Record, Stage, Versioned};
 use crate::repeat::RepeatGuard;
 use crate::settings::Settings;
+use crate::store::watched::Watched;
 use crate::store::{CommitError, Expect, Key, MAX_WRITES, ReadError, Store, Stored, Table, Write};
 use crate::time::Clock;
 use crate::upstream::{Connect, Upstream};
@@ -80,6 +81,10 @@ impl Gateway {
         fixed: Fixed,
         mut entropy: Entropy,
     ) -> Result<Arc<Self>, OpenError> {
+        let watched = Arc::new(Watched::new(store, Arc::clone(&clock)));
+        let store: Arc<dyn Store> = Arc::clone(&watched) as _;
+        // Told from the start, not at the first commit.
+        watched.look();
         let epoch = feed_epoch(&*store, &mut entropy).await?;
         let feed = Feed::open(&*store, epoch).await.map_err(StoreError::from)?;
         let derived = derive(&*store, &settings, clock.now()).await?;
@@ -101,6 +106,7 @@ impl Gateway {
         }
         let gateway = Arc::new(Self {
             store,
+            watched,
             clock,
             connect,
             settings: ArcSwap::from_pointee(settings),
@@ -117,6 +123,8 @@ impl Gateway {
             entropy: Mutex::new(entropy),
             stopping: CancellationToken::new(),
             tasks: TaskTracker::new(),
+            supervisor: Arc::default(),
+            unwritten: AtomicU64::new(0),
             runtime: tokio::runtime::Handle::current(),
         });
         gateway.start(derived.lines).await?;
@@ -144,10 +152,11 @@ impl Gateway {
         self.dispatchers.store(Arc::new(dispatchers.clone()));
         for (name, dispatcher) in dispatchers {
             self.take_over(&dispatcher, lines.remove(&name).unwrap_or_default());
-            self.spawn(Arc::clone(self).dispatch(dispatcher));
+            self.spawn_dispatcher(dispatcher);
         }
-        self.spawn(Arc::clone(self).prune_feed());
-        self.spawn(Arc::clone(self).relieve_sick_instances());
+        self.spawn_kept(FEED_PRUNING, Self::prune_feed);
+        self.spawn_kept(STORE_WATCH, Self::watch_store);
+        self.spawn_kept(RELIEF, Self::relieve_sick_instances);
         Ok(())
     }
 
@@ -207,9 +216,7 @@ impl Gateway {
                 LeftWith::UnknownOutcome => line.restore(&tenant, place, id, Errand::Lookup, ago, now),
                 LeftWith::Operation(operation_id) => {
                     line.adopt(&tenant, place, id.clone(), ago, now);
-                    let span = about::registration_span(&id, &dispatcher.name);
-                    let resumed = Arc::clone(self).resume(Arc::clone(dispatcher), id, place, operation_id);
-                    self.spawn(resumed.instrument(span));
+                    self.spawn_poll(Arc::clone(dispatcher), id, place, operation_id);
                 }
             }
         }
@@ -262,7 +269,7 @@ impl Gateway {
         }
         self.forget_refusals();
         for dispatcher in added {
-            self.spawn(Arc::clone(self).dispatch(dispatcher));
+            self.spawn_dispatcher(dispatcher);
         }
         self.dispatchers.load().values().for_each(|dispatcher| dispatcher.bell.notify_one());
         Ok(())
@@ -313,6 +320,19 @@ impl Gateway {
             return Err(NotApplicable(problems));
         }
         Ok(Renewed { dispatchers, added, clients, taken_over })
+    }
+
+    /// Notices what becomes of the store while nobody writes.
+    async fn watch_store(self: Arc<Self>) {
+        const EVERY: std::time::Duration = std::time::Duration::from_secs(1);
+        loop {
+            tokio::select! {
+                biased;
+                () = self.stopping.cancelled() => return,
+                () = tokio::time::sleep(EVERY) => {}
+            }
+            self.watched.look();
+        }
     }
 
     /// Keeps the change feed within its retention.

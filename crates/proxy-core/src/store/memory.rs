@@ -45,7 +45,7 @@ struct Inner {
     volatile: Layer<Option<Stored>>,
     waiting: Vec<Waiting>,
     failures: VecDeque<Failure>,
-    read_only: Option<String>,
+    trouble: Option<Health>,
     hold: bool,
     /// Whether the volatile layer is found after a crash although it was never acknowledged.
     volatile_survives: bool,
@@ -116,7 +116,10 @@ impl Inner {
             State::Closed => return Err(CommitError::ReadOnly("it is closed".into())),
             State::Crashed => return Err(CommitError::Failed("it crashed".into())),
         }
-        self.read_only.clone().map_or(Ok(()), |why| Err(CommitError::ReadOnly(why)))
+        match &self.trouble {
+            Some(Health::ReadOnly(why) | Health::Failed(why)) => Err(CommitError::ReadOnly(why.clone())),
+            Some(Health::Writable) | None => Ok(()),
+        }
     }
 
     /// The versions the writes would leave, if every expectation holds.
@@ -190,7 +193,7 @@ impl Inner {
             Err(lost) => return Err(lost),
         };
         if let Some(Failure::Failed { applied }) = failure {
-            self.read_only = Some("it failed while writing: open it again".into());
+            self.trouble = Some(Health::Failed("it failed while writing: open it again".into()));
             if applied {
                 self.volatile_survives = true;
                 self.apply(writes, &versions);
@@ -250,7 +253,7 @@ impl MemoryStore {
     pub fn hold_acks(&self, hold: bool) {
         let mut inner = self.inner.lock();
         inner.hold = hold;
-        if !hold && inner.state == State::Open && inner.read_only.is_none() {
+        if !hold && inner.state == State::Open && inner.trouble.is_none() {
             inner.sync();
         }
     }
@@ -302,10 +305,7 @@ impl MemoryStore {
 
     /// Makes the store read-only, or writable again.
     pub fn set_health(&self, health: Health) {
-        self.inner.lock().read_only = match health {
-            Health::Writable => None,
-            Health::ReadOnly(why) => Some(why),
-        };
+        self.inner.lock().trouble = Some(health).filter(|health| *health != Health::Writable);
     }
 
     /// Puts a durable row in place past every check; for tests that start from a given state.
@@ -373,10 +373,11 @@ impl Store for MemoryStore {
     }
 
     fn health(&self) -> Health {
-        match self.inner.lock().writable() {
+        let inner = self.inner.lock();
+        match inner.writable() {
             Ok(()) => Health::Writable,
-            Err(CommitError::ReadOnly(why) | CommitError::Failed(why)) => Health::ReadOnly(why),
-            Err(other) => Health::ReadOnly(other.to_string()),
+            Err(CommitError::ReadOnly(why)) => inner.trouble.clone().unwrap_or(Health::ReadOnly(why)),
+            Err(other) => Health::Failed(other.to_string()),
         }
     }
 
@@ -457,7 +458,7 @@ mod tests {
                 Err(CommitError::Failed(_))
             ));
             assert_eq!(store.get(&device("a")).await.unwrap(), None);
-            assert!(matches!(store.health(), Health::ReadOnly(_)));
+            assert!(matches!(store.health(), Health::Failed(_)));
             let survivor = store.crash();
             assert_eq!(survivor.get(&device("a")).await.unwrap().is_some(), applied);
             assert_eq!(survivor.health(), Health::Writable);

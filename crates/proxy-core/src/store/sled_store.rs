@@ -21,6 +21,9 @@
 //! by itself (half a minute by default); that bytes went missing together with the file `head`; damage to a running store until
 //! a read meets it.
 //!
+//! A directory that was removed or replaced while it was in use is noticed before the next commit is acknowledged, and within a second by
+//! whoever asks for the health: the store takes no writes from then on.
+//!
 //! A directory belongs to one process at a time. Backups are copies of the whole directory of a closed store.
 
 use std::any::Any;
@@ -43,6 +46,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{CommitError, Health, Key, ReadError, Row, Store, Stored, Table, Version, Write, validate};
+use disk::NotOurs;
 use opening::Opened;
 use writer::{Message, Pending, Writer};
 
@@ -54,8 +58,8 @@ mod opening;
 mod tests;
 mod writer;
 
-/// Scans of more rows leave the async worker.
-const INLINE_ROWS: usize = 1000;
+/// Scans of more rows leave the thread that asks: a page may have to come from the disk, and others are served there.
+const INLINE_ROWS: usize = 16;
 
 /// How long an observation of the free space holds.
 const SPACE_INTERVAL: Duration = Duration::from_secs(1);
@@ -162,6 +166,7 @@ struct Shared {
     failure: Mutex<Option<String>>,
     closing: AtomicBool,
     space: Space,
+    identity: disk::Identity,
     commits: AtomicU64,
     batches: AtomicU64,
     #[cfg(test)]
@@ -185,11 +190,6 @@ impl Space {
         let mut observed = self.observed.lock();
         if observed.at.is_none_or(|at| at.elapsed() >= SPACE_INTERVAL) {
             let trouble = self.observe(path);
-            match (&observed.trouble, &trouble) {
-                (None, Some(why)) => tracing::error!(path = %path.display(), "no writes are taken: {why}"),
-                (Some(_), None) => tracing::info!(path = %path.display(), "space is back, writes are taken again"),
-                _ => {}
-            }
             *observed = Observed { at: Some(Instant::now()), trouble };
         }
         observed.trouble.clone().map_or(Ok(()), Err)
@@ -213,8 +213,8 @@ impl Shared {
         self.failure.lock().clone()
     }
 
+    /// Nothing is written any more. The first cause stands; whoever watches the store's health tells it.
     fn fail(&self, why: &str) {
-        tracing::error!(path = %self.path.display(), "the store failed while writing and is read-only until it is opened again: {why}");
         let text = format!(
             "writing to {} failed ({why}); the store is read-only until the process is restarted",
             self.path.display()
@@ -226,6 +226,18 @@ impl Shared {
     fn writable(&self) -> Result<(), String> {
         self.failure().map_or(Ok(()), Err)?;
         self.space.check(&self.path)
+    }
+
+    /// Whether the files that are open are the ones that the next start will find. If not, nothing is written any more.
+    fn still_ours(&self) -> Result<(), String> {
+        match self.identity.check() {
+            Ok(()) => Ok(()),
+            Err(NotOurs::Unclear(why)) => Err(why),
+            Err(NotOurs::Replaced(why)) => {
+                self.failure.lock().get_or_insert_with(|| why.clone());
+                Err(why)
+            }
+        }
     }
 
     /// Whether a new commit may come in now.
@@ -364,6 +376,8 @@ impl SledStore {
     #[allow(clippy::needless_pass_by_value, reason = "options are built for one store, and may come to own something")]
     pub fn open(path: &Path, options: SledOptions) -> Result<Self, OpenError> {
         let Opened { lock, db, files, head, digest, store_id } = opening::open(path, options.cache_capacity)?;
+        let identity = disk::Identity::of(path, &lock, &files)
+            .map_err(|source| OpenError::Io { path: path.to_owned(), source })?;
         let shared = Arc::new(Shared {
             path: path.to_owned(),
             store_id,
@@ -372,6 +386,7 @@ impl SledStore {
             failure: Mutex::default(),
             closing: AtomicBool::new(false),
             space: Space { min_free: AtomicU64::new(options.min_free_bytes), observed: Mutex::default() },
+            identity,
             commits: AtomicU64::new(0),
             batches: AtomicU64::new(0),
             #[cfg(test)]
@@ -391,8 +406,6 @@ impl SledStore {
         };
         let thread = std::thread::Builder::new().name("store-writer".into()).spawn(move || writer.run());
         let thread = thread.map_err(|source| OpenError::Io { path: path.to_owned(), source })?;
-        // Reported in the log from the start, not at the first commit.
-        let _ = shared.space.check(path);
         Ok(Self { shared, inbox, inbox_wait: options.inbox_wait, finished, writer: Some(thread) })
     }
 
@@ -497,7 +510,12 @@ impl Store for SledStore {
     }
 
     fn health(&self) -> Health {
-        self.shared.admits().map_or_else(Health::ReadOnly, |()| Health::Writable)
+        let admitted = self.shared.admits().and_then(|()| self.shared.still_ours());
+        match (admitted, self.shared.failure()) {
+            (Ok(()), _) => Health::Writable,
+            (Err(_), Some(why)) => Health::Failed(why),
+            (Err(why), None) => Health::ReadOnly(why),
+        }
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

@@ -87,7 +87,7 @@ async fn a_device_that_was_ever_seen_belongs_to_its_tenant() {
             let answered = world.provision(ask(&world, device, "two")).await;
             assert!(matches!(answered, Err(ProvisionError::OtherTenant)), "{device} after {age} s: {answered:?}");
             assert_eq!(world.record(device).await, before);
-            let imported = world.gateway.import(&[row(device, "two", "delivery")]).await.unwrap();
+            let imported = world.gateway.import(vec![row(device, "two", "delivery")]).await.unwrap();
             assert!(matches!(imported[..], [Imported::Rejected(_)]), "{device}: {imported:?}");
         }
         world.kill().await;
@@ -127,7 +127,7 @@ async fn a_retired_device_is_told_so_however_it_proves_itself() {
         let mut inventory = settings(&[("a", 60)]);
         inventory.enrollments.get_mut("plant").unwrap().device = device;
         let mut world = World::new(inventory).await;
-        world.gateway.import(&[row("device-1", "plant", "delivery")]).await.unwrap();
+        world.gateway.import(vec![row("device-1", "plant", "delivery")]).await.unwrap();
         let ask = |world: &World| match credential {
             None => world.ask("device-1"),
             Some(credential) => world.ask("device-1").authorization(Some(credential)),
@@ -139,7 +139,7 @@ async fn a_retired_device_is_told_so_however_it_proves_itself() {
             assert!(matches!(answered, Err(ProvisionError::Retired)), "{what}: {answered:?}");
             world.kill().await;
         }
-        let imported = world.gateway.import(&[row("device-1", "plant", "another")]).await.unwrap();
+        let imported = world.gateway.import(vec![row("device-1", "plant", "another")]).await.unwrap();
         assert!(matches!(imported[..], [Imported::Rejected(_)]), "{what}: {imported:?}");
     }
 }
@@ -309,7 +309,7 @@ async fn dps_is_shown_the_spelling_that_the_device_proved_itself_with_last() {
     plant.derive_from = DeriveFrom::AsGiven;
     plant.device = DeviceAttestation::FleetToken { tokens: vec![TokenDigest::of("fleet")] };
     let world = World::new(inventory).await;
-    world.gateway.import(&[row("SN-1", "plant", "delivery")]).await.unwrap();
+    world.gateway.import(vec![row("SN-1", "plant", "delivery")]).await.unwrap();
     world.dps("a").reachable(false);
     for (spelling, kept) in [("SN-1", Some("SN-1")), ("Sn-1", Some("Sn-1")), ("sn-1", None)] {
         let ask = world.ask(spelling).authorization(Some("Bearer fleet"));
@@ -317,7 +317,7 @@ async fn dps_is_shown_the_spelling_that_the_device_proved_itself_with_last() {
         assert_eq!(world.record("sn-1").await.unwrap().hardware_id.as_deref(), kept);
         sleep(seconds(3)).await;
     }
-    world.gateway.import(&[row("SN-1", "plant", "another")]).await.unwrap();
+    world.gateway.import(vec![row("SN-1", "plant", "another")]).await.unwrap();
     assert_eq!(world.record("sn-1").await.unwrap().hardware_id, None, "a list does not change what the device said");
     world.dps("a").reachable(true);
     world.settle(world.ask("sn-1").authorization(Some("Bearer fleet"))).await;
@@ -342,8 +342,8 @@ async fn of_two_lines_for_one_device_the_last_one_stands_wherever_the_lines_are_
     ];
     for cut in 0..=rows.len() {
         let world = World::new(settings(&[("a", 60)])).await;
-        let mut outcomes = world.gateway.import(&rows[..cut]).await.unwrap();
-        outcomes.extend(world.gateway.import(&rows[cut..]).await.unwrap());
+        let mut outcomes = world.gateway.import(rows[..cut].to_vec()).await.unwrap();
+        outcomes.extend(world.gateway.import(rows[cut..].to_vec()).await.unwrap());
         assert!(
             matches!(
                 outcomes[..],
@@ -383,7 +383,7 @@ async fn no_credential_is_looked_at_beyond_its_greatest_length() {
     inventory.enrollments.get_mut("plant").unwrap().device =
         DeviceAttestation::FleetToken { tokens: vec![TokenDigest::of(&long), TokenDigest::of("short")] };
     let world = World::new(inventory).await;
-    world.gateway.import(&[row("device-1", "plant", "delivery")]).await.unwrap();
+    world.gateway.import(vec![row("device-1", "plant", "delivery")]).await.unwrap();
     for (token, believed) in [(long.as_str(), false), ("short", true)] {
         let ask = world.ask("device-1").authorization(Some(&format!("Bearer {token}")));
         assert_eq!(world.provision(ask).await.is_ok(), believed);
@@ -400,7 +400,7 @@ async fn a_device_without_a_key_of_its_own_is_not_believed() {
     world.store.seed(Record::key(&id("device-1")), keyless.encode());
     let mut own = row("device-2", "plant", "delivery");
     own.key = Some(proxy_core::sas::derive_device_key(&group_key(), "device-2").expose_base64());
-    world.gateway.import(&[own]).await.unwrap();
+    world.gateway.import(vec![own]).await.unwrap();
     for (device, wanted) in
         [("device-1", Some(Reason::NoDeviceKey)), ("device-2", None), ("device-3", Some(Reason::NotListed))]
     {

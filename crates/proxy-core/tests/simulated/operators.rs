@@ -249,11 +249,11 @@ async fn a_listed_device_is_believed_by_the_rule_of_its_enrollment_and_no_other(
         let mut world = world_of(rule.clone()).await;
         let commits = world.store.commits();
         let rows = [row("Device-1", None), row("not an id", None), row("device-1", None), row("device-2", Some("key"))];
-        let imported = world.gateway.import(&rows).await.unwrap();
+        let imported = world.gateway.import(rows.to_vec()).await.unwrap();
         let [first, wrong, again, keyed] = &imported[..] else { panic!("{imported:?}") };
         assert_eq!((first, again), (&Imported::New, &Imported::Unchanged));
         assert!([wrong, keyed].iter().all(|outcome| matches!(outcome, Imported::Rejected(_))), "{imported:?}");
-        assert_eq!(world.gateway.import(&rows[..1]).await.unwrap(), [Imported::Unchanged]);
+        assert_eq!(world.gateway.import(rows[..1].to_vec()).await.unwrap(), [Imported::Unchanged]);
         assert!(world.store.commits() <= commits + 2);
         world.kill().await;
         for (device, believed) in [("device-1", listed), ("device-9", unlisted)] {
@@ -280,7 +280,7 @@ async fn an_individual_device_registers_with_the_key_it_was_listed_with() {
     inventory.enrollments.insert(enrollment_name("listed"), listed);
     let world = World::new(inventory).await;
     let key = group_key().expose_base64();
-    let imported = world.gateway.import(&[row("device-1", Some(&key)), row("device-2", None)]).await.unwrap();
+    let imported = world.gateway.import(vec![row("device-1", Some(&key)), row("device-2", None)]).await.unwrap();
     assert!(matches!(imported[..], [Imported::New, Imported::Rejected(_)]), "{imported:?}");
     world.dps("a").device_id("device-1", "Pump-7");
     let ask = world.ask("device-1").authorization(Some("Bearer fleet"));

@@ -705,7 +705,7 @@ async fn a_whole_hub_is_invalidated_at_once() {
     world.dps("a").hub("hub-new.azure-devices.net");
     world.settle(world.ask("on-the-new-hub")).await;
     let gone = proxy_core::ids::HubName::parse("hub-a.azure-devices.net").unwrap();
-    assert_eq!(world.gateway.invalidate_hub(&gone, None, "hub-gone").await.unwrap(), 50);
+    assert_eq!(world.gateway.invalidate_hub(gone, None, "hub-gone".to_owned(), ()).await.unwrap(), 50);
     sleep(seconds(1000)).await;
     for number in 0..50 {
         assert_eq!(world.hub(&format!("device-{number}")).await, "hub-new.azure-devices.net");

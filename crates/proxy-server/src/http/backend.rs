@@ -10,27 +10,30 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::problem::Problem;
-use super::{bearer, body, middleware, path_parameter, resource};
+use super::{bearer, body, lists, middleware, path_parameter, resource};
 use crate::app::App;
 use crate::config::BackendToken;
+use crate::metrics::Plane;
 
 /// Longest reason that is kept.
 const REASON_CHARS_MAX: usize = 200;
 
 const ASSIGNMENT: &str = "/v1/devices/{deviceId}/assignment";
 const INVALIDATE: &str = "/v1/devices/{deviceId}/assignment/invalidate";
+const ASSIGNMENTS: &str = "/v1/assignments";
 const LOOKUP: &str = "/v1/assignments/lookup";
 const CHANGES: &str = "/v1/assignments/changes";
 const INVALIDATE_HUB: &str = "/v1/hubs/{hostName}/invalidate";
 
 /// The paths of this plane.
-pub(super) const PATHS: [&str; 5] = [ASSIGNMENT, INVALIDATE, LOOKUP, CHANGES, INVALIDATE_HUB];
+pub(super) const PATHS: [&str; 6] = [ASSIGNMENT, INVALIDATE, ASSIGNMENTS, LOOKUP, CHANGES, INVALIDATE_HUB];
 
 /// The routes of this plane.
 pub fn routes(config: &mut web::ServiceConfig) {
     config
         .service(resource(ASSIGNMENT, "GET").route(web::get().to(assignment)))
         .service(resource(INVALIDATE, "POST").route(web::post().to(invalidate)))
+        .service(resource(ASSIGNMENTS, "GET").route(web::get().to(lists::assignments)))
         .service(resource(LOOKUP, "POST").route(web::post().to(lookup)))
         .service(resource(CHANGES, "GET").route(web::get().to(super::changes::changes)))
         .service(resource(INVALIDATE_HUB, "POST").route(web::post().to(invalidate_hub)));
@@ -160,7 +163,8 @@ async fn invalidate_hub(
     let http = &app.server.backend.http;
     let body: InvalidateBody =
         body::optional_json(&request, payload, http.body_max_bytes, http.request_timeout).await?;
-    let invalidated = app.gateway.invalidate_hub(&hub, tenants.as_ref(), &body.reason()).await?;
+    let one_at_a_time = app.scans.begin(Plane::Backend, &token.name)?;
+    let invalidated = app.gateway.invalidate_hub(hub.clone(), tenants, body.reason(), one_at_a_time).await?;
     tracing::warn!(assigned_hub = %hub, backend = token.name, invalidated, reason = body.reason(), "hub invalidated");
     Ok(HttpResponse::Ok().json(json!({ "hub": hub, "invalidated": invalidated })))
 }

@@ -55,7 +55,7 @@ pub(super) async fn changes(app: web::Data<App>, request: HttpRequest) -> Result
 /// Tells a reader that it missed events.
 fn reset(go_on_from: &EventId) -> String {
     format!(
-        "id: {go_on_from}\nevent: reset\ndata: {{\"reason\":\"events behind the last one you saw are not kept any more; read the assignments anew\"}}\n\n"
+        "id: {go_on_from}\nevent: reset\ndata: {{\"reason\":\"events behind the last one you saw are not kept any more; read the assignments anew with GET /v1/assignments and follow from its feedPosition\"}}\n\n"
     )
 }
 

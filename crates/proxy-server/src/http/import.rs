@@ -3,14 +3,20 @@
 //! CSV (a header line, then one device per line; a quoted field may not span lines) or NDJSON. Lines are judged one by one and written
 //! durably in chunks, so a broken connection leaves a prefix, and sending the same file again is safe.
 //!
-//! Invariant: memory is one chunk of lines, whatever the file's size.
+//! Invariant: memory is two chunks of lines, one that is read and one that is written, whatever the file's size.
 
+use std::sync::Arc;
+
+use actix_web::rt::task::JoinHandle;
 use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::{Buf as _, BytesMut};
 use futures_util::StreamExt as _;
+use proxy_core::gateway::StoreError;
 use proxy_core::gateway::operator::{ImportRow, Imported};
+use proxy_core::store::ReadError;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::task::JoinError;
 
 use super::bearer;
 use super::body::{require_content_type, too_slow};
@@ -140,6 +146,17 @@ impl Tally {
         }
     }
 
+    fn count(&mut self, lines: Vec<u64>, outcomes: Vec<Imported>) {
+        for (line, outcome) in lines.into_iter().zip(outcomes) {
+            match outcome {
+                Imported::New => self.new += 1,
+                Imported::Renewed => self.renewed += 1,
+                Imported::Unchanged => self.unchanged += 1,
+                Imported::Rejected(problem) => self.reject(line, &problem),
+            }
+        }
+    }
+
     fn into_json(mut self) -> Value {
         // Lines that can be read are judged in batches, so others may be rejected before them.
         self.problems.sort_by_key(|problem| problem["line"].as_u64());
@@ -163,7 +180,7 @@ pub(super) async fn import(
     };
     let limits = &app.server.operator;
     let mut tally = Tally::default();
-    let (mut buffer, mut chunk) = (BytesMut::new(), Vec::new());
+    let (mut buffer, mut writing) = (BytesMut::new(), Writing::new(&app));
     loop {
         let received = tokio::time::timeout(limits.http.request_timeout, payload.next()).await;
         let received = received.map_err(|_| too_slow(limits.http.request_timeout))?;
@@ -182,7 +199,7 @@ pub(super) async fn import(
                 format.row(line)
             };
             if !matches!(row, Ok(None)) && tally.rows == limits.import_rows_max {
-                write(&app, &mut chunk, &mut tally).await?;
+                writing.finish(&mut tally).await?;
                 let detail = format!(
                     "the file has more than {} rows (operator.import_rows_max); those before are on the list",
                     limits.import_rows_max
@@ -197,19 +214,16 @@ pub(super) async fn import(
                 }
                 Ok(Some(row)) => {
                     tally.rows += 1;
-                    chunk.push((tally.lines, row));
+                    writing.add(tally.lines, row, &mut tally).await?;
                 }
                 Err(problem) => {
                     tally.rows += 1;
                     tally.reject(tally.lines, &problem);
                 }
             }
-            if chunk.len() == CHUNK_LINES {
-                write(&app, &mut chunk, &mut tally).await?;
-            }
         }
         if buffer.len() > limits.import_line_max_bytes.max(1 << 16) {
-            write(&app, &mut chunk, &mut tally).await?;
+            writing.finish(&mut tally).await?;
             let detail = format!(
                 "line {} exceeds {} bytes (operator.import_line_max_bytes); those before are on the list",
                 tally.lines + 1,
@@ -221,7 +235,7 @@ pub(super) async fn import(
             break;
         }
     }
-    write(&app, &mut chunk, &mut tally).await?;
+    writing.finish(&mut tally).await?;
     tracing::info!(
         operator = token.name,
         new = tally.new,
@@ -242,20 +256,49 @@ fn take_line(buffer: &mut BytesMut, ended: bool) -> Option<BytesMut> {
     (ended && !buffer.is_empty()).then(|| buffer.split())
 }
 
-async fn write(app: &App, chunk: &mut Vec<(u64, ImportRow)>, tally: &mut Tally) -> Result<(), Problem> {
-    let (lines, rows): (Vec<u64>, Vec<ImportRow>) = chunk.drain(..).unzip();
-    if rows.is_empty() {
-        return Ok(());
+/// Lines that were read, and the chunk before them, which is written meanwhile. One chunk follows the other, so what is on the list is
+/// always a beginning of the file.
+struct Writing<'a> {
+    app: &'a App,
+    chunk: Vec<(u64, ImportRow)>,
+    under_way: Option<(Vec<u64>, JoinHandle<Result<Vec<Imported>, StoreError>>)>,
+}
+
+impl<'a> Writing<'a> {
+    fn new(app: &'a App) -> Self {
+        Self { app, chunk: Vec::new(), under_way: None }
     }
-    for (line, outcome) in lines.into_iter().zip(app.gateway.import(&rows).await?) {
-        match outcome {
-            Imported::New => tally.new += 1,
-            Imported::Renewed => tally.renewed += 1,
-            Imported::Unchanged => tally.unchanged += 1,
-            Imported::Rejected(problem) => tally.reject(line, &problem),
+
+    /// Adds a row of the file's line `line`.
+    async fn add(&mut self, line: u64, row: ImportRow, tally: &mut Tally) -> Result<(), Problem> {
+        self.chunk.push((line, row));
+        if self.chunk.len() < CHUNK_LINES {
+            return Ok(());
         }
+        self.settle(tally).await?;
+        let (lines, rows): (Vec<u64>, Vec<ImportRow>) = self.chunk.drain(..).unzip();
+        let gateway = Arc::clone(&self.app.gateway);
+        self.under_way = Some((lines, actix_web::rt::spawn(async move { gateway.import(rows).await })));
+        Ok(())
     }
-    Ok(())
+
+    /// Waits for the chunk that is written.
+    async fn settle(&mut self, tally: &mut Tally) -> Result<(), Problem> {
+        let Some((lines, written)) = self.under_way.take() else { return Ok(()) };
+        let broken = |error: JoinError| ReadError::Unavailable(error.to_string());
+        tally.count(lines, written.await.map_err(broken)??);
+        Ok(())
+    }
+
+    /// Writes what is left; all lines that were added are on the list then.
+    async fn finish(&mut self, tally: &mut Tally) -> Result<(), Problem> {
+        self.settle(tally).await?;
+        let (lines, rows): (Vec<u64>, Vec<ImportRow>) = self.chunk.drain(..).unzip();
+        if !rows.is_empty() {
+            tally.count(lines, self.app.gateway.import(rows).await?);
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tracing::Instrument as _;
 
 use super::problem::Problem;
-use super::{bearer, body, import, middleware, no_such_path, path_parameter, resource};
+use super::{bearer, body, import, lists, middleware, no_such_path, path_parameter, resource};
 use crate::app::App;
 use crate::config::OperatorRole;
 use crate::refusals::{Wanted, reason_named};
@@ -29,12 +29,13 @@ const INSTANCES: &str = "/v1/instances";
 const REFUSALS: &str = "/v1/refusals";
 const RELOAD: &str = "/v1/config/reload";
 const IMPORT: &str = "/v1/registrations/import";
+const REGISTRATIONS: &str = "/v1/registrations";
 const REGISTRATION: &str = "/v1/registrations/{registrationId}";
 const ACTION: &str = "/v1/registrations/{registrationId}/{action}";
 
 /// The paths of this plane; the first that fits a request serves it.
-pub(super) const PATHS: [&str; 9] =
-    [HEALTHZ, READYZ, METRICS, INSTANCES, REFUSALS, RELOAD, IMPORT, REGISTRATION, ACTION];
+pub(super) const PATHS: [&str; 10] =
+    [HEALTHZ, READYZ, METRICS, INSTANCES, REFUSALS, RELOAD, IMPORT, REGISTRATIONS, REGISTRATION, ACTION];
 
 /// The routes of this plane.
 pub fn routes(config: &mut web::ServiceConfig) {
@@ -46,6 +47,7 @@ pub fn routes(config: &mut web::ServiceConfig) {
         .service(resource(REFUSALS, "GET").route(web::get().to(refusals)))
         .service(resource(RELOAD, "POST").route(web::post().to(reload_config)))
         .service(resource(IMPORT, "POST").route(web::post().to(import::import)))
+        .service(resource(REGISTRATIONS, "GET").route(web::get().to(lists::registrations)))
         .service(
             resource(REGISTRATION, "GET, DELETE").route(web::get().to(registration)).route(web::delete().to(delete)),
         )

@@ -16,6 +16,7 @@ use proxy_core::entropy::Entropy;
 use proxy_core::gateway::StoreError;
 use proxy_core::gateway::about;
 use proxy_core::gateway::backend::{BackendError, Found};
+use proxy_core::gateway::lists::ListError;
 use proxy_core::gateway::operator::OperatorError;
 use proxy_core::gateway::provision::ProvisionError;
 use proxy_core::record::Refusal;
@@ -215,7 +216,20 @@ fn upstream(refusal: &Refusal) -> Value {
 
 /// What a failing store looks like outside. Its own words stay in the log: they name paths.
 fn store_problem(error: &StoreError) -> Problem {
-    tracing::error!(%error, "the store failed a request");
+    match error {
+        // These are about one device, or ours to mend.
+        StoreError::Read(ReadError::Corrupt { .. })
+        | StoreError::Commit(CommitError::Refused(_) | CommitError::Conflict { .. }) => {
+            tracing::error!(%error, "the store failed a request");
+        }
+        // The store's state is told once, by whoever watches it, and not for every request that meets it.
+        StoreError::Read(ReadError::Unavailable(_)) | StoreError::Contended => {
+            tracing::debug!(%error, "the store failed a request");
+        }
+        StoreError::Commit(CommitError::Busy | CommitError::ReadOnly(_) | CommitError::Failed(_)) => {
+            tracing::debug!(%error, "the store took no write of a request");
+        }
+    }
     let (code, detail) = match error {
         StoreError::Read(ReadError::Corrupt { .. }) | StoreError::Commit(CommitError::Refused(_)) => {
             ("store-damaged", "the stored record of this device cannot be read; an operator has to mend the store")
@@ -281,6 +295,18 @@ impl From<BackendError> for Problem {
         match error {
             BackendError::NotFound(found) => found.into(),
             BackendError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<ListError> for Problem {
+    fn from(error: ListError) -> Self {
+        match error {
+            ListError::Outdated => {
+                let detail = "the changes since this list was begun are not kept any more, or it is another store's: begin it anew, without after";
+                Self::new(StatusCode::GONE, "list-outdated", detail)
+            }
+            ListError::Read(error) => error.into(),
         }
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::durable::set_stage;
 use super::{Settled, Trip};
 use crate::gateway::dispatch::count;
+use crate::gateway::tasks::NOTES;
 use crate::lane::Errand;
 use crate::record::{Record, Stage};
 use crate::retry;
@@ -35,7 +36,7 @@ impl Trip {
         tracing::warn!(registration_id = %self.id, instance = %self.dispatcher.name, wait_seconds = wait.as_secs(), "DPS throttled the instance");
         let now = self.now().mono;
         self.dispatcher.line.lock().throttled(settled.spent_at, now.after(wait), now);
-        self.gateway.spawn(Arc::clone(&self.gateway).keep_pause(Arc::clone(&self.dispatcher)));
+        self.gateway.spawn(NOTES, Arc::clone(&self.gateway).keep_pause(Arc::clone(&self.dispatcher)));
         let (stage, errand) = match call {
             Call::Lookup => (None, Errand::Lookup),
             Call::Register | Call::Poll => (Some(Stage::Waiting), Errand::Register),

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{Settled, Trip};
 use crate::gateway::ChangeError;
+use crate::gateway::dispatch::count;
 use crate::lane::Errand;
 use crate::record::{Record, Stage};
 use crate::retry;
@@ -67,8 +68,10 @@ impl Trip {
             };
             failures += 1;
             more.clear();
-            tracing::error!(registration_id = %self.id, instance = %self.dispatcher.name, %error, "what DPS answered could not be written yet");
+            // A store in trouble is told once, by whoever watches it.
+            tracing::debug!(registration_id = %self.id, instance = %self.dispatcher.name, %error, "what DPS answered could not be written yet");
             if !self.wait_for_the_store(failures).await {
+                count(&self.gateway.unwritten);
                 return false;
             }
         }

@@ -58,6 +58,7 @@ impl Trip {
                 }
             }
             if !self.wait_for_the_store(failures).await {
+                count(&self.gateway.unwritten);
                 return None;
             }
         }

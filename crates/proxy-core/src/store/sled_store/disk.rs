@@ -10,7 +10,7 @@ use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -317,6 +317,64 @@ fn head_text(sequence: u64) -> String {
     let text = format!("dps-proxy store, batch {sequence:020}");
     let crc = crc32fast::hash(text.as_bytes());
     format!("{text} crc32 {crc:08x}\n")
+}
+
+/// The files that were opened, so that others of the same names are told from them: a directory that was removed, replaced or hidden by
+/// another volume leaves us with files that nobody will ever find again.
+#[derive(Debug)]
+pub(super) struct Identity {
+    directory: PathBuf,
+    files: [(PathBuf, FileId); 2],
+}
+
+/// Device and inode: no two files of one machine share them, as long as both are open.
+type FileId = (u64, u64);
+
+/// Why the files are not known to be the ones that were opened.
+#[derive(Debug)]
+pub(super) enum NotOurs {
+    /// They are not, and that will not change.
+    Replaced(String),
+    /// It cannot be found out now.
+    Unclear(String),
+}
+
+impl Identity {
+    /// Of the files in `directory` that are open now.
+    pub(super) fn of(directory: &Path, lock: &File, files: &DataFiles) -> io::Result<Self> {
+        let id = |file: &File| file.metadata().map(|metadata| file_id(&metadata));
+        let files = [(directory.join(LOCK), id(lock)?), (directory.join(DB), id(&files.db)?)];
+        Ok(Self { directory: directory.to_owned(), files })
+    }
+
+    /// Whether they are still there under their names. Costs a look at each, no read.
+    pub(super) fn check(&self) -> Result<(), NotOurs> {
+        for (path, opened) in &self.files {
+            let what = match fs::metadata(path) {
+                Ok(metadata) if file_id(&metadata) == *opened => continue,
+                Ok(_) => "is another file than the one that was opened".to_owned(),
+                Err(error) if is_gone(&error) => "is gone".to_owned(),
+                Err(error) => return Err(NotOurs::Unclear(format!("{} cannot be found: {error}", path.display()))),
+            };
+            return Err(NotOurs::Replaced(format!(
+                "the store's directory {} was removed or replaced while the service ran ({} {what}): whatever was acknowledged before is \
+                 not there any more. Put the old directory back, or accept an empty one and let the devices register again; then start \
+                 the service anew",
+                self.directory.display(),
+                path.display(),
+            )));
+        }
+        Ok(())
+    }
+}
+
+fn file_id(metadata: &fs::Metadata) -> FileId {
+    (metadata.dev(), metadata.ino())
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    use io::ErrorKind::{NotADirectory, NotFound, StaleNetworkFileHandle};
+    matches!(error.kind(), NotFound | NotADirectory | StaleNetworkFileHandle)
 }
 
 /// Free bytes for an unprivileged process on the file system of `path`.

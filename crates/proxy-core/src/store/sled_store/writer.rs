@@ -6,6 +6,8 @@
 //! - Every commit is one batch of sled with the digest of what it leaves, so whatever prefix a crash leaves is vouched for.
 //! - Nothing is acknowledged, not even a conflict, before the sync of its batch: whoever lost a race finds the winner on
 //!   reading again.
+//! - Nothing is acknowledged that went to files which the next start will not find: that is asked before a batch is written and again
+//!   after it was synced.
 //! - After the first failure to write, nothing is ever written or acknowledged again, and the overlay stays: an fsync that
 //!   failed must not be repeated, because the kernel may have dropped the pages. Sled is then not even closed.
 
@@ -92,7 +94,7 @@ impl Writer {
     }
 
     fn process(&mut self, batch: Vec<Pending>) {
-        if let Err(why) = self.shared.writable() {
+        if let Err(why) = self.shared.writable().and_then(|()| self.shared.still_ours()) {
             for pending in batch {
                 let _ = pending.reply.send(Err(CommitError::ReadOnly(why.clone())));
             }
@@ -105,7 +107,9 @@ impl Writer {
             Ok(()) => self.shared.overlay_clear(),
             Err(why) => {
                 self.shared.fail(&why);
-                if let Err(error) = Head::note_failure(&self.shared.path) {
+                if self.shared.still_ours().is_ok()
+                    && let Err(error) = Head::note_failure(&self.shared.path)
+                {
                     tracing::error!(path = %self.shared.path.display(), %error, "the failure cannot be noted; the next start may take its remains for damage");
                 }
             }
@@ -147,6 +151,7 @@ impl Writer {
         db.flush().map_err(|error| error.to_string())?;
         self.files.sync().map_err(|error| error.to_string())?;
         self.head.note(self.digest.sequence).map_err(|error| error.to_string())?;
+        self.shared.still_ours()?;
         #[cfg(test)]
         self.shared.hooks.synced();
         Ok(())

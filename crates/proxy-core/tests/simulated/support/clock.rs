@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use proxy_core::supervise::{self, Task};
 use proxy_core::time::{BootId, BootTag, Clock, Mono, Now, Process, WallTime};
 use tokio::time::Instant;
 
@@ -26,12 +27,23 @@ struct State {
     uptime: Duration,
     boots: u32,
     wall_offset_millis: i64,
+    /// Tasks that die when they ask for the time, each once.
+    dying: Vec<Task>,
 }
 
 impl TestClock {
     pub(crate) fn new() -> Self {
         let now = Instant::now();
-        Self { began: now, state: Mutex::new(State { booted: now, uptime: UPTIME, boots: 1, wall_offset_millis: 0 }) }
+        Self {
+            began: now,
+            state: Mutex::new(State {
+                booted: now,
+                uptime: UPTIME,
+                boots: 1,
+                wall_offset_millis: 0,
+                dying: Vec::new(),
+            }),
+        }
     }
 
     /// Simulated time since the test began; no clock of the machine can change it.
@@ -47,6 +59,11 @@ impl TestClock {
         state.boots += 1;
     }
 
+    /// The task panics when it asks for the time; called again, once more after that.
+    pub(crate) fn kill_task(&self, task: Task) {
+        self.state.lock().dying.push(task);
+    }
+
     pub(crate) fn set_wall_offset_millis(&self, offset: i64) {
         self.state.lock().wall_offset_millis = offset;
     }
@@ -58,7 +75,14 @@ fn boot_id(boots: u32) -> BootId {
 
 impl Clock for TestClock {
     fn now(&self) -> Now {
-        let state = self.state.lock();
+        let mut state = self.state.lock();
+        if let Some(task) = supervise::current().filter(|_| !state.dying.is_empty())
+            && let Some(index) = state.dying.iter().position(|dying| *dying == task)
+        {
+            state.dying.remove(index);
+            drop(state);
+            panic!("a fault for the test");
+        }
         let mono = Mono::default().after(state.uptime + state.booted.elapsed());
         let process = Process { boot: BootTag::of(&boot_id(state.boots)), began: Mono::default().after(state.uptime) };
         let elapsed = i64::try_from(self.began.elapsed().as_millis()).unwrap();

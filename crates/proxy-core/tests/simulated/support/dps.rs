@@ -56,6 +56,8 @@ pub(crate) enum Fate {
         arrives: Option<Duration>,
     },
     NeverLeft,
+    /// The caller panics before anything leaves.
+    Dies,
 }
 
 impl Fate {
@@ -373,6 +375,7 @@ impl Dps {
             process.alive().await;
             return Err(NoAnswer::NeverLeft("connection refused".to_owned()));
         }
+        assert!(fate != Fate::Dies, "a fault for the test");
         let index = {
             let mut inner = self.inner.lock();
             let at = self.began.elapsed();
@@ -382,7 +385,7 @@ impl Dps {
         let (arrives, heard, reply, lost) = match fate {
             Fate::Answered { there, back, reply } => (Some(there), there + back, reply, false),
             Fate::Lost { gives_up, arrives } => (arrives, gives_up, Reply::Serve, true),
-            Fate::NeverLeft => unreachable!("handled above"),
+            Fate::NeverLeft | Fate::Dies => unreachable!("handled above"),
         };
         let answer = Arc::new(Mutex::new(None));
         if let Some(arrives) = arrives {

@@ -1,0 +1,237 @@
+//! A store whose troubles are told: one line in the log when it stops or begins to take writes, and counts once a minute between.
+//!
+//! Invariants:
+//! - A change of state is one line, however many commits are refused meanwhile: whoever is refused answers its caller and logs nothing.
+//! - The state is what the store says of itself ([`Store::health`]). Somebody has to look ([`Watched::look`]) every second or so, as a
+//!   store that nobody writes to can fail too.
+//! - Commits that are refused while the store takes writes, because its writer is behind, are told once a minute.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
+
+use super::{CommitError, Health, Key, ReadError, Row, Store, Stored, Table, Version, Write};
+use crate::time::{Clock, Mono, Now, WallTime};
+
+/// How often counts are told.
+const TELL_EVERY: Duration = Duration::from_secs(60);
+
+/// The store takes no writes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trouble {
+    /// Since when.
+    pub since: WallTime,
+    /// Why, and what to do.
+    pub why: String,
+    /// Whether it stays so until the process is started anew.
+    pub lasting: bool,
+    /// Commits that it has refused since then.
+    pub refused: u64,
+}
+
+/// A store that is watched, see the module.
+pub struct Watched {
+    inner: Arc<dyn Store>,
+    clock: Arc<dyn Clock>,
+    state: Mutex<State>,
+    /// Commits refused since the start.
+    refused: AtomicU64,
+}
+
+#[derive(Default)]
+struct State {
+    trouble: Option<Trouble>,
+    /// Commits that had been refused when the trouble began.
+    refused_before: u64,
+    /// When counts were last told, and what they were.
+    told: Mono,
+    refused_told: u64,
+    closed: bool,
+}
+
+impl Watched {
+    /// Watches `inner`.
+    #[must_use]
+    pub fn new(inner: Arc<dyn Store>, clock: Arc<dyn Clock>) -> Self {
+        Self { inner, clock, state: Mutex::default(), refused: AtomicU64::new(0) }
+    }
+
+    /// Asks the store how it is, and tells what has changed.
+    pub fn look(&self) {
+        let health = self.inner.health();
+        let (now, refused) = (self.clock.now(), self.refused());
+        let mut state = self.state.lock();
+        if state.closed {
+            return;
+        }
+        match health {
+            Health::Writable => state.writable(refused, now),
+            Health::ReadOnly(why) => state.troubled(why, false, refused, now),
+            Health::Failed(why) => state.troubled(why, true, refused, now),
+        }
+    }
+
+    /// Commits that were refused since the start because the store took no writes or was behind.
+    #[must_use]
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    /// What ails it, if it takes no writes; as of the last look.
+    #[must_use]
+    pub fn trouble(&self) -> Option<Trouble> {
+        let state = self.state.lock();
+        let refused = self.refused() - state.refused_before;
+        state.trouble.clone().map(|trouble| Trouble { refused, ..trouble })
+    }
+
+    fn refuse(&self, error: &CommitError) {
+        match error {
+            // The first one looks before it counts, so that the trouble counts it.
+            CommitError::ReadOnly(_) | CommitError::Failed(_) if self.state.lock().trouble.is_none() => self.look(),
+            CommitError::ReadOnly(_) | CommitError::Failed(_) | CommitError::Busy => {}
+            // What is wrong is the commit.
+            CommitError::Conflict { .. } | CommitError::Refused(_) => return,
+        }
+        self.refused.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl State {
+    fn writable(&mut self, refused: u64, now: Now) {
+        if let Some(over) = self.trouble.take() {
+            let seconds = now.wall.since(over.since).as_secs();
+            tracing::info!(seconds, refused = refused - self.refused_before, "the store takes writes again");
+            self.tell(refused, now);
+        } else if refused > self.refused_told && now.mono.since(self.told) >= TELL_EVERY {
+            tracing::warn!(
+                refused = refused - self.refused_told,
+                "the store's writer is behind: commits were refused since this was last told"
+            );
+            self.tell(refused, now);
+        }
+    }
+
+    fn troubled(&mut self, why: String, lasting: bool, refused: u64, now: Now) {
+        match &mut self.trouble {
+            Some(trouble) if trouble.lasting == lasting => {
+                trouble.why = why;
+                if now.mono.since(self.told) >= TELL_EVERY {
+                    let (seconds, why) = (now.wall.since(trouble.since).as_secs(), &trouble.why);
+                    tracing::warn!(
+                        seconds,
+                        refused = refused - self.refused_told,
+                        "the store still takes no writes: {why}"
+                    );
+                    self.tell(refused, now);
+                }
+            }
+            _ => {
+                tracing::error!("the store takes no writes: {why}");
+                self.trouble = Some(Trouble { since: now.wall, why, lasting, refused: 0 });
+                self.refused_before = refused;
+                self.tell(refused, now);
+            }
+        }
+    }
+
+    fn tell(&mut self, refused: u64, now: Now) {
+        (self.told, self.refused_told) = (now.mono, refused);
+    }
+}
+
+impl fmt::Debug for Watched {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watched").field("inner", &self.inner).field("trouble", &self.trouble()).finish_non_exhaustive()
+    }
+}
+
+impl Store for Watched {
+    fn get<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Stored>, ReadError>> {
+        self.inner.get(key)
+    }
+
+    fn commit(&self, writes: Vec<Write>) -> BoxFuture<'_, Result<Vec<Version>, CommitError>> {
+        async move { self.inner.commit(writes).await.inspect_err(|error| self.refuse(error)) }.boxed()
+    }
+
+    fn scan<'a>(
+        &'a self,
+        table: Table,
+        after: Option<&'a [u8]>,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<Row>, ReadError>> {
+        self.inner.scan(table, after, limit)
+    }
+
+    fn last(&self, table: Table) -> BoxFuture<'_, Result<Option<Row>, ReadError>> {
+        self.inner.last(table)
+    }
+
+    fn health(&self) -> Health {
+        self.inner.health()
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        // What the store says of itself from now on is not news.
+        self.state.lock().closed = true;
+        self.inner.close()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Expect;
+    use crate::store::conformance::{device, put};
+    use crate::store::memory::{Failure, MemoryStore};
+    use crate::time::SystemClock;
+
+    fn watched() -> (Arc<MemoryStore>, Watched) {
+        let store = Arc::new(MemoryStore::new());
+        let watched = Watched::new(Arc::clone(&store) as Arc<dyn Store>, Arc::new(SystemClock::new()));
+        watched.look();
+        (store, watched)
+    }
+
+    async fn write(store: &Watched) -> bool {
+        store.commit(vec![put(device("a"), Expect::Any, "x")]).await.is_ok()
+    }
+
+    #[tokio::test]
+    async fn trouble_is_noticed_with_the_first_refusal_and_counts_the_others_until_it_is_over() {
+        let (store, watched) = watched();
+        assert!(write(&watched).await && watched.trouble().is_none());
+        store.set_health(Health::ReadOnly("full".to_owned()));
+        for _ in 0..3 {
+            assert!(!write(&watched).await);
+        }
+        let trouble = watched.trouble().unwrap();
+        assert_eq!((trouble.why.as_str(), trouble.lasting, trouble.refused), ("full", false, 3));
+        store.set_health(Health::Writable);
+        watched.look();
+        assert!(watched.trouble().is_none() && write(&watched).await);
+        store.set_health(Health::Failed("gone".to_owned()));
+        watched.look();
+        let trouble = watched.trouble().unwrap();
+        assert_eq!((trouble.why.as_str(), trouble.lasting, trouble.refused), ("gone", true, 0));
+        assert_eq!(watched.refused(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_store_that_is_closed_is_not_in_trouble_and_one_that_is_behind_is_counted_only() {
+        let (store, watched) = watched();
+        store.fail_next_commit(Failure::Busy);
+        assert!(!write(&watched).await);
+        watched.look();
+        assert_eq!((watched.refused(), watched.trouble()), (1, None));
+        watched.close().await;
+        assert!(!write(&watched).await);
+        assert_eq!(watched.trouble(), None);
+    }
+}
