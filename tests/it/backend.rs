@@ -35,7 +35,12 @@ async fn an_assignment_is_told_with_an_etag_and_304_as_long_as_it_stays() {
     }
     let etag = reply.header("etag").to_owned();
     assert!(etag.starts_with('"') && etag.ends_with('"') && etag.len() > 2, "{etag}");
-    for condition in [etag.clone(), format!("W/{etag}"), format!("\"other\", {etag}"), "*".to_owned()] {
+    let tag = etag.trim_matches('"');
+    // Apache and others mark the encoding that they applied within the tag; nginx makes it weak.
+    let by_proxies =
+        [format!("\"{tag}-gzip\""), format!("W/\"{tag}-gzip\""), format!("\"{tag}--gzip\""), format!("\"{tag}-br\"")];
+    let conditions = [etag.clone(), format!("W/{etag}"), format!("\"other\", {etag}"), "*".to_owned()];
+    for condition in conditions.into_iter().chain(by_proxies) {
         let reply = gateway.send(gateway.backend(Method::GET, path).header("If-None-Match", &condition)).await;
         assert_eq!((reply.status, reply.body.as_str(), reply.header("etag")), (304, "", etag.as_str()), "{condition}");
     }

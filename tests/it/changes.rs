@@ -75,3 +75,17 @@ async fn streams_are_bounded_and_end_when_the_service_stops() {
         assert_eq!(events.next().await, None);
     }
 }
+
+#[tokio::test]
+async fn an_empty_last_event_id_is_none() {
+    let gateway = TestGateway::builder().instance("eu-1", &TestDps::start().await).start().await;
+    for (header, query) in [(Some(""), ""), (Some(" "), ""), (None, "?lastEventId="), (Some(""), "?lastEventId=")] {
+        let mut request = gateway.backend(Method::GET, &format!("/v1/assignments/changes{query}"));
+        if let Some(id) = header {
+            request = request.header("Last-Event-ID", id);
+        }
+        let mut events = dps_proxy_tests::sse::Events::new(request.send().await.unwrap());
+        let greeting = events.next().await.unwrap();
+        assert_ne!(greeting.kind, "reset", "{header:?} {query}: {greeting:?}");
+    }
+}

@@ -21,7 +21,7 @@ async fn a_sound_file_is_exit_0_and_nothing_is_bound_or_written() {
     let gateway = builder().await.set("device.listen", &format!("\"{}\"", taken.local_addr().unwrap())).prepare();
     let (code, stdout, _) = check(&gateway);
     assert_eq!(code, Some(0));
-    assert!(stdout.contains("sound") && stdout.contains("1 instances") && stdout.contains("1 enrollments"), "{stdout}");
+    assert!(stdout.contains("sound") && stdout.contains("(1 instance, 1 enrollment)"), "{stdout}");
     assert!(!gateway.directory().join("store").exists());
 }
 
@@ -65,6 +65,101 @@ async fn all_problems_are_reported_at_once_with_their_keys_and_no_secret() {
     // The service itself refuses the same, with the same words and code.
     let (code, log) = gateway.run_to_end().await;
     assert_eq!((code, log.trim()), (Some(2), stderr.trim()));
+}
+
+#[tokio::test]
+async fn a_duplicate_and_a_value_out_of_bounds_are_told_together() {
+    let (one, other) = (TestDps::start().await, TestDps::start().await);
+    let mut gateway = TestGateway::builder().instance("eu-1", &one).instance("eu-2", &other).prepare();
+    gateway.edit_config(|config| {
+        let endpoint = "\"https://global.azure-devices-provisioning.net\"";
+        config
+            .set("instances.eu-1.endpoint", endpoint)
+            .set("instances.eu-2.endpoint", endpoint)
+            .set("instances.eu-2.id_scope", &format!("\"{}\"", one.id_scope()))
+            .set("instances.eu-1.quota_per_minute", "0")
+            .set("device.listen", "\"nowhere\"")
+            .set("log.filter", "\"a=b=c\"")
+            .set("line.length_max", "0");
+    });
+    let (code, _, stderr) = check(&gateway);
+    assert_eq!(code, Some(2));
+    for key in
+        ["instances.eu-1.quota_per_minute", "instances.eu-2.id_scope", "device.listen", "log.filter", "line.length_max"]
+    {
+        assert!(stderr.contains(key), "{key} is not reported:\n{stderr}");
+    }
+}
+
+#[tokio::test]
+async fn a_variable_that_would_drop_all_tokens_is_refused_by_name() {
+    let gateway = builder().await.prepare();
+    let variable = "DPS_PROXY__BACKEND__TOKENS";
+    let output = binary::command()
+        .args(["check-config", gateway.config_path().to_str().unwrap()])
+        .env(variable, "[]")
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains(variable) && stderr.contains("backend.tokens"), "{stderr}");
+}
+
+#[tokio::test]
+async fn the_file_is_named_alike_for_both_commands() {
+    let mut gateway = builder().await.prepare();
+    gateway.edit_config(|config| {
+        config.set("line.length_max", "0");
+    });
+    let path = gateway.config_path().to_str().unwrap();
+    for command in ["check-config", "serve"] {
+        for arguments in [&[command, path][..], &[command, "--config", path]] {
+            let output = binary::run(arguments);
+            let stderr = String::from_utf8(output.stderr).unwrap();
+            assert!(output.status.code() == Some(2) && stderr.contains("line.length_max"), "{arguments:?}: {stderr}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_new_store_is_announced_with_its_day_and_can_be_forbidden() {
+    let mut gateway = builder().await.set("store.create", "false").prepare();
+    let (code, log) = gateway.run_to_end().await;
+    assert_eq!(code, Some(1), "{log}");
+    assert!(log.contains("store.path") && log.contains("store.create"), "{log}");
+    assert!(!gateway.directory().join("store").exists(), "what is forbidden is not begun");
+
+    gateway.edit_config(|config| {
+        config.set("store.create", "true");
+    });
+    gateway.start_again().await;
+    let announced = |gateway: &TestGateway| {
+        gateway
+            .logs()
+            .iter()
+            .filter(|line| line["message"].as_str().is_some_and(|it| it.contains("new, empty store")))
+            .count()
+    };
+    assert_eq!(announced(&gateway), 1);
+    let began = async |gateway: &TestGateway| {
+        let metrics = gateway.operator_get("/metrics").await.ok().body;
+        let sample = metrics.lines().find_map(|line| line.strip_prefix("dps_proxy_store_began_timestamp_seconds "));
+        sample.unwrap_or_else(|| panic!("{metrics}")).parse::<f64>().unwrap()
+    };
+    let day = began(&gateway).await;
+    let now = jiff::Timestamp::now().as_second() as f64;
+    assert!((now - 300.0..=now).contains(&day), "{day}");
+    gateway.terminate().await;
+
+    gateway.edit_config(|config| {
+        config.set("store.create", "false");
+    });
+    gateway.start_again().await;
+    assert_eq!(
+        (began(&gateway).await, announced(&gateway)),
+        (day, 1),
+        "the store that exists is opened, and is as old as it was"
+    );
 }
 
 #[tokio::test]

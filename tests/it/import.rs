@@ -102,6 +102,48 @@ async fn a_file_that_is_no_list_is_refused() {
     }
     gateway.operator_get("/v1/registrations/sn-2").await.problem(404, "unknown-registration");
     assert_eq!(counts(&gateway.send(request("text/csv", String::new())).await.ok()), json!([0, 0, 0, 0]));
+    for (content_type, rowless) in [
+        ("text/csv", "hardwareId,enrollment\n"),
+        ("text/csv", "hardwareId,enrollment"),
+        ("application/x-ndjson", "\u{feff}\r\n"),
+    ] {
+        let reply = gateway.send(request(content_type, rowless.to_owned())).await.problem(400, "no-rows");
+        assert!(reply.detail().contains("row"), "{}", reply.body);
+    }
+}
+
+#[tokio::test]
+async fn every_row_is_counted_whatever_ends_a_line() {
+    let gateway = gateway().await;
+    let sums = |reply: &Reply| {
+        let count = |member: &str| reply.json[member].as_u64().unwrap();
+        assert_eq!(
+            count("rows"),
+            count("new") + count("renewed") + count("unchanged") + count("rejected"),
+            "{}",
+            reply.body
+        );
+        count("rows")
+    };
+    for (name, end) in [("lf", "\n"), ("cr", "\r"), ("crlf", "\r\n")] {
+        let csv = ["hardwareId,enrollment", "{}-1,fleet", "-,fleet", "{}-2,fleet", ""].join(end).replace("{}", name);
+        let reply = gateway.import_csv(csv).await.ok();
+        assert_eq!((counts(&reply), problem_lines(&reply)), (json!([2, 0, 0, 1]), vec![3]), "{name}: {}", reply.body);
+        assert_eq!(sums(&reply), 3);
+        let lines =
+            [r#"{"hardwareId":"{}-3","enrollment":"fleet"}"#, "", "x", r#"{"hardwareId":"{}-4","enrollment":"fleet"}"#];
+        let reply = import_ndjson(&gateway, lines.join(end).replace("{}", name)).await.ok();
+        assert_eq!((counts(&reply), problem_lines(&reply)), (json!([2, 0, 0, 1]), vec![3]), "{name}: {}", reply.body);
+    }
+    // One stray CR in a file of LFs, and a quoted field over two lines.
+    let csv = "hardwareId,enrollment,batch\na1,fleet,b\ra2,fleet,b\na3,fleet,\"b\nc\"\n\"a\n4\",fleet,b\na5,fleet,b\n";
+    let reply = gateway.import_csv(csv).await.ok();
+    assert_eq!((counts(&reply), problem_lines(&reply)), (json!([4, 0, 0, 1]), vec![6]), "{}", reply.body);
+    assert_eq!(sums(&reply), 5);
+    // A quote that is never closed takes the rest of the file into one row, and that is said.
+    let reply = gateway.import_csv("hardwareId,enrollment\nb1,fleet\n\"b2,fleet\nb3,fleet\n").await.ok();
+    assert_eq!((counts(&reply), problem_lines(&reply)), (json!([1, 0, 0, 1]), vec![3]), "{}", reply.body);
+    assert!(reply.body.contains("never closed"), "{}", reply.body);
 }
 
 #[tokio::test]

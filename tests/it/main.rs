@@ -4,6 +4,8 @@
 
 mod answers;
 mod backend;
+mod bodies;
+mod certificates;
 mod changes;
 mod check_config;
 mod connections;

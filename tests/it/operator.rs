@@ -74,7 +74,8 @@ async fn metrics_can_be_read_and_name_no_device() {
         .problem(401, "unauthorized");
     gateway.backend_get("/v1/devices/sn-secret-1/assignment").await.ok();
     gateway.send(gateway.request(Plane::Device, Method::GET, "/sn-secret-3")).await.problem(404, "no-such-path");
-    let reply = gateway.operator_get("/metrics").await.ok();
+    let open = gateway.operator(Method::GET, "/metrics").header("Accept", "application/openmetrics-text;version=1.0.0");
+    let reply = gateway.send(open).await.ok();
     assert!(reply.header("content-type").starts_with("application/openmetrics-text"), "{:?}", reply.headers);
     assert!(!reply.body.contains("secret"), "{}", reply.body);
     let metrics = parse_metrics(&reply.body);
@@ -165,6 +166,61 @@ async fn a_device_can_be_blocked_before_anything_is_known_of_it() {
     gateway.operator_post("/v1/registrations/sn-2/unblock", json!({})).await.problem(404, "unknown-registration");
     gateway.assigned(&TestDevice::of_fleet("sn-2")).await;
     assert_eq!(gateway.instance_view("eu-1").await["registeredCount"], 2);
+}
+
+#[tokio::test]
+async fn prometheus_own_text_format_is_the_default_and_explains_every_metric() {
+    let dps = TestDps::start().await;
+    let gateway = TestGateway::builder().instance("eu-1", &dps).start().await;
+    gateway.assigned(&TestDevice::of_fleet("sn-1")).await;
+    for accept in ["*/*", "text/plain;version=0.0.4", "text/plain", "application/json"] {
+        let request = gateway.operator(Method::GET, "/metrics").header("Accept", accept);
+        let reply = gateway.send(request).await.ok();
+        assert_eq!(reply.header("content-type"), "text/plain; version=0.0.4; charset=utf-8", "{accept}");
+        let declared = |keyword: &str| {
+            let names = reply.body.lines().filter_map(|line| line.strip_prefix(keyword)?.split_once(' '));
+            names.map(|(name, rest)| (name.to_owned(), rest.to_owned())).collect::<BTreeMap<_, _>>()
+        };
+        let (help, types) = (declared("# HELP "), declared("# TYPE "));
+        for line in reply.body.lines() {
+            if line.starts_with('#') {
+                assert!(line.starts_with("# HELP dps_proxy_") || line.starts_with("# TYPE dps_proxy_"), "{line}");
+                continue;
+            }
+            let name = line.split(['{', ' ']).next().unwrap();
+            let of_histogram = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end));
+            let family = of_histogram.filter(|base| types.get(*base).is_some_and(|kind| kind == "histogram"));
+            let family = family.unwrap_or(name);
+            let kind = types.get(family).unwrap_or_else(|| panic!("{name} is not declared"));
+            assert_eq!(kind == "counter", name.ends_with("_total"), "{name} is a {kind}");
+            assert!(help.get(family).is_some_and(|text| text.contains(' ')), "{family} is not explained");
+        }
+        assert!(!reply.body.contains("# EOF"), "that mark belongs to the other format");
+    }
+}
+
+#[tokio::test]
+async fn promtool_has_nothing_to_complain_about() {
+    use std::io::Write as _;
+    use std::process::{Command, Stdio};
+    let mut promtool = Command::new("promtool");
+    promtool.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut promtool = match promtool.spawn() {
+        Ok(promtool) => promtool,
+        Err(error) => {
+            assert!(std::env::var_os("CI").is_none(), "promtool is needed: {error}");
+            println!("skipped: needs promtool");
+            return;
+        }
+    };
+    let dps = TestDps::start().await;
+    let gateway = TestGateway::builder().instance("eu-1", &dps).tls(Plane::Device).start().await;
+    gateway.operator_get("/v1/instances").await.ok();
+    let metrics = gateway.operator_get("/metrics").await.ok().body;
+    promtool.stdin.take().unwrap().write_all(metrics.as_bytes()).unwrap();
+    let output = promtool.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(output.status.success() && said.trim().is_empty(), "{said}\n{metrics}");
 }
 
 #[tokio::test]

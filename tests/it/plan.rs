@@ -116,13 +116,19 @@ fn what_makes_no_sense_is_named_and_exits_2() {
     let file = |name: &str, text: &str| write(directory.path(), name, text);
     let (unknown, empty) =
         (file("unknown.csv", "tenant,device\na,1\n"), file("many.csv", "tenant,devices\na,1\nb,many\n"));
+    let (crlf, cr) = (
+        file("crlf.csv", "tenant,devices\r\na,1\r\nb,many\r\n"),
+        file("cr.csv", "\u{feff}tenant,devices\r\r\"a\rb\",1\rc,many"),
+    );
     for (arguments, named) in [
+        (vec!["--tenants", &crlf], "line 3: devices is \"many\""),
+        (vec!["--tenants", &cr], "line 3: tenant is"),
         (vec!["--chart", "plan.png"], "SVG"),
         (vec!["--boot", "spiral:5m"], "spiral"),
         (vec!["--deadline", "soon"], "30m"),
         (vec!["--devices", "0"], "--devices"),
         (vec!["--tenants", "nowhere.csv"], "nowhere.csv"),
-        (vec!["--tenants", &unknown], "line 1: \"device\" is no column"),
+        (vec!["--tenants", &unknown], "line 1: it has something else"),
         (vec!["--tenants", &empty], "line 3: devices is \"many\""),
         (vec!["--devices", "1000", "--deadline", "1s"], "deadline of 1s"),
     ] {

@@ -19,7 +19,7 @@ use proxy_core::settings::Settings;
 use proxy_core::store::Store;
 use proxy_core::store::sled_store::{SledOptions, SledStore};
 use proxy_core::supervise::Task;
-use proxy_core::time::SystemClock;
+use proxy_core::time::{SystemClock, WallTime};
 use proxy_core::upstream::https::HttpsConnect;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::{Semaphore, mpsc};
@@ -32,10 +32,11 @@ use crate::ending;
 use crate::http::connection;
 use crate::http::scans::Scans;
 use crate::listener::{Limits, Listener};
-use crate::metrics::{Metrics, Plane};
+use crate::metrics::{Metrics, Plane, ServerFacts};
+use crate::new_store;
 use crate::refusals::Refusals;
 use crate::reload;
-use crate::tls::{Certificate, Renewal};
+use crate::tls::{self, Certificate, Renewal};
 
 /// File descriptors needed beside connections in use: the store, idle upstream connections, the runtime.
 const DESCRIPTORS_BESIDE: u64 = 512;
@@ -76,6 +77,8 @@ pub struct App {
     pub source: Option<Source>,
     /// One reload at a time, so that the configuration that was read last is the one in force.
     pub reloading: tokio::sync::Mutex<()>,
+    /// When the store was begun; `None` if that was never noted.
+    pub store_began: Option<WallTime>,
     certificates: Vec<Arc<Certificate>>,
     watcher: Mutex<Option<ConfigWatcher>>,
     ready: AtomicBool,
@@ -86,6 +89,13 @@ impl App {
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.ready.load(Ordering::Relaxed) && !self.gateway.is_stopping()
+    }
+
+    /// What the server itself has to tell in metrics.
+    #[must_use]
+    pub fn facts(&self) -> ServerFacts {
+        let ends = self.certificates.iter().filter_map(|certificate| Some((certificate.plane(), certificate.end()?)));
+        ServerFacts { store_began: self.store_began, certificate_ends: ends.collect() }
     }
 
     /// Watches these files from now on, if files are watched.
@@ -171,7 +181,9 @@ impl Application {
             repeat_burst: server.device.repeat_burst,
             repeat_interval: server.device.repeat_per,
         };
+        let is_new = new_store::begins(&server.store)?;
         let store = open_store(&server.store).await?;
+        let store_began = new_store::began(&*store, &server.store, is_new).await?;
         let clock = Arc::new(SystemClock::new());
         let gateway =
             Gateway::open(store, clock, Arc::new(HttpsConnect), settings, fixed, Entropy::from_system()).await?;
@@ -187,6 +199,7 @@ impl Application {
             reloading: tokio::sync::Mutex::new(()),
             certificates,
             watcher: Mutex::new(None),
+            store_began,
             ready: AtomicBool::new(false),
         });
         Ok(Self { app, listeners, addresses, files })
@@ -212,6 +225,7 @@ impl Application {
     pub async fn run_until(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
         let Self { app, listeners: bound, addresses, files } = self;
         let reloading = tokio::spawn(keep_reloading(app.clone(), files));
+        let watching = tokio::spawn(tls::watch_ends(app.certificates.clone()));
         let mut listeners = Vec::new();
         for bound in bound {
             listeners.push(serve(bound, &app).await?);
@@ -228,6 +242,7 @@ impl Application {
         tokio::time::sleep(app.server.shutdown.readiness_delay).await;
         let stopped = drain_and_stop(&app, listeners, app.server.shutdown.drain_timeout).await;
         reloading.abort();
+        watching.abort();
         match ending::last_line(fault.as_deref(), &stopped) {
             Ok(line) => {
                 tracing::info!(left_with_dps = stopped.left_with_dps, "{line}");
@@ -294,7 +309,7 @@ fn bind(plane: Plane, settings: &HttpSettings) -> anyhow::Result<Bound> {
         Ok(socket.into())
     };
     let listener = open().with_context(|| format!("{}.listen: cannot listen on {address}", plane.as_str()))?;
-    let certificate = settings.tls.as_ref().map(Certificate::load).transpose()?;
+    let certificate = settings.tls.as_ref().map(|files| Certificate::load(plane, files)).transpose()?;
     Ok(Bound { plane, settings: settings.clone(), listener, certificate })
 }
 

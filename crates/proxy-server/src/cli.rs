@@ -7,7 +7,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 
 use crate::app::{Application, Source};
 use crate::config::{self, Loaded};
@@ -17,7 +17,9 @@ const AFTER_HELP: &str = "\
 Try it without Azure:   dps-proxy demo
 Plan for a storm:       dps-proxy plan --devices 1000000 --deadline 30m
 Check a configuration:  dps-proxy check-config /etc/dps-proxy/dps-proxy.toml
-Run the service:        dps-proxy serve --config /etc/dps-proxy/dps-proxy.toml
+Run the service:        dps-proxy serve /etc/dps-proxy/dps-proxy.toml
+
+Both take the file as --config FILE or from DPS_PROXY_CONFIG as well.
 
 Every key of the file can be overridden by the environment: DPS_PROXY__SECTION__KEY=value.
 Rates, bursts, bounds, weights, draining and enrollments are taken over from a changed file within a second, without a restart.
@@ -34,21 +36,34 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the service.
-    Serve {
-        /// The configuration file.
-        #[arg(long, env = "DPS_PROXY_CONFIG", default_value = "/etc/dps-proxy/dps-proxy.toml")]
-        config: PathBuf,
-    },
+    Serve(ConfigFile),
     /// Show the whole job on this machine: emulated DPS instances, the service and a fleet of devices. Needs no Azure account.
     Demo(demo::Options),
     /// Simulate how long a storm takes and what it needs: devices, instances, deadline. Needs no configuration and no network.
     Plan(plan::Options),
     /// Check a configuration and report all of its problems at once. Binds and writes nothing.
-    CheckConfig {
-        /// The configuration file.
-        #[arg(default_value = "/etc/dps-proxy/dps-proxy.toml")]
-        file: PathBuf,
-    },
+    CheckConfig(ConfigFile),
+}
+
+/// The configuration file, named alike by every command that takes one.
+#[derive(Debug, Args)]
+struct ConfigFile {
+    /// The configuration file [default: the environment's DPS_PROXY_CONFIG, else /etc/dps-proxy/dps-proxy.toml].
+    #[arg(value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// The same, as an option.
+    #[arg(long = "config", value_name = "FILE", conflicts_with = "file")]
+    option: Option<PathBuf>,
+}
+
+impl ConfigFile {
+    fn path(self) -> PathBuf {
+        // Not by clap: there the variable would conflict with the option.
+        let from_environment =
+            || std::env::var_os("DPS_PROXY_CONFIG").filter(|path| !path.is_empty()).map(PathBuf::from);
+        let named = self.option.or(self.file).or_else(from_environment);
+        named.unwrap_or_else(|| PathBuf::from("/etc/dps-proxy/dps-proxy.toml"))
+    }
 }
 
 /// Runs the command line of this process.
@@ -57,8 +72,8 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     tls::install_provider();
     match cli.command {
-        Command::CheckConfig { file } => check_config(&file),
-        Command::Serve { config } => serve(config),
+        Command::CheckConfig(file) => check_config(&file.path()),
+        Command::Serve(file) => serve(file.path()),
         Command::Plan(options) => plan::run(&options),
         Command::Demo(options) => match run(demo::run(options)) {
             Ok(true) => ExitCode::SUCCESS,
@@ -100,13 +115,9 @@ fn check_config(path: &Path) -> ExitCode {
                 report(&format!("warning: {warning}"));
             }
             let counts = (loaded.settings.instances.len(), loaded.settings.enrollments.len());
-            let _closed_pipe = writeln!(
-                std::io::stdout(),
-                "{}: sound ({} instances, {} enrollments)",
-                path.display(),
-                counts.0,
-                counts.1
-            );
+            let counted = |count: usize, noun: &str| format!("{count} {noun}{}", if count == 1 { "" } else { "s" });
+            let (instances, enrollments) = (counted(counts.0, "instance"), counted(counts.1, "enrollment"));
+            print(&format!("{}: sound ({instances}, {enrollments})", path.display()));
             ExitCode::SUCCESS
         }
         Err(code) => code,
@@ -191,5 +202,20 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         super::Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_takes_the_configuration_file_both_ways() {
+        use clap::Parser as _;
+        for command in ["serve", "check-config"] {
+            for arguments in [&["a.toml"][..], &["--config", "a.toml"], &["--config=a.toml"]] {
+                let cli = super::Cli::try_parse_from([&["dps-proxy", command], arguments].concat()).unwrap();
+                let (super::Command::Serve(file) | super::Command::CheckConfig(file)) = cli.command else {
+                    panic!("{command} takes a file");
+                };
+                assert_eq!(file.path().to_str(), Some("a.toml"), "{command} {arguments:?}");
+            }
+            super::Cli::try_parse_from(["dps-proxy", command, "a.toml", "--config", "b.toml"]).unwrap_err();
+        }
     }
 }

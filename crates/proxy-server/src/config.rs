@@ -32,7 +32,7 @@ pub use problem::{FilesRead, Problem, Problems};
 pub use watch::ConfigWatcher;
 
 use reader::Document;
-pub(crate) use reader::parse_duration;
+pub(crate) use reader::{did_you_mean, parse_duration, read_bounded};
 
 /// A configuration that can be used.
 #[derive(Debug, Clone, PartialEq)]
@@ -86,6 +86,8 @@ pub struct StoreSettings {
     pub backend: StoreBackend,
     /// Its directory.
     pub path: PathBuf,
+    /// Whether a new store may be begun where there is none.
+    pub create: bool,
     /// Memory for cached pages, in MiB.
     pub cache_mib: u64,
     /// Free space on the volume below which the store takes no more writes, in MiB.
@@ -220,7 +222,7 @@ pub struct ShutdownSettings {
 /// One backend that may ask for assignments.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackendToken {
-    /// Who it is, for logs and metrics.
+    /// Who it is, for logs.
     pub name: String,
     /// Its token.
     pub digest: TokenDigest,
@@ -231,7 +233,7 @@ pub struct BackendToken {
 /// One operator, or one scraper of metrics.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OperatorToken {
-    /// Who it is, for logs and metrics.
+    /// Who it is, for logs.
     pub name: String,
     /// The token.
     pub digest: TokenDigest,
@@ -260,7 +262,7 @@ pub fn load(path: &Path, env: impl IntoIterator<Item = (String, String)>) -> Res
         .map_err(|error| format!("cannot be read: {error}"))
         .and_then(|bytes| String::from_utf8(bytes).map_err(|_| "is not a text file in UTF-8".to_owned()));
     match text {
-        Ok(text) => load_text(&text, path, files, env),
+        Ok(text) => load_text(text.trim_start_matches('\u{feff}'), path, files, env),
         Err(message) => {
             let problem = Problem { key: String::new(), line: None, variable: None, message };
             Err(Problems { file: path.to_owned(), problems: vec![problem], warnings: Vec::new(), files })
@@ -299,7 +301,8 @@ fn load_text(
     }
 }
 
-/// Reads everything. What it gives may be used only if no problem was noted on the way; `None` only if one was.
+/// Reads everything, whatever is wrong with a part of it, so that all problems come at once. What it gives may be used only if no
+/// problem was noted on the way; `None` only if one was.
 fn draft(document: &Document) -> Option<(ServerSettings, LiveServer, Settings)> {
     let root = document.root();
     let planes = listeners::read(&root);
@@ -307,16 +310,8 @@ fn draft(document: &Document) -> Option<(ServerSettings, LiveServer, Settings)> 
     let enrollments = enrollments::read(&root, &planes.live.host_names, &instances);
     secrets::check_distinct(document, &planes.tokens, &enrollments.fleet_tokens);
     let tenants = instances::tenants(&root);
-    listeners::check_tenants(document, &planes.live.backend_tokens, &tenants, &enrollments.enrollments);
-    let server = ServerSettings {
-        store: rules::store(&root),
-        device: planes.device?,
-        backend: planes.backend?,
-        operator: planes.operator?,
-        log: rules::log(&root),
-        shutdown: rules::shutdown(&root),
-        effective: BTreeMap::new(),
-    };
+    listeners::check_tenants(document, &planes.live.backend_tokens, &tenants, &enrollments.tenants);
+    let (store, log, shutdown) = (rules::store(&root), rules::log(&root), rules::shutdown(&root));
     let settings = Settings {
         instances: instances.instances,
         enrollments: enrollments.enrollments,
@@ -328,6 +323,16 @@ fn draft(document: &Document) -> Option<(ServerSettings, LiveServer, Settings)> 
         feed: rules::feed(&root),
     };
     root.check_unknown();
+    // Nothing is read from here on.
+    let server = ServerSettings {
+        store,
+        device: planes.device?,
+        backend: planes.backend?,
+        operator: planes.operator?,
+        log,
+        shutdown,
+        effective: BTreeMap::new(),
+    };
     Some((server, planes.live, settings))
 }
 

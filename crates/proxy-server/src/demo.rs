@@ -46,7 +46,7 @@ pub struct Options {
     #[arg(long)]
     keep_running: bool,
     /// What is logged to standard error, in the language of RUST_LOG.
-    #[arg(long, default_value = "warn", env = "RUST_LOG")]
+    #[arg(long, default_value = "warn,proxy_server::new_store=error", env = "RUST_LOG")]
     log: String,
 }
 

@@ -7,10 +7,12 @@ pub mod backend;
 pub mod bearer;
 pub mod body;
 pub mod changes;
+pub mod coding;
 pub mod connection;
 pub mod device;
 pub mod import;
 pub mod lists;
+pub mod members;
 pub mod middleware;
 pub mod operator;
 pub mod problem;
@@ -18,7 +20,7 @@ pub mod scans;
 
 use actix_web::http::StatusCode;
 use actix_web::http::header::ALLOW;
-use actix_web::{HttpRequest, HttpResponse, Resource, web};
+use actix_web::{HttpRequest, HttpResponse, Resource, Route, guard, web};
 use percent_encoding::percent_decode_str;
 
 use problem::Problem;
@@ -47,6 +49,11 @@ fn is_percent_encoded_utf8(path: &str) -> bool {
 fn resource(path: &str, allowed: &'static str) -> Resource {
     web::resource(path)
         .default_service(web::to(move |request: HttpRequest| std::future::ready(method_not_allowed(&request, allowed))))
+}
+
+/// A route for `GET`, and for `HEAD`, which is answered alike but without the body.
+fn get() -> Route {
+    web::route().guard(guard::Any(guard::Get()).or(guard::Head()))
 }
 
 fn method_not_allowed(request: &HttpRequest, allowed: &'static str) -> Result<HttpResponse, Problem> {

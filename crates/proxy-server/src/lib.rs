@@ -6,6 +6,7 @@
 //! simulates a storm beforehand.
 
 pub mod app;
+mod certificate;
 pub mod cli;
 pub mod config;
 pub mod demo;
@@ -13,9 +14,12 @@ pub mod ending;
 pub mod http;
 pub mod listener;
 pub mod metrics;
+pub mod new_store;
 pub mod panics;
+mod pem;
 pub mod plan;
 pub mod refusals;
 pub mod reload;
+mod rows;
 pub mod telemetry;
 pub mod tls;

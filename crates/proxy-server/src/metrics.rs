@@ -24,9 +24,11 @@ use proxy_core::store::Health;
 use proxy_core::time::WallTime;
 
 mod connections;
+mod text;
 
 pub use connections::ConnectionMetrics;
 use connections::Connections;
+pub use text::TextFormat;
 
 /// Which listener a request came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -155,9 +157,9 @@ impl Metrics {
         };
     }
 
-    /// Everything in the OpenMetrics text format.
+    /// Everything, in the text format `format`.
     #[must_use]
-    pub fn encode(&self, gateway: &Gateway) -> String {
+    pub fn encode(&self, gateway: &Gateway, server: ServerFacts, format: TextFormat) -> String {
         let mut core = Registry::with_prefix("dps_proxy");
         core.register_collector(Box::new(Core {
             now: gateway.now().wall,
@@ -166,6 +168,7 @@ impl Metrics {
             store_writable: gateway.store_health() == Health::Writable,
             store_refused: gateway.store_refused(),
             task_deaths: gateway.supervisor().deaths(),
+            server,
         }));
         let (mut own, mut text) = (String::new(), String::new());
         let encoded = encode(&mut own, &self.registry.lock()).and_then(|()| encode(&mut text, &core));
@@ -173,11 +176,20 @@ impl Metrics {
             tracing::error!("metrics could not be written as text");
         }
         // Each part ends with the end mark; only the last one may keep it.
-        format!("{}{text}", own.trim_end_matches("# EOF\n"))
+        format.of_open_metrics(format!("{}{text}", own.trim_end_matches("# EOF\n")))
     }
 }
 
-/// What the core knows, at one moment.
+/// What the server knows and does not count.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ServerFacts {
+    /// When the store was begun, if that was noted.
+    pub store_began: Option<WallTime>,
+    /// When the certificate of each listener that has one ends.
+    pub certificate_ends: Vec<(Plane, WallTime)>,
+}
+
+/// What there is to tell at one moment.
 #[derive(Debug)]
 struct Core {
     now: WallTime,
@@ -186,6 +198,7 @@ struct Core {
     store_writable: bool,
     store_refused: u64,
     task_deaths: BTreeMap<&'static str, u64>,
+    server: ServerFacts,
 }
 
 /// Seconds until a part of a line is drained, by its name.
@@ -259,6 +272,15 @@ impl Collector for Core {
         for (&task, &deaths) in &self.task_deaths {
             ConstCounter::new(deaths).encode(family.encode_family(&[("task", task)])?)?;
         }
+        if let Some(began) = self.server.store_began {
+            let began = ConstGauge::new(began.unix_seconds());
+            began.encode(encoder.encode_descriptor(
+                "store_began_timestamp",
+                "The day the store was begun, as Unix time; a recent one means that the records of the fleet are not here",
+                Some(&Unit::Seconds),
+                began.metric_type(),
+            )?)?;
+        }
         let parked = ConstGauge::new(i64::try_from(self.parked).unwrap_or(i64::MAX));
         parked.encode(encoder.encode_descriptor(
             "requests_parked",
@@ -266,6 +288,7 @@ impl Collector for Core {
             None,
             parked.metric_type(),
         )?)?;
+        self.encode_certificates(&mut encoder)?;
         for (name, help, read) in GAUGES {
             let mut family = encoder.encode_descriptor(name, help, None, ConstGauge::new(0.0).metric_type())?;
             for view in &self.instances {
@@ -308,6 +331,17 @@ impl Core {
                 let labels = [("instance", view.name.as_str()), ("state", state)];
                 ConstGauge::new(i64::from(is_in_it)).encode(family.encode_family(&labels)?)?;
             }
+        }
+        Ok(())
+    }
+
+    fn encode_certificates(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let kind = ConstGauge::new(0_i64).metric_type();
+        let help = "Time until the certificate of this listener ends, or has ended if negative; 86400 are a day";
+        let mut family = encoder.encode_descriptor("tls_certificate_left", help, Some(&Unit::Seconds), kind)?;
+        for (plane, end) in &self.server.certificate_ends {
+            let left = end.unix_seconds() - self.now.unix_seconds();
+            ConstGauge::new(left).encode(family.encode_family(&[("plane", plane.as_str())])?)?;
         }
         Ok(())
     }

@@ -2,17 +2,20 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow};
 use arc_swap::ArcSwap;
+use proxy_core::time::{SystemClock, WallTime};
 use rustls::ServerConfig;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
-use crate::config::TlsFiles;
+use crate::certificate;
+use crate::config::{TlsFiles, read_bounded};
+use crate::metrics::Plane;
+use crate::pem;
 
 /// Installs the process-wide crypto provider; calling it again changes nothing.
 pub fn install_provider() {
@@ -22,6 +25,7 @@ pub fn install_provider() {
 /// A listener's certificate, which can be renewed while it serves.
 #[derive(Debug)]
 pub struct Certificate {
+    plane: Plane,
     files: TlsFiles,
     current: ArcSwap<CertifiedKey>,
 }
@@ -37,9 +41,31 @@ impl Certificate {
     ///
     /// # Errors
     /// If a file cannot be read or is not what it should be; the message names it.
-    pub fn load(files: &TlsFiles) -> anyhow::Result<Arc<Self>> {
+    pub fn load(plane: Plane, files: &TlsFiles) -> anyhow::Result<Arc<Self>> {
         let current = ArcSwap::from_pointee(certified_key(files)?);
-        Ok(Arc::new(Self { files: files.clone(), current }))
+        Ok(Arc::new(Self { plane, files: files.clone(), current }))
+    }
+
+    /// Whose it is.
+    #[must_use]
+    pub fn plane(&self) -> Plane {
+        self.plane
+    }
+
+    /// When the first certificate of the chain in use ends.
+    #[must_use]
+    pub fn end(&self) -> Option<WallTime> {
+        certificate::end(&self.current.load().cert)
+    }
+
+    fn tell_end(&self, now: WallTime) {
+        let Some(end) = self.end() else { return };
+        let (plane, days_left) = (self.plane.as_str(), certificate::days_left(end, now));
+        if now >= end {
+            tracing::error!(plane, %end, days_left, "the certificate of this listener has expired: clients refuse it; renew it");
+        } else if end.since(now) < certificate::WARNED_AHEAD {
+            tracing::warn!(plane, %end, days_left, "the certificate of this listener expires soon; renew it");
+        }
     }
 
     /// Reads the same files anew and changes nothing yet.
@@ -81,18 +107,24 @@ impl Renewal<'_> {
 }
 
 fn certified_key(files: &TlsFiles) -> anyhow::Result<CertifiedKey> {
-    let chain = read_chain(&files.cert)?;
-    let key = PrivateKeyDer::from_pem_file(&files.key)
-        .with_context(|| format!("{} is not a private key in PEM", files.key.display()))?;
+    let chain = read(&files.cert, pem::certificates)?;
+    let key = read(&files.key, pem::private_key)?;
     CertifiedKey::from_der(chain, key, &aws_lc_rs::default_provider())
         .with_context(|| format!("{} and {} do not fit together", files.cert.display(), files.key.display()))
 }
 
-fn read_chain(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
-    let read = || CertificateDer::pem_file_iter(path)?.collect::<Result<Vec<_>, _>>();
-    let chain = read().with_context(|| format!("{} is not a certificate chain in PEM", path.display()))?;
-    if chain.is_empty() {
-        bail!("{} holds no certificate", path.display());
+fn read<T>(path: &Path, parse: impl Fn(&[u8]) -> Result<T, String>) -> anyhow::Result<T> {
+    let bytes = read_bounded(path).with_context(|| format!("{} cannot be read", path.display()))?;
+    parse(&bytes).map_err(|what| anyhow!("{}: the file {what}", path.display()))
+}
+
+/// Says in the log which certificates are near their end or past it: at once, then once a day. Never ends.
+pub async fn watch_ends(certificates: Vec<Arc<Certificate>>) {
+    loop {
+        let now = SystemClock::wall();
+        for certificate in &certificates {
+            certificate.tell_end(now);
+        }
+        tokio::time::sleep(Duration::from_secs(24 * 3600)).await;
     }
-    Ok(chain)
 }

@@ -365,6 +365,12 @@ fn panic_text(panic: &(dyn Any + Send)) -> String {
 }
 
 impl SledStore {
+    /// Whether there is a store in the directory `path`, sound or not. Opens and locks nothing.
+    #[must_use]
+    pub fn is_at(path: &Path) -> bool {
+        disk::has_data(path) || !matches!(disk::marked_id(path), Ok(None))
+    }
+
     /// Opens the store in the directory `path`, or creates it. Blocks: for a large store, seconds.
     ///
     /// Where the free space is below the watermark the store opens read-only; it recovers by itself.

@@ -19,7 +19,10 @@ use super::secrets::{self, Placed};
 /// What was read.
 #[derive(Debug, Default)]
 pub(super) struct Enrollments {
+    /// Those whose name can be used. Where a problem was noted a value is made up.
     pub(super) enrollments: BTreeMap<EnrollmentName, Enrollment>,
+    /// Every tenant that one belongs to.
+    pub(super) tenants: BTreeSet<TenantName>,
     pub(super) default: Option<EnrollmentName>,
     pub(super) fleet_tokens: Vec<Placed>,
 }
@@ -45,11 +48,10 @@ pub(super) fn read(root: &Section<'_>, host_names: &[String], instances: &Instan
     for (name, section) in root.named("enrollments") {
         let parsed = EnrollmentName::parse(&name);
         let enrollment = enrollment(&section, host_names, instances, &mut found.fleet_tokens);
-        if let Err(rule) = &parsed {
-            root.document().problem(section.path(), rule.to_string());
-        }
-        if let (Ok(name), Some(enrollment)) = (parsed, enrollment) {
-            found.enrollments.insert(name, enrollment);
+        found.tenants.insert(enrollment.tenant.clone());
+        match parsed {
+            Ok(name) => drop(found.enrollments.insert(name, enrollment)),
+            Err(rule) => root.document().problem(section.path(), rule.to_string()),
         }
         names.insert(name);
     }
@@ -84,8 +86,7 @@ fn enrollment(
     host_names: &[String],
     instances: &Instances,
     fleet_tokens: &mut Vec<Placed>,
-) -> Option<Enrollment> {
-    let before = section.document().problem_count();
+) -> Enrollment {
     let tenant = section.parsed("tenant", "name", "default", TenantName::parse);
     let (kind, device) = device(section, host_names, fleet_tokens);
     let hosts = section.list("hosts", "list of host names", host_name).into_iter().collect();
@@ -93,28 +94,33 @@ fn enrollment(
     let derive_from =
         section.choice("derive_from", "registration-id", &spellings).unwrap_or(DeriveFrom::RegistrationId);
     let upstream = upstream(section, instances);
+    let before = section.document().problem_count();
     let listed = listed_instances(section, instances);
     let region = section.text("region", "text", "");
     let labels = section.texts("labels", "table of texts");
+    let is_placed = tenant.is_some() && section.document().problem_count() == before;
     let (credential, credential_once) = credential(section, kind);
     if let (Some(DeviceAttestation::SasToken { membership, .. }), Some(upstream)) = (&device, &upstream) {
         check_own_key(section, *membership, upstream, &credential);
     }
     section.check_unknown();
     let enrollment = Enrollment {
-        tenant: tenant?,
-        device: device?,
+        tenant: tenant.unwrap_or_else(|| TenantName::parse("default").expect("letters")),
+        // Made up where a problem was noted: no audience, no key.
+        device: device.unwrap_or(DeviceAttestation::AllowListAlone),
         hosts,
         derive_from,
-        upstream: upstream?,
+        upstream: upstream.unwrap_or(UpstreamAttestation::Individual),
         instances: listed,
         region,
         labels,
         credential,
         credential_once,
     };
-    check_instances(section, &enrollment, instances);
-    (section.document().problem_count() == before).then_some(enrollment)
+    if is_placed {
+        check_instances(section, &enrollment, instances);
+    }
+    enrollment
 }
 
 /// How a device proves itself. `None` only if a problem was noted.
@@ -361,8 +367,8 @@ fn check_instances(section: &Section<'_>, enrollment: &Enrollment, instances: &I
             section.problem("instances", message);
         }
     }
-    // An instance that could not be read might be the one that fits.
-    if !instances.are_complete() || instances.names.is_empty() {
+    // An instance of which it is not known whom it serves might be the one that fits.
+    if !instances.are_placed || instances.names.is_empty() {
         return;
     }
     let all = instances.instances.iter();

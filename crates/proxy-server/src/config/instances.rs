@@ -13,38 +13,45 @@ use super::secrets;
 /// What was read.
 #[derive(Debug)]
 pub(super) struct Instances {
-    /// Those without problems.
+    /// Those whose name can be used. Where a problem was noted a value is made up.
     pub(super) instances: BTreeMap<InstanceName, Instance>,
     /// Every name that stands in the file.
     pub(super) names: BTreeSet<String>,
+    /// Whether it is known of each whom it serves: its name, tenant, region and labels could be read.
+    pub(super) are_placed: bool,
 }
 
-impl Instances {
-    /// Whether each that stands in the file could be read.
-    pub(super) fn are_complete(&self) -> bool {
-        self.instances.len() == self.names.len()
-    }
+/// One entry, and which of its values are not made up.
+struct Entry {
+    instance: Instance,
+    is_identified: bool,
+    is_placed: bool,
 }
 
 pub(super) fn read(root: &Section<'_>) -> Instances {
-    let mut instances = BTreeMap::new();
+    let (mut instances, mut identified) = (BTreeMap::new(), BTreeSet::new());
     let mut names = BTreeSet::new();
+    let mut are_placed = true;
     for (name, section) in root.named("instances") {
         let parsed = InstanceName::parse(&name);
-        let instance = instance(&section);
-        if let Err(rule) = &parsed {
-            root.document().problem(section.path(), rule.to_string());
-        }
-        if let (Ok(name), Some(instance)) = (parsed, instance) {
-            instances.insert(name, instance);
+        let entry = entry(&section);
+        are_placed &= entry.is_placed && parsed.is_ok();
+        match parsed {
+            Ok(name) => {
+                if entry.is_identified {
+                    identified.insert(name.clone());
+                }
+                instances.insert(name, entry.instance);
+            }
+            Err(rule) => root.document().problem(section.path(), rule.to_string()),
         }
         names.insert(name);
     }
     if names.is_empty() {
         root.problem("instances", "there is none; describe each DPS instance under [instances.NAME]");
     }
-    check_twice(root.document(), &instances);
-    Instances { instances, names }
+    check_twice(root.document(), &instances, &identified);
+    Instances { instances, names, are_placed }
 }
 
 /// The tenants that the file says something of.
@@ -61,8 +68,7 @@ pub(super) fn tenants(root: &Section<'_>) -> BTreeMap<TenantName, TenantSettings
     tenants
 }
 
-fn instance(section: &Section<'_>) -> Option<Instance> {
-    let before = section.document().problem_count();
+fn entry(section: &Section<'_>) -> Entry {
     let id_scope = section.parsed("id_scope", "ID scope", "", IdScope::parse);
     if !section.has("id_scope") {
         section
@@ -89,17 +95,18 @@ fn instance(section: &Section<'_>) -> Option<Instance> {
         section.warning("external_count", "leaves no room below `capacity`, so the instance takes no new devices");
     }
     let weight = section.whole("weight", 1, 1..=1_000_000);
+    let before = section.document().problem_count();
     let region = section.text("region", "text", "");
     let labels = section.texts("labels", "table of texts");
-    let hubs = section.list("hubs", "list of host names", |text| HubName::parse(text).map_err(|rule| rule.to_string()));
     let tenant = section.parsed("tenant", "name", "", TenantName::parse);
+    let is_placed = section.document().problem_count() == before;
+    let hubs = section.list("hubs", "list of host names", |text| HubName::parse(text).map_err(|rule| rule.to_string()));
     let draining = section.flag("draining", false);
     section.check_unknown();
-    let sound = section.document().problem_count() == before;
-    sound.then_some(())?;
-    Some(Instance {
-        id_scope: id_scope?,
-        endpoint: endpoint?,
+    let is_identified = id_scope.is_some() && endpoint.is_some();
+    let instance = Instance {
+        id_scope: id_scope.unwrap_or_else(|| IdScope::parse("0ne00000000").expect("letters and digits")),
+        endpoint: endpoint.unwrap_or_default(),
         extra_ca_pem,
         quota_per_minute,
         burst,
@@ -113,7 +120,8 @@ fn instance(section: &Section<'_>) -> Option<Instance> {
         hubs: hubs.into_iter().collect(),
         tenant,
         draining,
-    })
+    };
+    Entry { instance, is_identified, is_placed }
 }
 
 /// The endpoint in its shortest spelling. No message repeats it: a URL may hold a password.
@@ -141,18 +149,20 @@ fn is_loopback(host: &str) -> bool {
     host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }
 
-fn check_twice(document: &Document, instances: &BTreeMap<InstanceName, Instance>) {
+/// Compares those whose ID scope and endpoint are known, whatever else is wrong with them.
+fn check_twice(document: &Document, instances: &BTreeMap<InstanceName, Instance>, identified: &BTreeSet<InstanceName>) {
     let on_loopback = |instance: &Instance| {
         let url = reqwest::Url::parse(&instance.endpoint).ok();
         url.and_then(|url| url.host_str().map(is_loopback)).unwrap_or(false)
     };
-    for (name, instance) in instances {
+    let known = || instances.iter().filter(|(name, _)| identified.contains(*name));
+    for (name, instance) in known() {
         // An ID scope is unique in Azure whatever endpoint leads to it; two emulators may well share one.
         let same = |other: &Instance| {
             let scope = other.id_scope.as_str().eq_ignore_ascii_case(instance.id_scope.as_str());
             scope && (other.endpoint == instance.endpoint || !(on_loopback(other) || on_loopback(instance)))
         };
-        if let Some((earlier, _)) = instances.range(..name.clone()).find(|(_, other)| same(other)) {
+        if let Some((earlier, _)) = known().take_while(|(other, _)| *other < name).find(|(_, other)| same(other)) {
             let message = format!(
                 "is the ID scope of instances.{earlier} too; one DPS instance under two names would be sent twice its quota, \
                  keep one of them"

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-use proxy_core::ids::{EnrollmentName, HubName, TenantName};
+use proxy_core::ids::{HubName, TenantName};
 use proxy_core::secret::TokenDigest;
-use proxy_core::settings::{Enrollment, TenantSettings};
+use proxy_core::settings::TenantSettings;
 
 use super::reader::{Document, Secrecy, Section};
 use super::secrets::{Placed, Plane};
@@ -98,7 +98,7 @@ fn check_addresses(document: &Document, listeners: &[(&str, Option<SocketAddr>)]
     }
 }
 
-fn http(section: &Section<'_>, defaults: &Defaults) -> Option<HttpSettings> {
+fn http(section: &Section<'_>, defaults: &Defaults, host_names: &[String]) -> Option<HttpSettings> {
     let text = section.text("listen", "address and port", defaults.listen);
     let listen = text.and_then(|text| {
         let parsed = text.parse::<SocketAddr>();
@@ -122,9 +122,10 @@ fn http(section: &Section<'_>, defaults: &Defaults) -> Option<HttpSettings> {
     // actix gives up at 96 fields and 128 KiB, before anything of ours can answer.
     let headers_max = section.whole("headers_max", 64, 8..=90);
     let header_bytes_max = section.whole("header_bytes_max", 16_384, 1024..=98_304);
-    let tls = tls(section, listen, defaults.public);
+    let tls = tls(section, listen, defaults.public, host_names);
     Some(HttpSettings {
-        listen: listen?,
+        // Where a problem was noted nobody sees it, and port 0 clashes with nothing; so the other checks go on.
+        listen: listen.unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0))),
         tls,
         workers,
         connections_max,
@@ -142,9 +143,9 @@ fn http(section: &Section<'_>, defaults: &Defaults) -> Option<HttpSettings> {
     })
 }
 
-fn tls(section: &Section<'_>, listen: Option<SocketAddr>, public: bool) -> Option<TlsFiles> {
+fn tls(section: &Section<'_>, listen: Option<SocketAddr>, public: bool, host_names: &[String]) -> Option<TlsFiles> {
     let wanted = section.choice("tls", "", &[("on", true), ("off", false)]);
-    let files = secrets::tls_files(section);
+    let files = secrets::tls_files(section, host_names);
     let given = ["tls_cert_file", "tls_key_file"].map(|key| section.has(key));
     let exposed = public || listen.is_some_and(|address| !address.ip().is_loopback());
     match (wanted, given) {
@@ -175,7 +176,7 @@ fn device(section: &Section<'_>) -> (Option<DeviceSettings>, Vec<String>) {
             "is missing; name the public host that devices talk to, such as \"provision.example.com\"",
         );
     }
-    let http = http(section, &DEVICE);
+    let http = http(section, &DEVICE, &host_names);
     let payload_max_bytes = section.whole("payload_max_bytes", 4096, 2..=65_536);
     let wait_max = section.duration("wait_max", "30s", "0s", "5m");
     let parked_max = section.whole("parked_max", 10_000, 0..=1_000_000);
@@ -213,7 +214,7 @@ pub(super) fn host_name(text: &str) -> Result<String, String> {
 }
 
 fn backend(section: &Section<'_>, tokens: &mut Vec<(Plane, Placed)>) -> (Option<BackendSettings>, Vec<BackendToken>) {
-    let http = http(section, &BACKEND);
+    let http = http(section, &BACKEND, &[]);
     let lookup_ids_max = section.whole("lookup_ids_max", 1000, 1..=10_000);
     let change_streams_max = section.whole("change_streams_max", 100, 0..=10_000);
     let mut found = Vec::new();
@@ -237,7 +238,7 @@ fn operator(
     section: &Section<'_>,
     tokens: &mut Vec<(Plane, Placed)>,
 ) -> (Option<OperatorSettings>, Vec<OperatorToken>) {
-    let http = http(section, &OPERATOR);
+    let http = http(section, &OPERATOR, &[]);
     let import_line_max_bytes = section.whole("import_line_max_bytes", 4096, 256..=1_048_576);
     let import_rows_max = section.whole("import_rows_max", 1_000_000, 1..=100_000_000);
     let mut found = Vec::new();
@@ -264,7 +265,7 @@ fn read_tokens<'d>(section: &Section<'d>, plane: Plane, tokens: &mut Vec<(Plane,
     for entry in section.array("tokens") {
         let name = entry.parsed("name", "name", "", TenantName::parse).map(|name| name.as_str().to_owned());
         if !entry.has("name") {
-            entry.problem("name", "is missing; it tells in logs and metrics who asked");
+            entry.problem("name", "is missing; it tells in logs who asked");
         }
         let earlier = name.as_ref().and_then(|name| names.insert(name.clone(), entry.key("name")));
         if let Some(earlier) = earlier {
@@ -291,16 +292,15 @@ pub(super) fn check_tenants(
     document: &Document,
     tokens: &[BackendToken],
     tenants: &BTreeMap<TenantName, TenantSettings>,
-    enrollments: &BTreeMap<EnrollmentName, Enrollment>,
+    known: &BTreeSet<TenantName>,
 ) {
-    let known: BTreeSet<&TenantName> = enrollments.values().map(|enrollment| &enrollment.tenant).collect();
     for token in tokens {
-        for tenant in token.tenants.iter().flatten().filter(|tenant| !known.contains(tenant)) {
+        for tenant in token.tenants.iter().flatten().filter(|tenant| !known.contains(*tenant)) {
             let message = format!("token `{}` names tenant `{tenant}`, which no enrollment belongs to", token.name);
             document.warning("backend.tokens", message);
         }
     }
-    for tenant in tenants.keys().filter(|tenant| !known.contains(tenant)) {
+    for tenant in tenants.keys().filter(|tenant| !known.contains(*tenant)) {
         document.warning(&format!("tenants.{tenant}"), "no enrollment belongs to this tenant".to_owned());
     }
 }

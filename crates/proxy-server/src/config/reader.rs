@@ -16,6 +16,7 @@ use proxy_core::ids::InvalidName;
 use toml::{Table, Value};
 
 use super::problem::{FilesRead, Problem};
+use crate::rows::BYTE_ORDER_MARK;
 
 /// Prefix of the environment variables that override keys.
 pub(crate) const ENV_PREFIX: &str = "DPS_PROXY__";
@@ -487,9 +488,23 @@ impl<'d> Section<'d> {
         }
     }
 
+    /// Notes a variable that sets `key`, which is a table or an array of tables, as a whole: it would silently drop what the file
+    /// says in it, tokens for example.
+    fn refuse_whole_override(&self, key: &str) {
+        if let Some(found) = self.document.overrides.get(&self.key(key)) {
+            let message = format!(
+                "{} would replace everything that the file says here; a variable sets one key, such as DPS_PROXY__LINE__LENGTH_MAX, \
+                 so remove it and write this into the file",
+                found.variable
+            );
+            self.problem(key, message);
+        }
+    }
+
     /// The table `key`; an empty one if it is missing.
     pub(crate) fn section(&self, key: &'static str) -> Section<'d> {
         self.asked.borrow_mut().insert(key);
+        self.refuse_whole_override(key);
         let table = match self.table.and_then(|table| table.get(key)) {
             None => None,
             Some(Value::Table(table)) => Some(table),
@@ -507,6 +522,7 @@ impl<'d> Section<'d> {
         let Some(table) = outer.table else { return Vec::new() };
         let mut found = Vec::new();
         for (name, value) in table {
+            outer.refuse_whole_override(name);
             let Value::Table(inner) = value else {
                 outer.wrong_type(name, "a table", value);
                 continue;
@@ -520,6 +536,7 @@ impl<'d> Section<'d> {
     /// The tables of the array `key`.
     pub(crate) fn array(&self, key: &'static str) -> Vec<Section<'d>> {
         self.asked.borrow_mut().insert(key);
+        self.refuse_whole_override(key);
         let items = match self.table.and_then(|table| table.get(key)) {
             None => return Vec::new(),
             Some(Value::Array(items)) => items,
@@ -567,6 +584,7 @@ impl<'d> Section<'d> {
         let read = read_bounded(&path);
         self.document.report.borrow_mut().files.note(&path, read.as_ref().ok().map(Vec::as_slice));
         let content = read.map_err(|error| self.problem(key, self.unreadable(&error))).ok()?;
+        let content = content.strip_prefix(BYTE_ORDER_MARK).map(<[u8]>::to_vec).unwrap_or(content);
         if content.trim_ascii().is_empty() {
             self.problem(key, "the file is empty; write the value into it");
             return None;

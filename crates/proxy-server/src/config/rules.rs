@@ -12,6 +12,7 @@ pub(super) fn store(root: &Section<'_>) -> StoreSettings {
     let settings = StoreSettings {
         backend: section.choice("backend", "sled", &[("sled", StoreBackend::Sled)]).unwrap_or(StoreBackend::Sled),
         path: section.path_of("path", "directory name", "/var/lib/dps-proxy").unwrap_or_default(),
+        create: section.flag("create", true),
         cache_mib: section.whole("cache_mib", 32, 8..=65_536),
         free_space_min_mib: section.whole("free_space_min_mib", 1024, 16..=1_048_576),
         inbox_max: section.whole("inbox_max", 10_000, 16..=1_000_000),

@@ -1,11 +1,12 @@
 //! Keys, tokens and certificates: from files into types that cannot be printed.
 
 use proxy_core::secret::{SymmetricKey, TokenDigest};
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use proxy_core::time::SystemClock;
 
 use super::TlsFiles;
 use super::reader::{Document, Secrecy, Section};
+use crate::certificate::{self, Finding};
+use crate::pem;
 
 /// Shortest token: 16 characters of base64 are 96 bits, which nobody guesses over a network.
 const TOKEN_CHARS: std::ops::RangeInclusive<usize> = 16..=512;
@@ -27,13 +28,21 @@ pub(super) fn token(section: &Section<'_>, key: &str, content: &[u8]) -> Option<
     let text =
         std::str::from_utf8(content.trim_ascii()).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_graphic()));
     match text {
-        None => section.problem(key, "the file must hold one token of visible ASCII characters, without spaces"),
+        None => {
+            let message = "the file must hold one token of visible ASCII characters, without spaces or a word such as Bearer in front";
+            section.problem(key, message);
+        }
         Some(text) if !TOKEN_CHARS.contains(&text.len()) => {
             let message =
                 "the token in the file must have 16 to 512 characters; make one with `openssl rand -base64 32`";
             section.problem(key, message);
         }
-        Some(text) => return Some(TokenDigest::of(text)),
+        Some(text) => {
+            if text.starts_with(['"', '\'']) && text.len() > 1 && text.chars().next() == text.chars().next_back() {
+                section.warning(key, "the token in the file stands in quotes, which count as part of it; remove them if they are not meant");
+            }
+            return Some(TokenDigest::of(text));
+        }
     }
     None
 }
@@ -42,39 +51,37 @@ pub(super) fn token(section: &Section<'_>, key: &str, content: &[u8]) -> Option<
 pub(super) fn symmetric_key(section: &Section<'_>, key: &str, content: &[u8]) -> Option<SymmetricKey> {
     let parsed = SymmetricKey::from_base64(&String::from_utf8_lossy(content));
     parsed
-        .map_err(|rule| section.problem(key, format!("in the file: {rule}; copy it from the enrollment as it is")))
+        .map_err(|rule| {
+            let message = format!("in the file: {rule}; it is on the page of the enrollment, to be copied as it is");
+            section.problem(key, message);
+        })
         .ok()
 }
 
 /// Further roots of trust; at least one.
 pub(super) fn roots(section: &Section<'_>, key: &'static str) -> Option<Vec<u8>> {
     let pem = section.file(key, "file name (PEM)", Secrecy::Public)?;
-    certificates(section, key, &pem).map(|_| pem)
+    // Whoever reads it next needs every section on lines of its own.
+    read(section, key, &pem, pem::certificates).map(|certificates| pem::to_pem(&certificates))
 }
 
-fn certificates(section: &Section<'_>, key: &str, pem: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
-    match CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>() {
-        Ok(found) if !found.is_empty() => Some(found),
-        Ok(_) | Err(_) => {
-            section.problem(key, "the file must hold certificates in PEM (-----BEGIN CERTIFICATE-----)");
-            None
-        }
-    }
+fn read<T>(section: &Section<'_>, key: &str, file: &[u8], parse: impl Fn(&[u8]) -> Result<T, String>) -> Option<T> {
+    parse(file).map_err(|what| section.problem(key, format!("the file {what}"))).ok()
 }
 
-/// The certificate and key of a listener, tried out together.
-pub(super) fn tls_files(section: &Section<'_>) -> Option<TlsFiles> {
+/// The certificate and key of a listener, tried out together. `host_names` are what clients know it by, if that is known.
+pub(super) fn tls_files(section: &Section<'_>, host_names: &[String]) -> Option<TlsFiles> {
     const KINDS: [&str; 2] = ["file name (PEM chain)", "file name (PEM key)"];
     let chain = section.file("tls_cert_file", KINDS[0], Secrecy::Public);
     let key = section.file("tls_key_file", KINDS[1], Secrecy::Secret);
-    let chain = chain.and_then(|pem| certificates(section, "tls_cert_file", &pem));
-    let key = key.and_then(|pem| {
-        let parsed = PrivateKeyDer::from_pem_slice(&pem);
-        // Without the parser's own words, which may quote the file.
-        parsed
-            .map_err(|_| section.problem("tls_key_file", "the file must hold a private key in PEM, not encrypted"))
-            .ok()
-    });
+    let chain = chain.and_then(|file| read(section, "tls_cert_file", &file, pem::certificates));
+    let key = key.and_then(|file| read(section, "tls_key_file", &file, pem::private_key));
+    for finding in certificate::check(chain.as_deref().unwrap_or_default(), host_names, SystemClock::wall()) {
+        match finding {
+            Finding::Problem(message) => section.problem("tls_cert_file", message),
+            Finding::Warning(message) => section.warning("tls_cert_file", message),
+        }
+    }
     let provider = rustls::crypto::aws_lc_rs::default_provider();
     if let Err(error) = rustls::sign::CertifiedKey::from_der(chain?, key?, &provider) {
         section.problem("tls_key_file", format!("does not go with tls_cert_file: {error}; renew both together"));

@@ -6,11 +6,11 @@ use actix_web::http::header::{CACHE_CONTROL, ETAG, IF_NONE_MATCH};
 use actix_web::{HttpRequest, HttpResponse, web};
 use proxy_core::gateway::backend::{AssignmentView, Found};
 use proxy_core::ids::{HubName, TenantName};
-use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::members::{FromMembers, Members};
 use super::problem::Problem;
-use super::{bearer, body, lists, middleware, path_parameter, resource};
+use super::{bearer, body, get, lists, middleware, path_parameter, resource};
 use crate::app::App;
 use crate::config::BackendToken;
 use crate::metrics::Plane;
@@ -31,11 +31,11 @@ pub(super) const PATHS: [&str; 6] = [ASSIGNMENT, INVALIDATE, ASSIGNMENTS, LOOKUP
 /// The routes of this plane.
 pub fn routes(config: &mut web::ServiceConfig) {
     config
-        .service(resource(ASSIGNMENT, "GET").route(web::get().to(assignment)))
+        .service(resource(ASSIGNMENT, "GET, HEAD").route(get().to(assignment)))
         .service(resource(INVALIDATE, "POST").route(web::post().to(invalidate)))
-        .service(resource(ASSIGNMENTS, "GET").route(web::get().to(lists::assignments)))
+        .service(resource(ASSIGNMENTS, "GET, HEAD").route(get().to(lists::assignments)))
         .service(resource(LOOKUP, "POST").route(web::post().to(lookup)))
-        .service(resource(CHANGES, "GET").route(web::get().to(super::changes::changes)))
+        .service(resource(CHANGES, "GET, HEAD").route(get().to(super::changes::changes)))
         .service(resource(INVALIDATE_HUB, "POST").route(web::post().to(invalidate_hub)));
 }
 
@@ -58,6 +58,16 @@ fn etag(view: &AssignmentView) -> String {
     format!("\"{}-{:x}\"", view.revision, view.last_confirmed_at.unix_millis())
 }
 
+/// Whether a member of `If-None-Match` names `etag`: compared weakly (RFC 9110 8.8.3.2), and without the suffix by which a proxy
+/// that compresses tells its own encoding apart. Our tags never end in one of these.
+fn names(known: &str, etag: &str) -> bool {
+    const ENCODINGS: [&str; 6] = ["--gzip", "-gzip", ";gzip", "-br", "-zstd", "-deflate"];
+    let inside = |tag: &str| tag.trim_start_matches("W/").trim_matches('"').to_owned();
+    let known_inside = inside(known);
+    let plain = ENCODINGS.iter().find_map(|encoding| known_inside.strip_suffix(encoding)).unwrap_or(&known_inside);
+    known == "*" || plain == inside(etag)
+}
+
 async fn assignment(app: web::Data<App>, request: HttpRequest) -> Result<HttpResponse, Problem> {
     let token = bearer::backend(&app, &request)?;
     let tenants = visible_tenants(&token, &request)?;
@@ -69,21 +79,21 @@ async fn assignment(app: web::Data<App>, request: HttpRequest) -> Result<HttpRes
     middleware::about_device(view.registration_id.as_str());
     middleware::about_instance(view.instance.as_str());
     let etag = etag(&view);
-    let known = request
-        .headers()
-        .get_all(IF_NONE_MATCH)
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','));
-    let unchanged = known.map(|value| value.trim().trim_start_matches("W/")).any(|value| value == etag || value == "*");
+    let known = request.headers().get_all(IF_NONE_MATCH).filter_map(|value| value.to_str().ok());
+    let unchanged = known.flat_map(|value| value.split(',')).any(|known| names(known.trim(), &etag));
     let mut response = if unchanged { HttpResponse::NotModified() } else { HttpResponse::Ok() };
     response.insert_header((CACHE_CONTROL, "no-cache")).insert_header((ETAG, etag));
     Ok(if unchanged { response.finish() } else { response.json(&*view) })
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct LookupBody {
     device_ids: Vec<String>,
+}
+
+impl FromMembers for LookupBody {
+    fn from_members(members: &Members) -> Result<Self, String> {
+        Ok(Self { device_ids: members.required_texts("deviceIds")? })
+    }
 }
 
 async fn lookup(app: web::Data<App>, request: HttpRequest, payload: web::Payload) -> Result<HttpResponse, Problem> {
@@ -122,11 +132,15 @@ fn lookup_answer(device_id: &str, found: Found) -> Value {
     }
 }
 
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
+#[derive(Default)]
 struct InvalidateBody {
-    #[serde(default)]
     reason: Option<String>,
+}
+
+impl FromMembers for InvalidateBody {
+    fn from_members(members: &Members) -> Result<Self, String> {
+        Ok(Self { reason: members.text("reason")? })
+    }
 }
 
 impl InvalidateBody {

@@ -1,42 +1,43 @@
-//! Request bodies: bounded in size and time, JSON only, and every fault told apart.
+//! Request bodies: bounded in size and time, decoded, and every fault told apart. Every plane reads its bodies here.
 
 use std::time::Duration;
 
 use actix_web::http::StatusCode;
 use actix_web::http::header::CONTENT_TYPE;
 use actix_web::{HttpRequest, web};
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf as _, Bytes, BytesMut};
 use futures_util::StreamExt as _;
-use serde::de::DeserializeOwned;
 
+use super::coding::{Decoder, PIECE};
+use super::members::{self, FromMembers};
 use super::problem::Problem;
+use crate::rows::BYTE_ORDER_MARK;
 
-/// Reads a JSON body of at most `bytes_max`, which has to be there within `timeout`.
+/// Reads a JSON body of at most `bytes_max`, before and after decoding, which has to be there within `timeout`.
 ///
 /// # Errors
-/// 415 for another content type, 413 if it is too large, 408 if it is too slow, 400 if it is not the JSON that is expected.
-pub async fn json<T: DeserializeOwned>(
+/// 415 for another content type or coding, 413 if it is too large, 408 if it is too slow, 400 if it is not the JSON that is expected.
+pub async fn json<T: FromMembers>(
     request: &HttpRequest,
     payload: web::Payload,
     bytes_max: usize,
     timeout: Duration,
 ) -> Result<T, Problem> {
     require_content_type(request, &["application/json"])?;
-    let bytes = read(payload, bytes_max, timeout).await?;
-    parse(&bytes)
+    parse(&read(request, payload, bytes_max, timeout).await?)
 }
 
 /// The same, for bodies that may be left out: an empty one is the default.
 ///
 /// # Errors
 /// As [`json`]; an empty body needs no content type.
-pub async fn optional_json<T: DeserializeOwned + Default>(
+pub async fn optional_json<T: FromMembers + Default>(
     request: &HttpRequest,
     payload: web::Payload,
     bytes_max: usize,
     timeout: Duration,
 ) -> Result<T, Problem> {
-    let bytes = read(payload, bytes_max, timeout).await?;
+    let bytes = read(request, payload, bytes_max, timeout).await?;
     if bytes.is_empty() {
         return Ok(T::default());
     }
@@ -44,52 +45,132 @@ pub async fn optional_json<T: DeserializeOwned + Default>(
     parse(&bytes)
 }
 
-/// The media type of the body, if it is one of `accepted`.
+/// The media type of the body, if it is one of `accepted` and in UTF-8.
 ///
 /// # Errors
 /// 415 otherwise.
 pub fn require_content_type<'a>(request: &HttpRequest, accepted: &[&'a str]) -> Result<&'a str, Problem> {
+    let unsupported =
+        |detail: String| Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type", detail);
     let sent = request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
-    let media_type = sent.split(';').next().unwrap_or("").trim();
-    accepted.iter().copied().find(|accepted| media_type.eq_ignore_ascii_case(accepted)).ok_or_else(|| {
-        let detail = format!("the body's Content-Type must be {}", accepted.join(" or "));
-        Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type", detail)
-    })
-}
-
-fn parse<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, Problem> {
-    // Serde would take a list of the fields in their order as well.
-    if bytes.iter().find(|byte| !byte.is_ascii_whitespace()).is_some_and(|first| *first == b'[') {
-        return Err(Problem::bad_request(
-            "invalid-json",
-            "the body cannot be read: it has to be a JSON object, not an array",
-        ));
-    }
-    // serde_json stops at 128 levels of nesting, so a deep document costs no more than its bytes.
-    serde_json::from_slice(bytes)
-        .map_err(|error| Problem::bad_request("invalid-json", format!("the body cannot be read: {error}")))
-}
-
-/// Reads a whole body.
-///
-/// # Errors
-/// 413, 408, or 400 if the connection breaks.
-pub async fn read(payload: web::Payload, bytes_max: usize, timeout: Duration) -> Result<Bytes, Problem> {
-    let reading = async {
-        let mut payload = payload;
-        let mut body = BytesMut::new();
-        while let Some(chunk) = payload.next().await {
-            let chunk =
-                chunk.map_err(|_| Problem::bad_request("incomplete-body", "the body ended before it was complete"))?;
-            if body.len() + chunk.len() > bytes_max {
-                let detail = format!("the body exceeds {bytes_max} bytes (body_max_bytes of this listener)");
-                return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", detail));
-            }
-            body.extend_from_slice(&chunk);
+    let mut parts = sent.split(';').map(str::trim);
+    let media_type = parts.next().unwrap_or("");
+    let is_charset = |(name, _): &(&str, &str)| name.trim().eq_ignore_ascii_case("charset");
+    let charset = parts.filter_map(|parameter| parameter.split_once('=')).find(is_charset);
+    let charset = charset.map(|(_, value)| value.trim().trim_matches('"').to_ascii_lowercase());
+    let found = accepted.iter().copied().find(|accepted| media_type.eq_ignore_ascii_case(accepted));
+    let found =
+        found.ok_or_else(|| unsupported(format!("the body's Content-Type must be {}", accepted.join(" or "))))?;
+    match charset.as_deref() {
+        // ASCII is a part of UTF-8.
+        None | Some("utf-8" | "utf8" | "us-ascii") => Ok(found),
+        Some(_) => {
+            Err(unsupported("the body must be in UTF-8, and the charset of its Content-Type says otherwise".to_owned()))
         }
-        Ok(body.freeze())
+    }
+}
+
+fn parse<T: FromMembers>(bytes: &[u8]) -> Result<T, Problem> {
+    let invalid = |detail: String| Problem::bad_request("invalid-json", detail);
+    // RFC 8259 lets a reader ignore it.
+    let bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
+    let text = std::str::from_utf8(bytes).map_err(|_| invalid("the body is not UTF-8".to_owned()))?;
+    members::read("the body", text).map_err(invalid)
+}
+
+async fn read(
+    request: &HttpRequest,
+    payload: web::Payload,
+    bytes_max: usize,
+    timeout: Duration,
+) -> Result<Bytes, Problem> {
+    let mut body = Body::new(request, payload, bytes_max as u64)?;
+    let reading = async {
+        let mut whole = BytesMut::new();
+        while let Some(bytes) = body.next().await? {
+            whole.extend_from_slice(&bytes);
+        }
+        Ok(whole.freeze())
     };
     tokio::time::timeout(timeout, reading).await.unwrap_or_else(|_| Err(too_slow(timeout)))
+}
+
+/// A body, decoded piece by piece.
+pub struct Body {
+    payload: web::Payload,
+    decoder: Decoder,
+    received: Bytes,
+    ended: bool,
+    /// Bytes so far, as they came and decoded.
+    taken: [u64; 2],
+    bytes_max: u64,
+}
+
+impl Body {
+    /// A body that may have `bytes_max`, before and after decoding.
+    ///
+    /// # Errors
+    /// 415 for a coding that is not known.
+    pub fn new(request: &HttpRequest, payload: web::Payload, bytes_max: u64) -> Result<Self, Problem> {
+        let decoder = Decoder::of(request)?;
+        Ok(Self { payload, decoder, received: Bytes::new(), ended: false, taken: [0; 2], bytes_max })
+    }
+
+    /// The next bytes; `None` at the end. Cancel-safe.
+    ///
+    /// # Errors
+    /// 413 if the bound is exceeded, 400 if the connection breaks or the body is not of its coding.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
+        loop {
+            if self.received.is_empty() {
+                if self.ended {
+                    return Ok(None);
+                }
+                self.receive().await?;
+            }
+            let decoded = self.decode()?;
+            self.count(1, decoded.len())?;
+            if !decoded.is_empty() {
+                return Ok(Some(decoded));
+            }
+        }
+    }
+
+    async fn receive(&mut self) -> Result<(), Problem> {
+        match self.payload.next().await {
+            None => self.ended = true,
+            Some(chunk) => {
+                let incomplete = |_| Problem::bad_request("incomplete-body", "the body ended before it was complete");
+                self.received = chunk.map_err(incomplete)?;
+                self.count(0, self.received.len())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn decode(&mut self) -> Result<Bytes, Problem> {
+        if matches!(self.decoder, Decoder::Identity) {
+            return Ok(std::mem::take(&mut self.received));
+        }
+        // Without a single byte there is nothing of any coding, and that is no body.
+        if self.received.is_empty() {
+            return if self.taken[0] == 0 { Ok(Bytes::new()) } else { self.decoder.end().map(Bytes::from) };
+        }
+        let piece = self.received.len().min(PIECE);
+        let decoded = self.decoder.decode(&self.received[..piece])?;
+        self.received.advance(piece);
+        Ok(decoded.into())
+    }
+
+    fn count(&mut self, which: usize, bytes: usize) -> Result<(), Problem> {
+        self.taken[which] += bytes as u64;
+        if self.taken[which] <= self.bytes_max {
+            return Ok(());
+        }
+        let decoded = if which == 1 && self.taken[0] <= self.bytes_max { ", decoded," } else { "" };
+        let detail = format!("the body{decoded} exceeds {} bytes (body_max_bytes of this listener)", self.bytes_max);
+        Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", detail))
+    }
 }
 
 /// 408.

@@ -7,8 +7,9 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use actix_web::http::Method;
 use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE};
-use actix_web::{HttpRequest, HttpResponse, web};
+use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder, web};
 use bytes::Bytes;
 use futures_util::Stream;
 use proxy_core::feed::{EventId, Next, Start};
@@ -37,6 +38,10 @@ pub(super) async fn changes(app: web::Data<App>, request: HttpRequest) -> Result
             Duration::from_secs(10),
         )
     })?;
+    if request.method() == Method::HEAD {
+        // A stream without its body has nothing to wait for.
+        return Ok(answer().finish());
+    }
     let last_seen = last_seen(&request);
     let gateway = Arc::clone(&app.gateway);
     let (after, first) = match gateway.feed_start(last_seen.as_deref()) {
@@ -46,10 +51,13 @@ pub(super) async fn changes(app: web::Data<App>, request: HttpRequest) -> Result
     let grows = gateway.feed_grows();
     let reader =
         Reader { gateway, tenants, after, grows, ready: VecDeque::from([Bytes::from(first)]), _permit: permit };
-    Ok(HttpResponse::Ok()
-        .insert_header((CONTENT_TYPE, "text/event-stream"))
-        .insert_header((CACHE_CONTROL, "no-store"))
-        .streaming(reader.into_stream()))
+    Ok(answer().streaming(reader.into_stream()))
+}
+
+fn answer() -> HttpResponseBuilder {
+    let mut answer = HttpResponse::Ok();
+    answer.insert_header((CONTENT_TYPE, "text/event-stream")).insert_header((CACHE_CONTROL, "no-store"));
+    answer
 }
 
 /// Tells a reader that it missed events.
@@ -59,12 +67,15 @@ fn reset(go_on_from: &EventId) -> String {
     )
 }
 
+/// The last event that the reader has seen. An empty one is none: what an event source sends that has seen no ID yet.
 fn last_seen(request: &HttpRequest) -> Option<String> {
     let header = request.headers().get("last-event-id").and_then(|value| value.to_str().ok()).map(str::to_owned);
-    header.or_else(|| {
+    let query = || {
         let query = web::Query::<Vec<(String, String)>>::from_query(request.query_string()).ok()?;
         query.iter().find(|(name, _)| name == "lastEventId").map(|(_, value)| value.clone())
-    })
+    };
+    let given = |id: &String| !id.trim().is_empty();
+    header.filter(given).or_else(query).filter(given)
 }
 
 struct Reader {

@@ -8,12 +8,12 @@ use proxy_core::attestation::{HandedCredential, Presented};
 use proxy_core::gateway::about;
 use proxy_core::gateway::provision::{Answered, Assigned, ProvisionError, Question, Queued};
 use proxy_core::ids::RegistrationId;
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::connection::Exchange;
+use super::members::{FromMembers, Members};
 use super::problem::{Problem, server_time};
-use super::{body, middleware, resource};
+use super::{body, get, middleware, resource};
 use crate::app::App;
 use crate::refusals;
 
@@ -30,17 +30,23 @@ pub(super) const PATHS: [&str; 2] = [PROVISION, TIME];
 pub fn routes(config: &mut web::ServiceConfig) {
     config
         .service(resource(PROVISION, "POST").route(web::post().to(provision)))
-        .service(resource(TIME, "GET").route(web::get().to(time)));
+        .service(resource(TIME, "GET, HEAD").route(get().to(time)));
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct ProvisionBody {
     hardware_id: String,
-    #[serde(default)]
     payload: Option<Map<String, Value>>,
-    #[serde(default)]
     reprovision: bool,
+}
+
+impl FromMembers for ProvisionBody {
+    fn from_members(members: &Members) -> Result<Self, String> {
+        Ok(Self {
+            hardware_id: members.required_text("hardwareId")?,
+            payload: members.object("payload")?,
+            reprovision: members.flag("reprovision")?,
+        })
+    }
 }
 
 async fn provision(app: web::Data<App>, request: HttpRequest, payload: web::Payload) -> Result<HttpResponse, Problem> {

@@ -1,135 +1,149 @@
 //! `POST /v1/registrations/import`: an allow-list, streamed.
 //!
-//! CSV (a header line, then one device per line; a quoted field may not span lines) or NDJSON. Lines are judged one by one and written
-//! durably in chunks, so a broken connection leaves a prefix, and sending the same file again is safe.
+//! CSV (a header line, then one device per row) or NDJSON. Rows are judged one by one and written durably in chunks, so a broken
+//! connection leaves a prefix, and sending the same file again is safe.
 //!
-//! Invariant: memory is two chunks of lines, one that is read and one that is written, whatever the file's size.
+//! Invariants:
+//! - Memory is two chunks of rows, one that is read and one that is written, whatever the file's size.
+//! - Every row is counted once: new, renewed, unchanged or rejected.
 
 use std::sync::Arc;
 
+use actix_web::http::StatusCode;
 use actix_web::rt::task::JoinHandle;
 use actix_web::{HttpRequest, HttpResponse, web};
-use bytes::{Buf as _, BytesMut};
-use futures_util::StreamExt as _;
 use proxy_core::gateway::StoreError;
 use proxy_core::gateway::operator::{ImportRow, Imported};
 use proxy_core::store::ReadError;
-use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::task::JoinError;
 
 use super::bearer;
-use super::body::{require_content_type, too_slow};
+use super::body::{Body, require_content_type, too_slow};
+use super::members::{self, FromMembers, Members};
 use super::problem::Problem;
 use crate::app::App;
-use crate::config::OperatorRole;
+use crate::config::{OperatorRole, OperatorSettings};
+use crate::rows::{Cells, Csv, Header, Lines, Row};
 
-/// Lines written in one commit.
-const CHUNK_LINES: usize = 1000;
-/// What some programs put in front of a text in UTF-8.
-const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
-/// Rejected lines that are told one by one; the others are counted.
+/// Rows written in one commit.
+const CHUNK_ROWS: usize = 1000;
+/// Rejected rows that are told one by one; the others are counted.
 const PROBLEMS_TOLD_MAX: usize = 100;
+/// A row is waited for to its end as long as it has no more bytes than this, or than a row may have.
+const UNENDED_BYTES_MAX: usize = 1 << 16;
 
 /// Columns of a CSV file; the first two have to be there.
 const COLUMNS: [&str; 5] = ["hardwareId", "enrollment", "tenant", "batch", "key"];
 
 const CSV: &str = "text/csv";
 const NDJSON: &str = "application/x-ndjson";
+/// The bound of a row, by its name.
+const LINE_BOUND: &str = "operator.import_line_max_bytes";
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Line {
-    hardware_id: String,
-    enrollment: String,
-    #[serde(default)]
-    tenant: Option<String>,
-    #[serde(default)]
-    batch: Option<String>,
-    #[serde(default)]
-    key: Option<String>,
-}
+/// One line of NDJSON.
+struct Line(ImportRow);
 
-impl From<Line> for ImportRow {
-    fn from(line: Line) -> Self {
+impl FromMembers for Line {
+    fn from_members(members: &Members) -> Result<Self, String> {
         let given = |text: Option<String>| text.filter(|text| !text.is_empty());
-        Self {
-            hardware_id: line.hardware_id,
-            enrollment: line.enrollment,
-            tenant: given(line.tenant),
-            batch: given(line.batch),
-            key: given(line.key),
-        }
+        Ok(Self(ImportRow {
+            hardware_id: members.required_text("hardwareId")?,
+            enrollment: members.required_text("enrollment")?,
+            tenant: given(members.text("tenant")?),
+            batch: given(members.text("batch")?),
+            key: given(members.text("key")?),
+        }))
     }
 }
 
-/// How lines are read.
-enum Format {
-    Ndjson,
-    Csv { header: Option<csv::StringRecord> },
+fn row_of(cells: &Cells) -> Result<ImportRow, String> {
+    let cell = |column: &str| cells.get(column).map(str::to_owned);
+    let needed = |column: &str| cell(column).ok_or_else(|| format!("{column} is empty or missing"));
+    Ok(ImportRow {
+        hardware_id: needed("hardwareId")?,
+        enrollment: needed("enrollment")?,
+        tenant: cell("tenant"),
+        batch: cell("batch"),
+        key: cell("key"),
+    })
 }
+
+/// How the file is read.
+enum Format {
+    Ndjson(Lines),
+    Csv(Box<Csv>, Option<Header>),
+}
+
+/// A row that was read: its line, and the row or why it is none.
+type Read = (u64, Result<ImportRow, String>);
 
 impl Format {
-    /// A line's row; `None` for a blank line or the header.
-    fn row(&mut self, line: &[u8]) -> Result<Option<ImportRow>, String> {
-        let text = std::str::from_utf8(line).map_err(|_| "the line is not UTF-8".to_owned())?.trim_end_matches('\r');
-        if text.trim().is_empty() {
-            return Ok(None);
+    fn new(media_type: &str, bytes_max: usize) -> Self {
+        if media_type == CSV {
+            Self::Csv(Box::new(Csv::new(bytes_max)), None)
+        } else {
+            Self::Ndjson(Lines::new(bytes_max))
         }
-        let header = match self {
-            Self::Ndjson => {
-                // The words of a JSON error may quote the line, and a line may hold a key: only the place is told.
-                if text.trim_start().starts_with('[') {
-                    return Err("not the JSON object that is expected, but an array".to_owned());
-                }
-                let line: Result<Line, _> = serde_json::from_str(text);
-                return line
-                    .map(|line| Some(line.into()))
-                    .map_err(|error| format!("not the JSON object that is expected (column {})", error.column()));
-            }
-            Self::Csv { header } => header,
-        };
-        let record = csv_record(text)?;
-        let Some(header) = header else {
-            *header = Some(record);
-            return Ok(None);
-        };
-        if record.len() > header.len() {
-            return Err(format!("{} columns, but the header names {}", record.len(), header.len()));
-        }
-        let line: Line =
-            record.deserialize(Some(header)).map_err(|_| "a column that is needed is not there".to_owned())?;
-        Ok(Some(line.into()))
     }
 
-    /// What is wrong with the header, if it has been read.
-    fn header_problem(&self) -> Option<String> {
-        let Self::Csv { header: Some(header) } = self else { return None };
-        let expected = "the first line names the columns: hardwareId,enrollment[,tenant,batch,key] in any order";
-        // What is not a header may be a device, with its key.
-        if header.iter().any(|column| !COLUMNS.contains(&column)) {
-            return Some(format!("{expected}; it has something else"));
+    fn push(&mut self, bytes: &[u8]) {
+        match self {
+            Self::Ndjson(lines) => lines.push(bytes),
+            Self::Csv(csv, _) => csv.push(bytes),
         }
-        let times = |column: &str| header.iter().filter(|&named| named == column).count();
-        let missing =
-            COLUMNS[..2].iter().find(|column| times(column) == 0).map(|column| format!("{column} is missing"));
-        let twice = || COLUMNS.iter().find(|column| times(column) > 1).map(|column| format!("{column} is there twice"));
-        missing.or_else(twice).map(|problem| format!("{expected}; {problem}"))
+    }
+
+    fn end(&mut self) {
+        match self {
+            Self::Ndjson(lines) => lines.end(),
+            Self::Csv(csv, _) => csv.end(),
+        }
+    }
+
+    fn incomplete(&self) -> (usize, u64) {
+        match self {
+            Self::Ndjson(lines) => lines.incomplete(),
+            Self::Csv(csv, _) => csv.incomplete(),
+        }
+    }
+
+    /// The next complete row. The header of a CSV is none; a wrong one is a problem of the whole file.
+    fn next(&mut self, bytes_max: usize) -> Result<Option<Read>, Problem> {
+        match self {
+            Self::Ndjson(lines) => Ok(lines.next().map(|Row { line, content }| {
+                let text = content.map_err(|fault| fault.in_words(bytes_max, LINE_BOUND));
+                (line, text.and_then(|text| members::read::<Line>("the line", &text)).map(|line| line.0))
+            })),
+            Self::Csv(csv, header) => loop {
+                let Some(Row { line, content }) = csv.next() else { return Ok(None) };
+                let content = content.map_err(|fault| fault.in_words(bytes_max, LINE_BOUND));
+                let Some(header) = &header else {
+                    let checked = content.and_then(|names| Header::new(names, &COLUMNS, 2));
+                    *header = Some(checked.map_err(|problem| wrong_header(&problem))?);
+                    continue;
+                };
+                let row = content.and_then(|row| header.cells(row)).and_then(|cells| row_of(&cells));
+                return Ok(Some((line, row)));
+            },
+        }
+    }
+
+    /// Whether a header was read and nothing else can have been.
+    fn has_header(&self) -> bool {
+        matches!(self, Self::Csv(_, Some(_)))
     }
 }
 
-fn csv_record(text: &str) -> Result<csv::StringRecord, String> {
-    let mut reader = csv::ReaderBuilder::new().has_headers(false).trim(csv::Trim::All).from_reader(text.as_bytes());
-    let mut record = csv::StringRecord::new();
-    reader.read_record(&mut record).map_err(|_| "the line is not CSV".to_owned())?;
-    Ok(record)
+fn wrong_header(problem: &str) -> Problem {
+    let expected = "the first line names the columns: hardwareId,enrollment[,tenant,batch,key] in any order";
+    Problem::bad_request("wrong-header", format!("{expected}; {problem}"))
 }
 
 /// What an import has come to.
 #[derive(Default)]
 struct Tally {
-    lines: u64,
-    /// Lines that are neither blank nor the header, whether or not they can be read.
+    /// Rows that are neither blank nor the header, whether or not they can be read.
     rows: u64,
     new: u64,
     renewed: u64,
@@ -158,86 +172,57 @@ impl Tally {
     }
 
     fn into_json(mut self) -> Value {
-        // Lines that can be read are judged in batches, so others may be rejected before them.
+        // Rows that can be read are judged in batches, so others may be rejected before them.
         self.problems.sort_by_key(|problem| problem["line"].as_u64());
         json!({
-            "new": self.new, "renewed": self.renewed, "unchanged": self.unchanged, "rejected": self.rejected,
+            "rows": self.rows, "new": self.new, "renewed": self.renewed, "unchanged": self.unchanged, "rejected": self.rejected,
             "problems": self.problems,
         })
     }
 }
 
-/// Reads the stream to its end and answers with what became of its lines.
-pub(super) async fn import(
-    app: web::Data<App>,
-    request: HttpRequest,
-    mut payload: web::Payload,
-) -> Result<HttpResponse, Problem> {
+/// One import under way.
+struct Import<'a> {
+    limits: &'a OperatorSettings,
+    format: Format,
+    writing: Writing<'a>,
+    tally: Tally,
+}
+
+/// Reads the stream to its end and answers with what became of its rows.
+///
+/// # Errors
+/// 401, 403, 415; 400 if the file has a wrong header or no row at all; 413 and 408 if bounds are exceeded (what was read before is
+/// on the list).
+pub async fn import(app: web::Data<App>, request: HttpRequest, payload: web::Payload) -> Result<HttpResponse, Problem> {
     let token = bearer::operator(&app, &request, OperatorRole::Operate)?;
-    let mut format = match require_content_type(&request, &[CSV, NDJSON])? {
-        CSV => Format::Csv { header: None },
-        _ => Format::Ndjson,
-    };
+    let media_type = require_content_type(&request, &[CSV, NDJSON])?;
     let limits = &app.server.operator;
-    let mut tally = Tally::default();
-    let (mut buffer, mut writing) = (BytesMut::new(), Writing::new(&app));
+    // No row is longer, so no sound file is larger; and a file of blank lines ends as well.
+    let bytes_max = limits.import_rows_max.saturating_mul(limits.import_line_max_bytes as u64).max(1 << 20);
+    let mut body = Body::new(&request, payload, bytes_max)?;
+    let format = Format::new(media_type, limits.import_line_max_bytes);
+    let mut import = Import { limits, format, writing: Writing::new(&app), tally: Tally::default() };
+    let mut has_text = false;
     loop {
-        let received = tokio::time::timeout(limits.http.request_timeout, payload.next()).await;
-        let received = received.map_err(|_| too_slow(limits.http.request_timeout))?;
-        let ended = received.is_none();
-        if let Some(bytes) = received {
-            buffer.extend_from_slice(
-                &bytes.map_err(|_| Problem::bad_request("incomplete-body", "the body ended before it was complete"))?,
-            );
-        }
-        while let Some(line) = take_line(&mut buffer, ended) {
-            tally.lines += 1;
-            let line = if tally.lines == 1 { line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&line) } else { &line };
-            let row = if line.len() > limits.import_line_max_bytes {
-                Err(format!("the line exceeds {} bytes (operator.import_line_max_bytes)", limits.import_line_max_bytes))
-            } else {
-                format.row(line)
-            };
-            if !matches!(row, Ok(None)) && tally.rows == limits.import_rows_max {
-                writing.finish(&mut tally).await?;
-                let detail = format!(
-                    "the file has more than {} rows (operator.import_rows_max); those before are on the list",
-                    limits.import_rows_max
-                );
-                return Err(Problem::new(actix_web::http::StatusCode::PAYLOAD_TOO_LARGE, "too-many-lines", detail));
-            }
-            match row {
-                Ok(None) => {
-                    if let Some(problem) = format.header_problem() {
-                        return Err(Problem::bad_request("wrong-header", problem));
-                    }
-                }
-                Ok(Some(row)) => {
-                    tally.rows += 1;
-                    writing.add(tally.lines, row, &mut tally).await?;
-                }
-                Err(problem) => {
-                    tally.rows += 1;
-                    tally.reject(tally.lines, &problem);
-                }
-            }
-        }
-        if buffer.len() > limits.import_line_max_bytes.max(1 << 16) {
-            writing.finish(&mut tally).await?;
-            let detail = format!(
-                "line {} exceeds {} bytes (operator.import_line_max_bytes); those before are on the list",
-                tally.lines + 1,
-                limits.import_line_max_bytes
-            );
-            return Err(Problem::new(actix_web::http::StatusCode::PAYLOAD_TOO_LARGE, "line-too-long", detail));
-        }
-        if ended {
-            break;
-        }
+        let received = tokio::time::timeout(limits.http.request_timeout, body.next()).await;
+        let received = received.map_err(|_| too_slow(limits.http.request_timeout)).and_then(|received| received);
+        // What was read before a problem is on the list.
+        let Some(bytes) = import.or_write(received).await? else { break };
+        has_text |= !bytes.trim_ascii().is_empty();
+        import.format.push(&bytes);
+        import.take_rows().await?;
     }
-    writing.finish(&mut tally).await?;
+    import.format.end();
+    import.take_rows().await?;
+    import.writing.finish(&mut import.tally).await?;
+    let tally = import.tally;
+    if tally.rows == 0 && has_text {
+        return Err(no_rows(import.format.has_header()));
+    }
     tracing::info!(
         operator = token.name,
+        rows = tally.rows,
         new = tally.new,
         renewed = tally.renewed,
         rejected = tally.rejected,
@@ -246,17 +231,54 @@ pub(super) async fn import(
     Ok(HttpResponse::Ok().json(tally.into_json()))
 }
 
-/// The next whole line, without its end; at the end of the stream, what is left.
-fn take_line(buffer: &mut BytesMut, ended: bool) -> Option<BytesMut> {
-    if let Some(end) = buffer.iter().position(|&byte| byte == b'\n') {
-        let line = buffer.split_to(end);
-        buffer.advance(1);
-        return Some(line);
-    }
-    (ended && !buffer.is_empty()).then(|| buffer.split())
+fn no_rows(has_header: bool) -> Problem {
+    let detail = if has_header {
+        "the file has a header and not a single row after it, so nothing was imported"
+    } else {
+        "the file has not a single row, so nothing was imported"
+    };
+    Problem::bad_request("no-rows", detail)
 }
 
-/// Lines that were read, and the chunk before them, which is written meanwhile. One chunk follows the other, so what is on the list is
+impl Import<'_> {
+    async fn take_rows(&mut self) -> Result<(), Problem> {
+        let (rows_max, bytes_max) = (self.limits.import_rows_max, self.limits.import_line_max_bytes);
+        loop {
+            let next = self.format.next(bytes_max);
+            let Some((line, row)) = self.or_write(next).await? else { break };
+            if self.tally.rows == rows_max {
+                let detail = format!(
+                    "the file has more than {rows_max} rows (operator.import_rows_max); those before are on the list"
+                );
+                return self.or_write(Err(too_large("too-many-lines", detail))).await;
+            }
+            self.tally.rows += 1;
+            match row {
+                Ok(row) => self.writing.add(line, row, &mut self.tally).await?,
+                Err(problem) => self.tally.reject(line, &problem),
+            }
+        }
+        let (bytes, line) = self.format.incomplete();
+        if bytes > bytes_max.max(UNENDED_BYTES_MAX) {
+            let detail = format!(
+                "the row that begins in line {line} exceeds {bytes_max} bytes ({LINE_BOUND}); if it is CSV, look for a quote (\") that \
+                 is never closed. Those before are on the list"
+            );
+            return self.or_write(Err(too_large("line-too-long", detail))).await;
+        }
+        Ok(())
+    }
+
+    /// Hands on `outcome`; before a problem, what was read is written.
+    async fn or_write<T>(&mut self, outcome: Result<T, Problem>) -> Result<T, Problem> {
+        if outcome.is_err() {
+            self.writing.finish(&mut self.tally).await?;
+        }
+        outcome
+    }
+}
+
+/// Rows that were read, and the chunk before them, which is written meanwhile. One chunk follows the other, so what is on the list is
 /// always a beginning of the file.
 struct Writing<'a> {
     app: &'a App,
@@ -272,7 +294,7 @@ impl<'a> Writing<'a> {
     /// Adds a row of the file's line `line`.
     async fn add(&mut self, line: u64, row: ImportRow, tally: &mut Tally) -> Result<(), Problem> {
         self.chunk.push((line, row));
-        if self.chunk.len() < CHUNK_LINES {
+        if self.chunk.len() < CHUNK_ROWS {
             return Ok(());
         }
         self.settle(tally).await?;
@@ -290,7 +312,7 @@ impl<'a> Writing<'a> {
         Ok(())
     }
 
-    /// Writes what is left; all lines that were added are on the list then.
+    /// Writes what is left; all rows that were added are on the list then.
     async fn finish(&mut self, tally: &mut Tally) -> Result<(), Problem> {
         self.settle(tally).await?;
         let (lines, rows): (Vec<u64>, Vec<ImportRow>) = self.chunk.drain(..).unzip();
@@ -301,56 +323,6 @@ impl<'a> Writing<'a> {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn row(format: &mut Format, line: &str) -> Result<Option<(String, String, Option<String>)>, String> {
-        Ok(format.row(line.as_bytes())?.map(|row| (row.hardware_id, row.enrollment, row.batch)))
-    }
-
-    #[test]
-    fn csv_lines_follow_their_header_in_any_order() {
-        let mut format = Format::Csv { header: None };
-        assert_eq!(row(&mut format, "enrollment,hardwareId,batch\r"), Ok(None));
-        assert_eq!(
-            row(&mut format, "plant,\"SN-1\",\"b,1\"\r"),
-            Ok(Some(("SN-1".into(), "plant".into(), Some("b,1".into()))))
-        );
-        assert_eq!(row(&mut format, ""), Ok(None));
-        assert!(row(&mut format, "plant").is_err());
-    }
-
-    #[test]
-    fn a_header_that_is_none_is_told_without_its_content() {
-        for (line, problem) in [
-            ("enrollment,hardwareId,batch", None),
-            ("SN-1,plant,c2VjcmV0", Some("something else")),
-            ("hardwareId,batch", Some("enrollment is missing")),
-            ("hardwareId,enrollment,hardwareId", Some("hardwareId is there twice")),
-        ] {
-            let mut format = Format::Csv { header: None };
-            assert_eq!(row(&mut format, line), Ok(None));
-            let told = format.header_problem();
-            assert_eq!(told.is_some(), problem.is_some(), "{line}");
-            let told = told.unwrap_or_default();
-            assert!(told.contains(problem.unwrap_or_default()) && !told.contains("c2VjcmV0"), "{told}");
-        }
-    }
-
-    #[test]
-    fn a_wrong_line_is_told_without_its_content() {
-        let mut format = Format::Ndjson;
-        let problem = row(&mut format, r#"{"hardwareId":"a","enrollment":"b","keyy":"c2VjcmV0"}"#).unwrap_err();
-        assert!(!problem.contains("c2VjcmV0"), "{problem}");
-    }
-
-    #[test]
-    fn lines_are_taken_whole() {
-        let mut buffer = BytesMut::from(&b"a\nbc"[..]);
-        assert_eq!(take_line(&mut buffer, false).as_deref(), Some(&b"a"[..]));
-        assert_eq!(take_line(&mut buffer, false), None);
-        assert_eq!(take_line(&mut buffer, true).as_deref(), Some(&b"bc"[..]));
-        assert_eq!(take_line(&mut buffer, true), None);
-    }
+fn too_large(code: &'static str, detail: String) -> Problem {
+    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, code, detail)
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use actix_web::http::StatusCode;
-use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
+use actix_web::http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, VARY};
 use actix_web::{HttpRequest, HttpResponse, web};
 use proxy_core::attestation::Reason;
 use proxy_core::gateway::operator::RegistrationView;
@@ -12,10 +12,12 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tracing::Instrument as _;
 
+use super::members::{FromMembers, Members};
 use super::problem::Problem;
-use super::{bearer, body, import, lists, middleware, no_such_path, path_parameter, resource};
+use super::{bearer, body, get, import, lists, middleware, no_such_path, path_parameter, resource};
 use crate::app::App;
 use crate::config::OperatorRole;
+use crate::metrics::TextFormat;
 use crate::refusals::{Wanted, reason_named};
 use crate::reload;
 
@@ -40,16 +42,16 @@ pub(super) const PATHS: [&str; 10] =
 /// The routes of this plane.
 pub fn routes(config: &mut web::ServiceConfig) {
     config
-        .service(resource(HEALTHZ, "GET, HEAD").route(web::get().to(healthz)).route(web::head().to(healthz)))
-        .service(resource(READYZ, "GET, HEAD").route(web::get().to(readyz)).route(web::head().to(readyz)))
-        .service(resource(METRICS, "GET").route(web::get().to(metrics)))
-        .service(resource(INSTANCES, "GET").route(web::get().to(instances)))
-        .service(resource(REFUSALS, "GET").route(web::get().to(refusals)))
+        .service(resource(HEALTHZ, "GET, HEAD").route(get().to(healthz)))
+        .service(resource(READYZ, "GET, HEAD").route(get().to(readyz)))
+        .service(resource(METRICS, "GET, HEAD").route(get().to(metrics)))
+        .service(resource(INSTANCES, "GET, HEAD").route(get().to(instances)))
+        .service(resource(REFUSALS, "GET, HEAD").route(get().to(refusals)))
         .service(resource(RELOAD, "POST").route(web::post().to(reload_config)))
         .service(resource(IMPORT, "POST").route(web::post().to(import::import)))
-        .service(resource(REGISTRATIONS, "GET").route(web::get().to(lists::registrations)))
+        .service(resource(REGISTRATIONS, "GET, HEAD").route(get().to(lists::registrations)))
         .service(
-            resource(REGISTRATION, "GET, DELETE").route(web::get().to(registration)).route(web::delete().to(delete)),
+            resource(REGISTRATION, "GET, HEAD, DELETE").route(get().to(registration)).route(web::delete().to(delete)),
         )
         .service(resource(ACTION, "POST").route(web::post().to(act)));
 }
@@ -69,9 +71,13 @@ async fn readyz(app: web::Data<App>) -> HttpResponse {
 
 async fn metrics(app: web::Data<App>, request: HttpRequest) -> Result<HttpResponse, Problem> {
     bearer::operator(&app, &request, OperatorRole::Read)?;
-    let text = app.metrics.encode(&app.gateway);
+    let accept: Vec<&str> = request.headers().get_all(ACCEPT).filter_map(|value| value.to_str().ok()).collect();
+    let format = TextFormat::preferred(&accept.join(","));
+    let text = app.metrics.encode(&app.gateway, app.facts(), format);
     Ok(HttpResponse::Ok()
-        .insert_header((CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8"))
+        .insert_header((CACHE_CONTROL, "no-store"))
+        .insert_header((VARY, "accept"))
+        .insert_header((CONTENT_TYPE, format.content_type()))
         .body(text))
 }
 
@@ -179,13 +185,16 @@ async fn delete(app: web::Data<App>, request: HttpRequest) -> Result<HttpRespons
     }
 }
 
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
+#[derive(Default)]
 struct ActionBody {
-    #[serde(default)]
     reason: Option<String>,
-    #[serde(default)]
     instance: Option<String>,
+}
+
+impl FromMembers for ActionBody {
+    fn from_members(members: &Members) -> Result<Self, String> {
+        Ok(Self { reason: members.text("reason")?, instance: members.text("instance")? })
+    }
 }
 
 async fn act(app: web::Data<App>, request: HttpRequest, payload: web::Payload) -> Result<HttpResponse, Problem> {

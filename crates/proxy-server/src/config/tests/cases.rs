@@ -206,6 +206,58 @@ fn all_problems_come_at_once_with_line_and_hint() {
 }
 
 #[test]
+fn one_kind_of_check_keeps_no_other_from_being_made() {
+    let text = "default_enrollment = \"plant\"\n\
+                [store]\nfree_space_min_mib = 1\n\
+                [device]\nhost_name = \"p.example.com\"\ntls = \"off\"\nlisten = \"nowhere\"\npayload_max_bytes = 9000\n\
+                [log]\nfilter = \"a=b=c\"\n\
+                [line]\nlength_max = 0\n\
+                [instances.eu-1]\nid_scope = \"0ne000AB12C\"\nquota_per_minute = 0\n\
+                [instances.eu-2]\nid_scope = \"0ne000AB12C\"\nburst = 0\n\
+                [enrollments.plant]\ngroup_key_file = \"nowhere\"\nhosts = [\"a.example.com\"]\nregion = \"mars\"\n\
+                [enrollments.rest]\ngroup_key_file = \"key\"\nhosts = [\"a.example.com\"]\n\
+                [regristration]\n";
+    let problems = Directory::new().load(text, &[]).unwrap_err();
+    let expected = [
+        "device.listen",
+        "device.payload_max_bytes",
+        "enrollments.plant",
+        "enrollments.plant.group_key_file",
+        "enrollments.rest.audiences",
+        "enrollments.rest.hosts",
+        "instances.eu-1.quota_per_minute",
+        "instances.eu-2.burst",
+        "instances.eu-2.id_scope",
+        "line.length_max",
+        "log.filter",
+        "regristration",
+        "store.free_space_min_mib",
+    ];
+    assert_eq!(keys(&problems.problems), expected, "{problems}");
+}
+
+#[test]
+fn a_variable_that_would_replace_a_table_or_a_list_of_tables_is_named() {
+    let directory = Directory::new();
+    let text = with("[[backend.tokens]]\nname = \"a\"\ntoken_file = \"token-1\"");
+    for (variable, value, key) in [
+        ("DPS_PROXY__BACKEND__TOKENS", "[]", "backend.tokens"),
+        ("DPS_PROXY__BACKEND__TOKENS", "[{name = \"b\", token_file = \"token-2\"}]", "backend.tokens"),
+        ("DPS_PROXY__OPERATOR__TOKENS", "[]", "operator.tokens"),
+        ("DPS_PROXY__LINE", "{}", "line"),
+        ("DPS_PROXY__TENANTS", "{}", "tenants"),
+        ("DPS_PROXY__INSTANCES__EU_1", "{id_scope = \"0ne1\"}", "instances.eu-1"),
+    ] {
+        let problems = directory.load(&text, &[(variable, value)]).unwrap_err();
+        let told = problems.problems.iter().find(|problem| problem.key == key);
+        assert_eq!(told.and_then(|problem| problem.variable.as_deref()), Some(variable), "{value}: {problems}");
+    }
+    // A key whose value is a table is set as a whole, and may be.
+    let labels = [("DPS_PROXY__INSTANCES__EU_1__LABELS", "{line = \"2\"}")];
+    assert!(directory.load(&text, &labels).is_ok());
+}
+
+#[test]
 fn what_is_not_toml_is_told_by_line_and_without_quoting_it() {
     let problems = Directory::new().load("[device]\nhost_name = hunter2secret\n", &[]).unwrap_err();
     assert!(problems.problems.iter().all(|problem| problem.line == Some(2)), "{problems}");
