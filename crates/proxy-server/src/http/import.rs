@@ -278,12 +278,15 @@ impl Import<'_> {
     }
 }
 
+type Outcomes = Result<Vec<Imported>, StoreError>;
+
 /// Rows that were read, and the chunk before them, which is written meanwhile. One chunk follows the other, so what is on the list is
 /// always a beginning of the file.
 struct Writing<'a> {
     app: &'a App,
     chunk: Vec<(u64, ImportRow)>,
-    under_way: Option<(Vec<u64>, JoinHandle<Result<Vec<Imported>, StoreError>>)>,
+    /// Its lines, and what becomes of them.
+    under_way: Option<(Vec<u64>, JoinHandle<Outcomes>)>,
 }
 
 impl<'a> Writing<'a> {
