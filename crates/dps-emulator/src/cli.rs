@@ -45,9 +45,10 @@ CONFIGURATION FILE (--config)
   name = "plant"
   key = "BASE64"              # secondary-key, hub (static allocation), disabled = true,
   reprovision = "migrate"     # migrate | reset | never
+  payload = { site = "7" }    # returned with the assignment, as a custom allocation policy does
   [[enrollment]]
   id = "gateway-1"
-  key = "BASE64"              # secondary-key, device-id, hub, reprovision, disabled
+  key = "BASE64"              # secondary-key, device-id, hub, reprovision, payload, disabled
 
 FAULTS (--faults FILE, or POST /faults with one rule as JSON)
   [[fault]]
@@ -72,14 +73,15 @@ FAULTS (--faults FILE, or POST /faults with one rule as JSON)
 
 CONTROL (--control 127.0.0.1:9443, plain HTTP, JSON)
   GET /stats  POST /reset-stats  GET /journal?after=N&limit=M  GET /healthz
+  POST /clock {"offset-seconds":-7200}
   GET|POST /quota {"count":500,"seconds":60,"shape":"sliding"}   POST /assigning {"milliseconds":500}
   GET|POST /hubs {"hubs":[{"name":"hub-c.azure-devices.net","weight":1}]}
   POST /groups {"name":"plant","key":"BASE64","disabled":true}   POST /enrollments {"id":"dev-1","key":"BASE64"}
   GET|DELETE /registrations/{id}   GET|POST|DELETE /faults   DELETE /faults/{id}
 
 NOT EMULATED
-  TPM, X.509 and certificate requests, MQTT and AMQP, the service API, custom and geo-latency allocation. They are refused in
-  plain words. Nothing was verified against live Azure; where its behaviour is not documented there is a flag.
+  TPM, X.509 and certificate requests, MQTT and AMQP, the service API, geo-latency allocation, the webhook of a custom allocation
+  (a payload can be returned). They are refused in plain words. Nothing was verified against live Azure; where its behaviour is not documented there is a flag.
 "#;
 
 /// Settings of flags and of the file.
@@ -152,6 +154,9 @@ pub struct Settings {
     /// By how many seconds a token may have expired [default: 0]
     #[arg(long, value_name = "SECONDS")]
     pub clock_skew_s: Option<u64>,
+    /// By how many seconds its clock is ahead of the machine's; negative: behind [default: 0]
+    #[arg(long, value_name = "SECONDS", allow_hyphen_values = true)]
+    pub clock_offset_s: Option<i64>,
     /// Retry-After of a 202, in seconds [default: 3]
     #[arg(long, value_name = "SECONDS")]
     pub retry_after: Option<u32>,
@@ -303,6 +308,7 @@ impl Settings {
             stay_substatus: self.stay_substatus.or(file.stay_substatus),
             derive_from: self.derive_from.or(file.derive_from),
             clock_skew_s: self.clock_skew_s.or(file.clock_skew_s),
+            clock_offset_s: self.clock_offset_s.or(file.clock_offset_s),
             retry_after: self.retry_after.or(file.retry_after),
             seed: self.seed.or(file.seed),
             journal: self.journal.or(file.journal),
@@ -368,6 +374,7 @@ impl Cli {
             stay_substatus: settings.stay_substatus.unwrap_or_default(),
             derive_from: settings.derive_from.unwrap_or_default(),
             clock_skew: settings.clock_skew_s.map_or(default.clock_skew, Duration::from_secs),
+            clock_offset_s: settings.clock_offset_s.unwrap_or(default.clock_offset_s),
             retry_after_seconds: settings.retry_after.unwrap_or(default.retry_after_seconds),
             seed: settings.seed.unwrap_or(default.seed),
             journal_capacity: settings.journal.unwrap_or(default.journal_capacity),

@@ -66,6 +66,8 @@ pub struct Config {
     pub derive_from: DeriveFrom,
     /// By how much a token may have expired and still be accepted.
     pub clock_skew: Duration,
+    /// By how many seconds the emulator's clock is ahead of the machine's; negative: behind. For clients whose own clock is wrong.
+    pub clock_offset_s: i64,
     /// `Retry-After` of a 202, in seconds; published samples show 3, and 2 to 5 suit every SDK.
     pub retry_after_seconds: u32,
     /// Seed of operation IDs, tracking IDs, etags and of faults with a probability.
@@ -103,6 +105,7 @@ impl Default for Config {
             stay_substatus: StaySubstatus::InitialAssignment,
             derive_from: DeriveFrom::Lower,
             clock_skew: Duration::ZERO,
+            clock_offset_s: 0,
             retry_after_seconds: 3,
             seed: 1,
             journal_capacity: 2_000_000,
@@ -150,6 +153,9 @@ pub struct GroupConfig {
     /// What happens when a later allocation names another hub.
     #[serde(default)]
     pub reprovision: ReprovisionPolicy,
+    /// What a custom allocation policy returns for the device, as it is: an object. The hub is still chosen as above.
+    #[serde(default)]
+    pub payload: Option<serde_json::Value>,
     /// A disabled enrollment answers 401, as the service does.
     #[serde(default)]
     pub disabled: bool,
@@ -185,6 +191,9 @@ pub struct IndividualConfig {
     /// What happens when a later allocation names another hub.
     #[serde(default)]
     pub reprovision: ReprovisionPolicy,
+    /// What a custom allocation policy returns for the device, as it is: an object. The hub is still chosen as above.
+    #[serde(default)]
+    pub payload: Option<serde_json::Value>,
     /// A disabled enrollment answers 401, as the service does.
     #[serde(default)]
     pub disabled: bool,
@@ -342,6 +351,15 @@ pub(crate) fn check_hubs(hubs: &[HubConfig]) -> Result<(), ConfigError> {
         return Err(ConfigError::new("an instance links at most 50 hubs"));
     }
     Ok(())
+}
+
+pub(crate) fn check_payload(of: &str, payload: Option<&serde_json::Value>) -> Result<(), ConfigError> {
+    match payload {
+        Some(payload) if !payload.is_object() => {
+            Err(ConfigError::new(format!("the payload of `{of}` is not an object")))
+        }
+        Some(_) | None => Ok(()),
+    }
 }
 
 pub(crate) fn check_quota(quota: Quota) -> Result<(), ConfigError> {

@@ -32,6 +32,7 @@ pub(crate) fn server(shared: Arc<Shared>, listener: std::net::TcpListener) -> io
             .route("/hubs", web::get().to(hubs))
             .route("/hubs", web::post().to(set_hubs))
             .route("/assigning", web::post().to(set_assigning))
+            .route("/clock", web::post().to(set_clock))
             .route("/groups", web::post().to(put_group))
             .route("/enrollments", web::post().to(put_enrollment))
             .route("/faults", web::get().to(faults))
@@ -134,6 +135,19 @@ async fn set_hubs(shared: web::Data<Shared>, body: web::Bytes) -> HttpResponse {
 #[serde(deny_unknown_fields)]
 struct AssigningBody {
     milliseconds: u64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Clock {
+    offset_seconds: i64,
+}
+
+async fn set_clock(shared: web::Data<Shared>, body: web::Bytes) -> HttpResponse {
+    apply(&body, |Clock { offset_seconds }| {
+        shared.set_clock_offset_s(offset_seconds);
+        Ok(())
+    })
 }
 
 async fn set_assigning(shared: web::Data<Shared>, body: web::Bytes) -> HttpResponse {

@@ -5,7 +5,8 @@
 //! draws on the quota before anything else about it is looked at, so that a client cannot hide an overrun behind errors.
 //!
 //! An unknown ID scope, an unknown registration and a wrong signature get the same 401 (code 401002, "Unauthorized"): other
-//! texts of the service are not known. The reason goes to the journal.
+//! texts of the service are not known. The reason goes to the journal. Only a call without any credential is told that it has none: there
+//! is nothing to guess in that.
 //!
 //! Error codes are the HTTP status and three digits. Known are 401002, 404201 and 409203; 429001 and 500001 are guesses by
 //! analogy with IoT Hub, and `…000` stands for "the service's detail is not known".
@@ -22,7 +23,7 @@ use crate::config::{
 };
 use crate::enrollment::{Enrollments, Hubs, Terms};
 use crate::faults::{ActiveFault, Fault, FaultAction, FaultId, Faults, Picked};
-use crate::journal::{Answered, CallKind, Journal, JournalEntry, Stats, WindowJudge};
+use crate::journal::{Answered, CallKind, Journal, JournalEntry, RefusedCall, Stats, WindowJudge};
 use crate::operation::{Plan, Polled, Registration, Registry, guid};
 use crate::sas::Token;
 use crate::throttle::{PollLimiter, RegistrationQuota, retry_after_seconds};
@@ -66,6 +67,8 @@ pub struct Reply {
     pub delay: Duration,
     /// The answer; `None` is a connection that is reset without one.
     pub answer: Option<Answer>,
+    /// What was refused and why, if it was; for a log.
+    pub refused: Option<Arc<RefusedCall>>,
 }
 
 /// An HTTP answer.
@@ -108,6 +111,11 @@ impl Refusal {
 
     fn unauthorized(reason: &'static str) -> Self {
         Self { reason: Some(reason), ..Self::new(401_002, "Unauthorized") }
+    }
+
+    fn without_credential() -> Self {
+        let message = "Unauthorized: the request has no Authorization header; a shared access signature belongs there";
+        Self { reason: Some("no Authorization header"), ..Self::new(401_002, message) }
     }
 
     fn throttled(wait_ns: u64) -> Self {
@@ -153,6 +161,7 @@ struct Case {
     counted: bool,
     throttled: bool,
     unauthorized: Option<&'static str>,
+    refused: Option<Arc<RefusedCall>>,
 }
 
 /// One DPS instance.
@@ -202,15 +211,27 @@ impl Dps {
         self.requests += 1;
         let route = Route::of(request);
         let (kind, folded) = match &route {
+            // A poll for what can be nobody's operation is none: it is how a client without a credential asks for the time.
+            Route::Call { kind: CallKind::Poll, id, .. } if !is_registration_id(id) => (CallKind::Other, None),
             Route::Call { kind, id, .. } => (*kind, is_registration_id(id).then(|| id.to_ascii_lowercase())),
             _ => (CallKind::Other, None),
         };
         let id = folded.as_deref().map(|id| self.registry.known_id(id).unwrap_or_else(|| Arc::from(id)));
-        let mut case = Case { now, kind, id, operation: None, counted: false, throttled: false, unauthorized: None };
+        let mut case = Case {
+            now,
+            kind,
+            id,
+            operation: None,
+            counted: false,
+            throttled: false,
+            unauthorized: None,
+            refused: None,
+        };
         let Picked { delay, action, name } = self.faults.pick(kind, folded.as_deref(), now.monotonic_ns);
         let (answer, answered) = self.serve_with(action, request, &route, &mut case);
+        let refused = case.refused.clone();
         self.write_down(case, answered, name);
-        Reply { delay, answer }
+        Reply { delay, answer, refused }
     }
 
     /// Serves a call as a fault wants it.
@@ -228,7 +249,7 @@ impl Dps {
                 return (None, Answered::Lost);
             }
             Some(FaultAction::Status { code, retry_after, error_code, intermediary }) => {
-                self.forced_status(code, retry_after, error_code, intermediary, case)
+                self.forced_status(request, (code, retry_after, error_code, intermediary), case)
             }
             Some(FaultAction::MalformedBody { body, content_type }) => {
                 let mut answer = self.serve(request, route, case, Plan::Allocate, true);
@@ -263,10 +284,8 @@ impl Dps {
 
     fn forced_status(
         &mut self,
-        code: u16,
-        retry_after: Option<u32>,
-        error_code: Option<u32>,
-        intermediary: bool,
+        request: &Request<'_>,
+        (code, retry_after, error_code, intermediary): (u16, Option<u32>, Option<u32>, bool),
         case: &mut Case,
     ) -> Answer {
         if intermediary {
@@ -284,7 +303,7 @@ impl Dps {
             status: u16::try_from(code).unwrap_or(500),
             ..Refusal::new(error_code.unwrap_or(code * 1000 + 1), "A fault was asked for")
         };
-        self.refuse(&refusal, case)
+        self.refuse(&refusal, request, case)
     }
 
     fn serve(&mut self, request: &Request<'_>, route: &Route<'_>, case: &mut Case, plan: Plan, told: bool) -> Answer {
@@ -303,7 +322,7 @@ impl Dps {
             if refusal.status != 401 && refusal.status != 429 {
                 self.stats.refused += 1;
             }
-            self.refuse(&refusal, case)
+            self.refuse(&refusal, request, case)
         })
     }
 
@@ -437,7 +456,7 @@ impl Dps {
     }
 
     fn authenticate(&self, request: &Request<'_>, id: &str, folded: &str, valid_at: u64) -> Result<Terms, Refusal> {
-        let header = request.authorization.ok_or_else(|| Refusal::unauthorized("no Authorization header"))?;
+        let header = request.authorization.ok_or_else(Refusal::without_credential)?;
         let token = Token::parse(header).map_err(Refusal::unauthorized)?;
         if !token.is_for(&self.config.id_scope, folded) {
             return Err(Refusal::unauthorized("token is for another audience"));
@@ -462,8 +481,10 @@ impl Dps {
         Answer { status, headers, body: serde_json::to_vec(body).expect("bodies are plain structures") }
     }
 
-    fn refuse(&self, refusal: &Refusal, case: &mut Case) -> Answer {
+    fn refuse(&self, refusal: &Refusal, request: &Request<'_>, case: &mut Case) -> Answer {
         case.unauthorized = refusal.reason;
+        let reason = refusal.reason.unwrap_or(&refusal.message);
+        case.refused = Some(Arc::new(RefusedCall::new(reason, request.method, request.path)));
         let tracking_id = self.tracking_id();
         let body = ErrorBody {
             error_code: refusal.code,
@@ -507,6 +528,7 @@ impl Dps {
             counted: case.counted,
             throttled: case.throttled,
             unauthorized: case.unauthorized,
+            refused: case.refused,
             fault,
         });
     }

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use crate::config::{Config, ConfigError, DeriveFrom, GroupConfig, HubConfig, IndividualConfig, ReprovisionPolicy};
+use crate::config::{
+    Config, ConfigError, DeriveFrom, GroupConfig, HubConfig, IndividualConfig, ReprovisionPolicy, check_payload,
+};
 use crate::faults::mix;
 use crate::sas::{Token, derive_device_key};
 use crate::wire::is_registration_id;
@@ -44,6 +46,8 @@ pub(crate) struct Terms {
     pub(crate) device_id: Option<Arc<str>>,
     pub(crate) hub: Option<Arc<str>>,
     pub(crate) reprovision: ReprovisionPolicy,
+    /// What a custom allocation policy returns.
+    pub(crate) payload: Option<Arc<serde_json::Value>>,
 }
 
 struct Enrollment {
@@ -82,6 +86,7 @@ impl Enrollments {
             return Err(ConfigError::new(format!("`{}` is not an enrollment group ID", config.name)));
         }
         check_static_hub(config.hub.as_deref())?;
+        check_payload(&config.name, config.payload.as_ref())?;
         let name: Arc<str> = Arc::from(config.name.as_str());
         let enrollment = Enrollment {
             keys: Keys::parse(&config.name, &config.key_base64, config.secondary_key_base64.as_deref())?,
@@ -90,6 +95,7 @@ impl Enrollments {
                 device_id: None,
                 hub: config.hub.as_deref().map(Arc::from),
                 reprovision: config.reprovision,
+                payload: config.payload.clone().map(Arc::new),
             },
             disabled: config.disabled,
         };
@@ -111,6 +117,7 @@ impl Enrollments {
             return Err(ConfigError::new(format!("`{}` is not a registration ID", config.registration_id)));
         }
         check_static_hub(config.hub.as_deref())?;
+        check_payload(&config.registration_id, config.payload.as_ref())?;
         let id = config.registration_id.to_ascii_lowercase();
         let enrollment = Enrollment {
             keys: Keys::parse(&id, &config.key_base64, config.secondary_key_base64.as_deref())?,
@@ -119,6 +126,7 @@ impl Enrollments {
                 device_id: config.device_id.as_deref().map(Arc::from),
                 hub: config.hub.as_deref().map(Arc::from),
                 reprovision: config.reprovision,
+                payload: config.payload.clone().map(Arc::new),
             },
             disabled: config.disabled,
         };

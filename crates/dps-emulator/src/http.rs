@@ -17,6 +17,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt as _, stream};
 
 use crate::device_api::{Answer, Request};
+use crate::journal::RefusedCall;
 use crate::server::Shared;
 use crate::wire::MESSAGE_BYTES_MAX;
 
@@ -61,7 +62,10 @@ async fn handle(request: HttpRequest, mut payload: web::Payload, shared: web::Da
     while body.len() <= MESSAGE_BYTES_MAX {
         match payload.next().await {
             Some(Ok(chunk)) => body.extend_from_slice(&chunk[..chunk.len().min(MESSAGE_BYTES_MAX + 1 - body.len())]),
-            Some(Err(_)) => return HttpResponse::BadRequest().finish(),
+            Some(Err(error)) => {
+                tracing::info!(method = %request.method(), path = request.uri().path(), reason = %error, "refused: the body did not arrive");
+                return HttpResponse::BadRequest().finish();
+            }
             None => break,
         }
     }
@@ -71,7 +75,7 @@ async fn handle(request: HttpRequest, mut payload: web::Payload, shared: web::Da
     let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
     let host = header("host").map_or_else(|| shared.addr().to_string(), str::to_owned);
     let origin = format!("{}://{host}", shared.scheme());
-    let reply = shared.handle(&Request {
+    let (reply, unix_ms) = shared.handle(&Request {
         method: request.method().as_str(),
         path: request.uri().path(),
         query: request.uri().query().unwrap_or_default(),
@@ -80,20 +84,42 @@ async fn handle(request: HttpRequest, mut payload: web::Payload, shared: web::Da
         content_type: header("content-type"),
         body: &body,
     });
+    if let (Some(refused), Some(answer)) = (&reply.refused, &reply.answer) {
+        log(refused, answer.status);
+    }
     if !reply.delay.is_zero() {
         actix_web::rt::time::sleep(reply.delay).await;
     }
     match reply.answer {
-        Some(answer) => respond(answer),
+        Some(answer) => respond(answer, unix_ms),
         None => reset(&request),
     }
 }
 
-fn respond(answer: Answer) -> HttpResponse {
+/// One line for each refusal. Throttling is told on demand only: a client that is tested for it is throttled often.
+fn log(refused: &RefusedCall, status: u16) {
+    let RefusedCall { reason, method, path } = refused;
+    if status == 429 {
+        tracing::debug!(method, path, status, reason, "refused");
+    } else {
+        tracing::info!(method, path, status, reason, "refused");
+    }
+}
+
+fn http_date(unix_ms: u64) -> Option<String> {
+    let moment = jiff::Timestamp::from_second(i64::try_from(unix_ms / 1000).ok()?).ok()?;
+    jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&moment).ok()
+}
+
+fn respond(answer: Answer, unix_ms: u64) -> HttpResponse {
     let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = HttpResponse::build(status);
     for (name, value) in answer.headers {
         response.insert_header((name, value));
+    }
+    // By the emulator's own clock, which need not be the machine's.
+    if let Some(date) = http_date(unix_ms) {
+        response.insert_header(("Date", date));
     }
     let mut response = if answer.body.is_empty() {
         response.finish()

@@ -45,6 +45,25 @@ pub enum Answered {
     Lost,
 }
 
+/// A request that was refused, and why. Long methods and paths are cut off.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RefusedCall {
+    /// In plain words. The client is told this, or, when it was not authorised, less.
+    pub reason: String,
+    /// The method.
+    pub method: String,
+    /// The path as it was received.
+    pub path: String,
+}
+
+impl RefusedCall {
+    pub(crate) fn new(reason: impl Into<String>, method: &str, path: &str) -> Self {
+        let cut = |text: &str, most| text.chars().take(most).collect();
+        Self { reason: reason.into(), method: cut(method, 32), path: cut(path, 512) }
+    }
+}
+
 /// One request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -72,6 +91,9 @@ pub struct JournalEntry {
     /// Why it was not authorised. The client is never told.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unauthorized: Option<&'static str>,
+    /// What was refused and why, if it was.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<Arc<RefusedCall>>,
     /// Name of the fault that acted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fault: Option<Arc<str>>,
@@ -236,6 +258,7 @@ mod tests {
             counted: false,
             throttled: false,
             unauthorized: None,
+            refused: None,
             fault: None,
         }
     }

@@ -38,7 +38,7 @@ pub use config::{
 };
 pub use device_api::{Answer, Dps, Now, Reply, Request};
 pub use faults::{ActiveFault, Fault, FaultAction, FaultFile, FaultId, FaultSpec, IdMatch, Occurrence};
-pub use journal::{Answered, CallKind, JournalEntry, Stats};
+pub use journal::{Answered, CallKind, JournalEntry, RefusedCall, Stats};
 pub use operation::Registration;
 pub use sas::{derive_device_key, device_token, sign};
 pub use server::{Emulator, StartError};

@@ -1,5 +1,7 @@
 //! `dps-emulator`: a strict emulator of the Azure Device Provisioning Service device API, for tests on loopback.
 
+use std::io::IsTerminal as _;
+
 use anyhow::Context as _;
 use clap::Parser as _;
 use dps_emulator::Emulator;
@@ -14,7 +16,9 @@ async fn main() -> anyhow::Result<()> {
             "warn,dps_emulator=info,actix_http::h1::dispatcher=off",
         )
     });
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    // Colour codes are for people: a file or a pipe gets none.
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
 
     let mut cli = Cli::parse();
     let ca_out = cli.ca_out.take();

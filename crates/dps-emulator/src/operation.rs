@@ -34,6 +34,8 @@ pub(crate) struct Outcome {
     device_id: Arc<str>,
     group: Option<Arc<str>>,
     error: Option<(u32, Arc<str>)>,
+    /// From a custom allocation policy.
+    payload: Option<Arc<serde_json::Value>>,
     created_ms: u64,
     updated_ms: u64,
     etag: u64,
@@ -57,6 +59,7 @@ impl Outcome {
             substatus: self.substatus,
             error_code: self.error.as_ref().map(|(code, _)| *code),
             error_message: self.error.as_ref().map(|(_, message)| &**message),
+            payload: self.payload.as_deref().filter(|_| assigned),
             last_updated_date_time_utc: Some(timestamp(self.updated_ms)),
             etag: Some(etag(self.etag)),
         }
@@ -278,6 +281,7 @@ impl Registry {
             device_id: terms.device_id.clone().unwrap_or_else(|| Arc::clone(&operation.device)),
             group: terms.group.clone(),
             error: None,
+            payload: terms.payload.clone(),
             created_ms: device.created_ms,
             updated_ms: ended_ms,
             etag: mix(self.seed ^ self.etags),

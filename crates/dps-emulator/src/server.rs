@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use actix_web::dev::{Server, ServerHandle};
@@ -48,6 +48,8 @@ pub(crate) struct Shared {
     scheme: &'static str,
     /// Connections of workers that are still about to end are reset meanwhile.
     paused: AtomicBool,
+    /// By how much its clock is ahead of the machine's, in seconds.
+    clock_offset_s: AtomicI64,
 }
 
 impl Shared {
@@ -67,15 +69,21 @@ impl Shared {
     pub(crate) fn with<T>(&self, act: impl FnOnce(&mut Dps, Now) -> T) -> T {
         let mut dps = self.dps.lock();
         let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let offset_ms = self.clock_offset_s.load(Ordering::Relaxed).saturating_mul(1000);
         let now = Now {
             monotonic_ns: u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX),
-            unix_ms: u64::try_from(unix.as_millis()).unwrap_or(u64::MAX),
+            unix_ms: u64::try_from(unix.as_millis()).unwrap_or(u64::MAX).saturating_add_signed(offset_ms),
         };
         act(&mut dps, now)
     }
 
-    pub(crate) fn handle(&self, request: &Request<'_>) -> Reply {
-        self.with(|dps, now| dps.handle(request, now))
+    /// The reply, and what the emulator's clock read.
+    pub(crate) fn handle(&self, request: &Request<'_>) -> (Reply, u64) {
+        self.with(|dps, now| (dps.handle(request, now), now.unix_ms))
+    }
+
+    pub(crate) fn set_clock_offset_s(&self, offset: i64) {
+        self.clock_offset_s.store(offset, Ordering::Relaxed);
     }
 }
 
@@ -186,6 +194,7 @@ impl Emulator {
             addr,
             scheme,
             paused: AtomicBool::new(false),
+            clock_offset_s: AtomicI64::new(config.clock_offset_s),
         });
 
         let (control, control_addr) = match config.control {
@@ -346,6 +355,12 @@ impl Emulator {
     /// Names a hub that is malformed or named twice.
     pub fn set_hubs(&self, hubs: Vec<HubConfig>) -> Result<(), ConfigError> {
         self.shared.with(|dps, now| dps.set_hubs(hubs, now))
+    }
+
+    /// Sets the emulator's clock: by so many seconds ahead of the machine's (negative: behind). Dates, timestamps and its judgement of
+    /// tokens follow it; quotas, waits and operations do not.
+    pub fn set_clock_offset_s(&self, offset: i64) {
+        self.shared.set_clock_offset_s(offset);
     }
 
     /// Changes how long operations last that begin from now on.

@@ -90,6 +90,8 @@ pub(crate) struct RegistrationResult<'a> {
     pub(crate) last_updated_date_time_utc: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) etag: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) payload: Option<&'a serde_json::Value>,
 }
 
 impl<'a> RegistrationResult<'a> {
@@ -107,6 +109,7 @@ impl<'a> RegistrationResult<'a> {
             error_message: None,
             last_updated_date_time_utc: None,
             etag: None,
+            payload: None,
         }
     }
 }

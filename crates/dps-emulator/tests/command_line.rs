@@ -57,6 +57,7 @@ fn the_documented_command_line() {
     let bare = parse("dps-emulator").unwrap();
     assert_eq!(bare.quota, Quota::default(), "1000 a minute, sliding");
     assert!(bare.rejected_count && bare.lookup_counts && !bare.poll_expiry_enforced);
+    assert_eq!(parse("dps-emulator --clock-offset-s -7200").unwrap().clock_offset_s, -7200);
     let lenient = parse("dps-emulator --rejected-count no --lookup-counts no --concurrent conflict").unwrap();
     assert!(!lenient.rejected_count && !lenient.lookup_counts);
     assert_eq!(lenient.concurrent, ConcurrentRegistration::Conflict);

@@ -732,3 +732,99 @@ fn golden_messages() {
         assert_eq!(std::fs::read_to_string(&path).unwrap_or_default(), text, "{}", path.display());
     }
 }
+
+/// What dps-proxy's client sends, in `fixtures/wire/proxy-*`, is what this service takes.
+#[test]
+fn golden_requests_of_dps_proxy_are_accepted() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/wire");
+    let mut b = bench(&config());
+    for (name, ms, status) in [("time", 0, 400), ("register", 0, 202), ("poll", 500, 200), ("lookup", 500, 200)] {
+        b.ms = ms;
+        let text = std::fs::read_to_string(folder.join(format!("proxy-{name}.json"))).unwrap();
+        let message: Value = serde_json::from_str(&text).unwrap();
+        let header = |name: &str| message["headers"][name].as_str();
+        let body = match &message["body"] {
+            Value::Null => Vec::new(),
+            body => body.to_string().into_bytes(),
+        };
+        let now = b.now();
+        let request = Request {
+            method: message["method"].as_str().unwrap(),
+            path: message["path"].as_str().unwrap(),
+            query: message["query"].as_str().unwrap(),
+            origin: "https://localhost:8443",
+            authorization: header("authorization"),
+            content_type: header("content-type"),
+            body: &body,
+        };
+        let reply = b.dps.handle(&request, now);
+        let answer = reply.answer.unwrap();
+        assert_eq!(answer.status, status, "{name}: {}", String::from_utf8_lossy(&answer.body));
+    }
+    let stats = b.dps.stats(b.now());
+    assert_eq!((stats.registers, stats.polls, stats.lookups, stats.others), (1, 1, 1, 1));
+    assert_eq!(stats.registrations_counted, 2, "the question for the time spends nothing");
+}
+
+#[test]
+fn what_is_refused_is_in_the_journal_with_reason_method_and_path() {
+    let mut b = bench(&config());
+    let misspelt = Call::register("device-0001").body(r#"{"registrationid":"device-0001"}"#);
+    let anonymous = Call { authorization: None, ..Call::register("device-0001") };
+    let nowhere = Call { path: "/nowhere".to_owned(), ..Call::register("device-0001") };
+    let patch = Call { method: "PATCH", ..Call::register("device-0001") };
+    for call in [&misspelt, &anonymous, &nowhere, &patch] {
+        b.reply(call);
+    }
+    b.answer(&Call::register("device-0001"));
+    let journal = b.dps.journal_after(0, 10);
+    let refused: Vec<_> = journal
+        .iter()
+        .map(|entry| entry.refused.as_deref().map(|refused| (refused.method.as_str(), refused.path.as_str())))
+        .collect();
+    let path = misspelt.path.as_str();
+    let expected = [Some(("PUT", path)), Some(("PUT", path)), Some(("PUT", "/nowhere")), Some(("PATCH", path)), None];
+    assert_eq!(refused, expected);
+    let reasons: Vec<&str> =
+        journal.iter().filter_map(|entry| entry.refused.as_deref()).map(|refused| refused.reason.as_str()).collect();
+    for (reason, word) in reasons.iter().zip([
+        "unknown field `registrationid`",
+        "no Authorization header",
+        "no such resource",
+        "not allowed",
+    ]) {
+        assert!(reason.contains(word), "{reason}");
+    }
+    let entry = serde_json::to_value(&journal[1]).unwrap();
+    assert_eq!(entry["reason"], "no Authorization header");
+    assert_eq!((entry["method"].as_str(), entry["path"].as_str()), (Some("PUT"), Some(path)));
+    let accepted = serde_json::to_value(&journal[4]).unwrap();
+    assert!(accepted.get("reason").is_none() && accepted.get("path").is_none(), "{accepted}");
+}
+
+#[test]
+fn only_a_call_without_a_credential_is_told_that_it_has_none() {
+    let mut b = bench(&config());
+    let (status, body) = b.send(&Call { authorization: None, ..Call::register("device-0001") });
+    assert_eq!((status, body["errorCode"].as_u64()), (401, Some(401_002)));
+    assert!(body["message"].as_str().unwrap().contains("no Authorization header"), "{body}");
+    let (_, body) = b.send(&Call { authorization: Some("nonsense".to_owned()), ..Call::register("device-0001") });
+    assert_eq!(body["message"], "Unauthorized");
+}
+
+#[test]
+fn a_payload_is_returned_with_an_assignment_as_custom_allocation_does() {
+    let payload = json!({ "site": "7" });
+    let group = GroupConfig { payload: Some(payload.clone()), ..GroupConfig::new("plant", G2) };
+    let mut b = bench(&Config { groups: vec![group.clone()], ..config() });
+    let (_, body) = b.send(&Call::register("device-0001"));
+    let operation = operation(&body).to_owned();
+    let (_, running) = b.send(&Call::poll("device-0001", &operation));
+    assert!(running["registrationState"].get("payload").is_none(), "{running}");
+    b.ms = 500;
+    let (_, ended) = b.send(&Call::poll("device-0001", &operation));
+    assert_eq!(ended["registrationState"]["payload"], payload);
+    assert_eq!(b.send(&Call::lookup("device-0001")).1["payload"], payload);
+    let wrong = Config { groups: vec![GroupConfig { payload: Some(json!("text")), ..group }], ..config() };
+    assert!(Dps::new(&wrong).err().unwrap().to_string().contains("not an object"));
+}

@@ -295,3 +295,67 @@ async fn quota_can_be_set_from_the_library() {
     s.emulator.set_hubs(vec![HubConfig::new("hub-z.azure-devices.net")]).unwrap();
     s.emulator.stop().await;
 }
+
+#[tokio::test]
+async fn dates_and_the_judgement_of_tokens_follow_the_emulators_own_clock() {
+    let s = Setup::start(Config { clock_offset_s: -7_200, ..config() }).await;
+    let read = |response: &Response| {
+        let date = response.headers()["date"].to_str().unwrap();
+        jiff::fmt::rfc2822::parse(date).unwrap().timestamp().as_second()
+    };
+    let ours = || jiff::Timestamp::now().as_second();
+    let response = s.register("dev-1").await.unwrap();
+    assert!((read(&response) - (ours() - 7_200)).abs() <= 2);
+    // The usual token of these tests ends in 2096.
+    let seconds = 100 * 366 * 86_400_i64;
+    assert_eq!(s.control(Method::POST, "/clock", Some(json!({ "offset-seconds": seconds }))).await.0, 204);
+    let response = s.register("dev-1").await.unwrap();
+    assert_eq!(response.status(), 401);
+    assert!((read(&response) - (ours() + seconds)).abs() <= 2);
+    assert_eq!(s.emulator.journal().last().unwrap().unauthorized, Some("token has expired"));
+    s.emulator.stop().await;
+}
+
+#[tokio::test]
+async fn the_program_tells_each_refusal_in_one_line_without_colours() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log");
+    let file = std::fs::File::create(&log).unwrap();
+    let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_dps-emulator"))
+        .args(["--listen", "127.0.0.1:0", "--plain-http", "--id-scope", SCOPE, "--group", &format!("plant={KEY}")])
+        .env_remove("RUST_LOG")
+        .stderr(file)
+        .spawn()
+        .unwrap();
+    let text = || std::fs::read_to_string(&log).unwrap();
+    let waited = Instant::now();
+    let url = loop {
+        let started = text();
+        if let Some((_, rest)) = started.split_once("devices: ") {
+            break rest.split_whitespace().next().unwrap().to_owned();
+        }
+        assert!(waited.elapsed() < Duration::from_secs(20), "it does not start: {started}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    let client = reqwest::Client::new();
+    let register = format!("{url}/{SCOPE}/registrations/dev-1/register?api-version=2021-10-01");
+    let misspelt = client.put(&register).json(&json!({ "registrationid": "dev-1" }));
+    for (request, status) in
+        [(client.get(format!("{url}/nowhere")), 404), (client.put(&register), 401), (misspelt, 400)]
+    {
+        assert_eq!(request.send().await.unwrap().status(), status);
+    }
+    program.kill().unwrap();
+    program.wait().unwrap();
+    let text = text();
+    assert!(!text.contains('\u{1b}'), "{text}");
+    let refused: Vec<&str> = text.lines().filter(|line| line.contains("refused")).collect();
+    assert_eq!(refused.len(), 3, "{text}");
+    for (line, words) in refused.iter().zip([
+        ["GET", "/nowhere", "no such resource"],
+        ["PUT", "/registrations/dev-1/register", "no Authorization header"],
+        ["PUT", "/registrations/dev-1/register", "unknown field"],
+    ]) {
+        assert!(words.iter().all(|word| line.contains(word)), "{line}");
+    }
+}
