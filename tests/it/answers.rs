@@ -202,3 +202,13 @@ async fn the_time_is_told_to_devices_without_a_clock() {
     assert!(off < 5 && told.as_second() == seconds, "{}", reply.body);
     assert_eq!(reply.header("cache-control"), "no-store");
 }
+
+#[tokio::test]
+async fn what_a_custom_allocation_returns_reaches_the_device() {
+    let payload = json!({ "site": "7", "nested": { "list": [1, 2.5, null], "text": "ünïcode" } });
+    let dps = TestDps::start_with(|config| config.groups[0].payload = Some(payload.clone())).await;
+    let gateway = TestGateway::builder().instance("eu-1", &dps).start().await;
+    let device = TestDevice::of_fleet("sn-1");
+    assert_eq!(gateway.assigned(&device).await.json["payload"], payload);
+    assert_eq!(gateway.provision(&device).await.ok().json["payload"], payload, "and again, from the store");
+}

@@ -8,6 +8,7 @@ mod bodies;
 mod certificates;
 mod changes;
 mod check_config;
+mod clocks;
 mod connections;
 mod credentials;
 mod demo;

@@ -23,8 +23,8 @@ use proxy_core::settings::{
 };
 use proxy_core::store::Store as _;
 use proxy_core::store::sled_store::{SledOptions, SledStore};
-use proxy_core::time::{Clock as _, SystemClock};
-use proxy_core::upstream::{CallResult, Caller, Connect, Upstream};
+use proxy_core::time::{Clock as _, SystemClock, WallTime};
+use proxy_core::upstream::{CallResult, Caller, Connect, NoAnswer, Upstream};
 use serde_json::Value;
 
 const HOST: &str = "gateway.example.com";
@@ -43,6 +43,9 @@ impl Upstream for Silent {
     }
     fn lookup<'a>(&'a self, _: &'a Caller) -> BoxFuture<'a, CallResult> {
         Box::pin(std::future::pending())
+    }
+    fn time(&self) -> BoxFuture<'_, Result<WallTime, NoAnswer>> {
+        Box::pin(std::future::ready(Ok(SystemClock::wall())))
     }
 }
 

@@ -29,9 +29,6 @@ mod disbelief;
 
 pub use disbelief::{NotBelieved, Reason, Told};
 
-/// How long a token we sign for DPS is good for. A registration is over long before; polls sign anew.
-const UPSTREAM_TOKEN_LIFETIME: Duration = Duration::from_secs(3600);
-
 /// What a device presented.
 #[derive(Debug, Clone, Copy)]
 pub struct Presented<'a> {
@@ -267,7 +264,7 @@ fn upstream_spelling<'a>(enrollment: &Enrollment, record: &'a Record) -> &'a str
     }
 }
 
-/// The proof for one call to DPS.
+/// The proof for one call to DPS, good until `expires` by DPS's own clock, to the second.
 ///
 /// # Errors
 /// [`NoKey`] if there is none.
@@ -276,15 +273,14 @@ pub fn caller(
     enrollment: &Enrollment,
     record: &Record,
     instance: &InstanceName,
-    now: WallTime,
+    expires: WallTime,
 ) -> Result<Caller, NoKey> {
     let key = upstream_key(enrollment, record, instance)?;
     let spelling = upstream_spelling(enrollment, record);
     let id_scope = settings.instances.get(instance).map(|instance| instance.id_scope.as_str()).unwrap_or_default();
     let resource = sas::resource(id_scope, spelling);
-    let expiry = now.after(UPSTREAM_TOKEN_LIFETIME).unix_seconds();
-    let authorization = sas::device_token(&key, &resource, expiry, Some("registration"));
-    Ok(Caller { registration_id: spelling.to_owned(), authorization })
+    let authorization = sas::device_token(&key, &resource, expires.unix_seconds(), Some("registration"));
+    Ok(Caller { registration_id: spelling.to_owned(), authorization, expires })
 }
 
 /// What a device is handed to connect to its hub with. A secret; `Debug` does not show it.

@@ -11,7 +11,7 @@
 //!
 //! The parts: `provision` (devices), `backend` and `operator` (people and programs), `lists` (all devices,
 //! in pages), `places` (from one place to another),
-//! `dispatch` (one task per instance),
+//! `dispatch` (one task per instance), `clock` (what time it is),
 //! `register` (one registration, from departure to its end), `restore` (what an earlier process left), `tasks` (what runs, and what is
 //! done when a task dies), `about` (what log lines carry).
 
@@ -43,6 +43,7 @@ use crate::waiters::Waiters;
 pub mod about;
 mod aliases;
 pub mod backend;
+mod clock;
 pub mod dispatch;
 mod heard;
 mod left;
@@ -95,6 +96,7 @@ pub struct Gateway {
     on_the_wire: Mutex<BTreeSet<RegistrationId>>,
     /// Device IDs whose assignment is being written.
     claims: Mutex<HashMap<(TenantName, DeviceId), RegistrationId>>,
+    agreed_time: clock::Agreed,
     stopping: CancellationToken,
     tasks: TaskTracker,
     supervisor: Arc<Supervisor>,

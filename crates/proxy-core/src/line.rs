@@ -516,6 +516,18 @@ impl Line {
         self.depart(turn, now).map_or_else(|| wait(None), Next::Depart)
     }
 
+    /// Whether somebody is there who may go now. Takes nothing.
+    pub fn front_may_go(&mut self, now: Mono) -> bool {
+        self.recall_deferred(now);
+        let front = self.lanes.front();
+        front.is_some_and(|turn| self.hold(&turn, now).is_none())
+    }
+
+    /// A call that is no device's leaves. If calls failed, it is the one that tries.
+    pub fn tries(&mut self) {
+        self.breaker.left();
+    }
+
     fn spends(&self, errand: Errand) -> bool {
         errand == Errand::Register || self.lookup_spends
     }

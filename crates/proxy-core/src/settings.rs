@@ -209,6 +209,8 @@ pub struct RegistrationSettings {
     pub connect_timeout: Duration,
     /// Longest to wait for the answer to one call.
     pub request_timeout: Duration,
+    /// How long what we sign for DPS is good for, by DPS's own clock; longer than a call may take.
+    pub token_life: Duration,
     /// After we abandon a call, how much later DPS may still count it (default 30 s).
     pub upstream_max_delay: Duration,
     /// Calls of any kind to one instance at the same time, and so connections in use; the others wait for one.

@@ -15,6 +15,7 @@ use crate::settings::{Instance, RegistrationSettings};
 use crate::time::WallTime;
 
 pub mod https;
+pub mod time;
 pub mod verdict;
 
 /// Who is registered, and the proof.
@@ -24,6 +25,8 @@ pub struct Caller {
     pub registration_id: String,
     /// The `Authorization` header: a SAS token for this instance. A secret.
     pub authorization: String,
+    /// When that ends, by DPS's clock.
+    pub expires: WallTime,
 }
 
 impl fmt::Debug for Caller {
@@ -135,7 +138,7 @@ pub enum NoAnswer {
 /// The result of one call.
 pub type CallResult = Result<Answer, NoAnswer>;
 
-/// The three device calls of one DPS instance. Each method sends at most one request and never repeats it.
+/// The three device calls of one DPS instance, and the question for its time. Each method sends at most one request and never repeats it.
 ///
 /// Not cancel-safe for the ledger: a dropped call may have left. Callers run it to its end.
 pub trait Upstream: Send + Sync + fmt::Debug {
@@ -145,6 +148,8 @@ pub trait Upstream: Send + Sync + fmt::Debug {
     fn poll<'a>(&'a self, caller: &'a Caller, operation_id: &'a OperationId) -> BoxFuture<'a, CallResult>;
     /// `POST …/registrations/{registrationId}`: the stored assignment, without a new allocation.
     fn lookup<'a>(&'a self, caller: &'a Caller) -> BoxFuture<'a, CallResult>;
+    /// What DPS's clock reads, to the second. A call without a credential, which registers nothing and spends nothing.
+    fn time(&self) -> BoxFuture<'_, Result<WallTime, NoAnswer>>;
 }
 
 /// Makes the client of an instance; called again when its endpoint, trust or time-outs change.

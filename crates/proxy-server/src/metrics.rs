@@ -305,6 +305,7 @@ impl Collector for Core {
             Learning::ALL.map(|state| (state.as_str(), view.learning == state))
         })?;
         self.encode_drains(&mut encoder)?;
+        self.encode_clocks(&mut encoder)?;
         self.encode_tenants(&mut encoder)?;
         for (name, help, read) in COUNTERS {
             let mut family = encoder.encode_descriptor(name, help, None, ConstCounter::new(0.0).metric_type())?;
@@ -356,6 +357,18 @@ impl Core {
                 let left = read(view).map_or(0.0, |moment| moment.since(self.now).as_secs_f64());
                 ConstGauge::new(left).encode(family.encode_family(&labels)?)?;
             }
+        }
+        Ok(())
+    }
+
+    fn encode_clocks(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let kind = ConstGauge::new(0.0).metric_type();
+        let help = "The instance's clock less our wall clock; absent before the instance was heard of";
+        let mut family = encoder.encode_descriptor("instance_clock_offset", help, Some(&Unit::Seconds), kind)?;
+        for view in &self.instances {
+            let Some(offset) = view.clock_offset_seconds else { continue };
+            let labels = [("instance", view.name.as_str())];
+            ConstGauge::new(offset as f64).encode(family.encode_family(&labels)?)?;
         }
         Ok(())
     }

@@ -19,6 +19,7 @@ use parking_lot::Mutex;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use proxy_core::ids::{InstanceName, OperationId};
 use proxy_core::settings::{Instance as InstanceSettings, RegistrationSettings};
+use proxy_core::time::WallTime;
 use proxy_core::upstream::{CallResult, Caller, Connect, NoAnswer, Upstream, https};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
@@ -442,5 +443,23 @@ impl Upstream for Client {
     fn lookup<'a>(&'a self, caller: &'a Caller) -> BoxFuture<'a, CallResult> {
         let body = json!({ "registrationId": caller.registration_id });
         self.call(self.wire(Call::Lookup, caller, "POST", "", Some(&body))).boxed()
+    }
+
+    fn time(&self) -> BoxFuture<'_, Result<WallTime, NoAnswer>> {
+        async move {
+            if self.process.is_dead() {
+                return std::future::pending().await;
+            }
+            let (fate, outage) = self.site.fate(self.timeout);
+            tokio::time::sleep(fate.there.unwrap_or(self.timeout).min(self.timeout)).await;
+            let date = self.site.now().unix_ms / 1000 * 1000;
+            tokio::time::sleep(fate.back + Duration::from_millis(1)).await;
+            self.process.alive().await;
+            if fate.lost || outage.is_some() {
+                return Err(NoAnswer::Lost("no answer".to_owned()));
+            }
+            Ok(WallTime::from_unix_millis(i64::try_from(date).unwrap_or(i64::MAX)))
+        }
+        .boxed()
     }
 }

@@ -123,6 +123,7 @@ fn registration(scenario: &Scenario) -> RegistrationSettings {
         poll_interval_max: Duration::from_secs(30),
         throttle_wait_max: scenario.throttle_wait_max,
         assigning_max: scenario.assigning_max,
+        token_life: Duration::from_secs(120),
         breaker_threshold: scenario.breaker_threshold,
         backoff_min: Duration::from_millis(500),
         backoff_max: scenario.backoff_max,

@@ -232,6 +232,7 @@ fn registration_settings() -> RegistrationSettings {
         poll_interval_max: Duration::from_secs(60),
         throttle_wait_max: Duration::from_secs(600),
         assigning_max: Duration::from_secs(300),
+        token_life: Duration::from_secs(120),
         backoff_min: Duration::from_millis(500),
         backoff_max: Duration::from_secs(60),
         attempts_max: 8,

@@ -15,7 +15,7 @@ use crate::line::{Holding, Line, LineStatus, Next};
 use crate::settings::{Instance, Settings};
 use crate::store::{Expect, Key, Table, Write};
 use crate::time::Mono;
-use crate::upstream::Upstream;
+use crate::upstream::{NoAnswer, Upstream};
 
 /// How often things happened at one instance since the process started.
 #[derive(Debug, Default)]
@@ -76,6 +76,8 @@ pub struct Dispatcher {
     recoveries: AtomicU64,
     recovered: Notify,
     pub(super) dps_clock: Mutex<DpsClock>,
+    /// Held while the instance is asked for its time: when that last failed, and how.
+    pub(super) asking_time: tokio::sync::Mutex<Option<(Mono, NoAnswer)>>,
     /// Held while what DPS let us know is written down, so that the last word stays.
     pub(super) keeping: tokio::sync::Mutex<()>,
     /// What happened so far.
@@ -98,6 +100,7 @@ impl Dispatcher {
             recoveries: AtomicU64::new(0),
             recovered: Notify::new(),
             dps_clock: Mutex::default(),
+            asking_time: tokio::sync::Mutex::default(),
             keeping: tokio::sync::Mutex::default(),
             counts: Counts::default(),
             up: AtomicBool::new(false),
@@ -181,6 +184,26 @@ pub(super) fn slot_of(name: &[u8]) -> Option<(InstanceName, SlotId)> {
 }
 
 impl Gateway {
+    /// A call failed in a way that blames the instance.
+    pub(super) fn instance_failed(&self, dispatcher: &Dispatcher, why: &str) {
+        let now = self.now().mono;
+        let (failed_before, opened) = {
+            let mut entropy = self.entropy.lock();
+            let mut line = dispatcher.line.lock();
+            (line.is_failing(), line.instance_failed(now, &mut entropy))
+        };
+        // A long outage is one line here and one when it is over; what happens meanwhile is for whoever wants to see each call.
+        let Some(until) = opened else {
+            return tracing::debug!(instance = %dispatcher.name, why, "a call to the instance failed");
+        };
+        let wait_seconds = until.since(now).as_secs_f64();
+        if failed_before {
+            tracing::debug!(instance = %dispatcher.name, why, wait_seconds, "calls to the instance still fail");
+        } else {
+            tracing::warn!(instance = %dispatcher.name, why, wait_seconds, "calls to the instance fail; nobody goes for a while, then one device tries");
+        }
+    }
+
     /// Serves the line of `dispatcher` until the gateway stops or the instance is removed.
     pub(super) async fn dispatch(self: Arc<Self>, dispatcher: Arc<Dispatcher>) {
         loop {
@@ -192,6 +215,15 @@ impl Gateway {
                 connection = dispatcher.connection() => connection,
             };
             let now = self.now().mono;
+            // Before a turn is taken, so that those who go afterwards go at their pace.
+            if !dispatcher.knows_time(now) && dispatcher.line.lock().front_may_go(now) {
+                tokio::select! {
+                    biased;
+                    () = self.stopping.cancelled() => return,
+                    () = dispatcher.removed.cancelled() => return,
+                    () = self.learn_time(&dispatcher) => continue,
+                }
+            }
             let (next, learned_anew) = {
                 let mut line = dispatcher.line.lock();
                 (line.next(now), line.take_learned_anew())

@@ -83,6 +83,9 @@ pub struct InstanceView {
     pub draining: bool,
     /// Whether the task that serves the line runs.
     pub dispatcher_up: bool,
+    /// By how much DPS's clock is ahead of ours; negative if it is behind. Nothing before DPS was heard of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clock_offset_seconds: Option<i64>,
     /// What happened since the process started.
     pub counts: CountsView,
 }
@@ -272,6 +275,7 @@ impl Gateway {
                 capacity: instance.capacity,
                 draining: instance.draining,
                 dispatcher_up: dispatcher.up.load(Ordering::Relaxed),
+                clock_offset_seconds: dispatcher.offset_millis(now).map(|millis| millis / 1000),
                 counts: CountsView::of(&dispatcher.counts),
             })
         };
@@ -301,6 +305,7 @@ impl Gateway {
         view.position = forecast.map(|forecast| forecast.position);
         view.appointment = forecast.map(|forecast| now.wall_at(forecast.appointment));
         let status = dispatcher.status(&mut line, now.mono);
+        let clock_trouble = dispatcher.clock_trouble(now);
         let why = Why {
             pending,
             status: &status,
@@ -309,6 +314,7 @@ impl Gateway {
             failed_polls: line.failed_polls(pending.place),
             urgent_share_percent: self.settings().line.urgent_share_percent,
             now,
+            clock_trouble: clock_trouble.as_deref(),
         };
         view.waiting_because = Some(why.to_string());
     }

@@ -161,7 +161,8 @@ impl Gateway {
         };
         let now = self.now();
         let known = record.as_ref().ok().and_then(Option::as_ref).map(|versioned| &versioned.record);
-        let (name, enrollment) = attestation::authenticate(&settings, &id, known, question.presented, now)?;
+        let judged_at = Now { wall: self.credential_time(now), ..now };
+        let (name, enrollment) = attestation::authenticate(&settings, &id, known, question.presented, judged_at)?;
         let record = record.map_err(StoreError::from)?;
         self.repeat.check(&id, now.mono).map_err(ProvisionError::TooFast)?;
         let device = Believed { id, name, enrollment, settings: &settings, question };
@@ -266,7 +267,7 @@ impl Gateway {
         }
         if let Some(pending) = &record.pending {
             if record.confirmed().is_some() && !device.question.reprovision {
-                return Ok(tell(device, record, done, now));
+                return Ok(tell(device, record, done, now, self.credential_time(now)));
             }
             return Ok(self.queued_step(device, versioned, pending, now));
         }
@@ -281,7 +282,7 @@ impl Gateway {
             Some(AssignmentState::Suspect) => Ok(Step::Join(Reason::Suspect)),
             Some(AssignmentState::Moved | AssignmentState::Retired) => Ok(Step::Join(Reason::Moved)),
             Some(AssignmentState::Confirmed) if wants_another => Ok(Step::Join(Reason::Reprovision)),
-            Some(AssignmentState::Confirmed) => Ok(tell(device, record, done, now)),
+            Some(AssignmentState::Confirmed) => Ok(tell(device, record, done, now, self.credential_time(now))),
         }
     }
 
@@ -475,13 +476,14 @@ impl Gateway {
 }
 
 /// Tells a confirmed assignment; what must be remembered of the telling is written first.
-fn tell(device: &Believed<'_>, record: &Record, done: Done, now: Now) -> Step {
+/// Its credential is made by `time`.
+fn tell(device: &Believed<'_>, record: &Record, done: Done, now: Now, time: WallTime) -> Step {
     let Some(assignment) = record.confirmed() else { return Step::Join(Reason::First) };
     let enrollment = device.enrollment;
     let mut credential = None;
     if !enrollment.credential_once || record.credential_claimed.is_none() || done.claimed {
         let place = (&assignment.hub, &assignment.device_id);
-        credential = attestation::credential(enrollment, record, &assignment.instance, place, now.wall);
+        credential = attestation::credential(enrollment, record, &assignment.instance, place, time);
     }
     let tells_reprovision = device.question.reprovision && record.reprovisioned_untold;
     let claims = enrollment.credential_once && credential.is_some() && !done.claimed;

@@ -38,6 +38,9 @@ const REQUEUE_WAIT_SPREAD: Duration = Duration::from_secs(2);
 /// Until a device is tried again whose earlier registration, from a place it was moved away from, is still on the wire.
 const OTHER_CALL_WAIT: Duration = Duration::from_secs(1);
 
+/// A proof that is good for this much longer than we made it is one by another clock.
+const TOKEN_TOLERANCE: Duration = Duration::from_secs(60);
+
 /// The first polls after a start are spread over this time at least.
 const RESUME_SPREAD_MIN: Duration = Duration::from_secs(5);
 
@@ -47,6 +50,8 @@ enum NotGoing {
     Elsewhere,
     /// An operator blocked the device since its last registration.
     Blocked,
+    /// What time it is at DPS is not known, so nothing can be signed.
+    NoTime,
     /// It cannot be proven to DPS.
     Refused(RefusalWords),
 }
@@ -185,7 +190,8 @@ impl Trip {
         let settled = self.settle(&departure, sent, &result);
         match result {
             Ok(answer) => {
-                if let Some((operation_id, wait)) = self.follow(Call::Register, &answer, settled).await {
+                let verdict = self.judge(Call::Register, &answer, &ready.caller);
+                if let Some((operation_id, wait)) = self.follow(Call::Register, verdict, &answer, settled).await {
                     self.poll(operation_id, wait).await;
                 }
             }
@@ -231,7 +237,9 @@ impl Trip {
                 format!("the enrollment {} is not in the configuration any more", record.enrollment),
             )
         })?;
-        let caller = attestation::caller(settings, enrollment, record, &self.dispatcher.name, now.wall)
+        let earliest = self.dispatcher.dps_clock.lock().earliest_at(now.mono).ok_or(NotGoing::NoTime)?;
+        let expires = earliest.after(settings.registration.token_life);
+        let caller = attestation::caller(settings, enrollment, record, &self.dispatcher.name, expires)
             .map_err(|error| refused("no-key", error.to_string()))?;
         Ok(Ready {
             caller,
@@ -251,6 +259,7 @@ impl Trip {
         self.dispatcher.line.lock().never_left(departure.slot);
         match error {
             ChangeError::Unknown | ChangeError::Refused(NotGoing::Elsewhere) => self.finish(false),
+            ChangeError::Refused(NotGoing::NoTime) => self.come_back(departure.errand, self.now().mono),
             ChangeError::Refused(NotGoing::Refused(words)) => self.refuse(words, Settled::default()).await,
             ChangeError::Refused(NotGoing::Blocked) => {
                 self.edit_durably(Settled::default(), |record| drop(record.drop_pending())).await;
@@ -280,7 +289,7 @@ impl Trip {
                     self.dispatcher.bell.notify_one();
                 }
                 if let Some(date) = answer.date {
-                    self.dispatcher.dps_clock.lock().observe(date, sent, now);
+                    self.gateway.hear_date(&self.dispatcher, date, sent);
                 }
                 let write = self
                     .slot_writes(departure, |boot| SlotRecord { boot, sent, answered: Some(now), abandoned: None })
@@ -324,11 +333,35 @@ impl Trip {
         })
     }
 
-    /// Does what an answer means. Returns what is to be polled, and after which wait, if DPS has begun to work on the registration.
-    async fn follow(&self, call: Call, answer: &Answer, settled: Settled) -> Option<(OperationId, Duration)> {
+    /// What an answer means. That DPS does not believe what had ended by its clock is nothing that a device is to blame for: its clock was
+    /// set, or ours stood still.
+    fn judge(&self, call: Call, answer: &Answer, caller: &Caller) -> Verdict {
         about::answer(answer);
         tracing::debug!(?call, "DPS answered");
         let verdict = judge(call, answer);
+        let not_believed = matches!(&answer.said, Said::Error(DpsError { http_status: 401, .. }));
+        let Some(date) = answer.date.filter(|_| not_believed) else { return verdict };
+        let life = self.gateway.settings().registration.token_life;
+        if date < caller.expires && caller.expires.since(date) <= life + TOKEN_TOLERANCE {
+            return verdict;
+        }
+        let why = format!(
+            "DPS's clock was set to {date}: the proof we sent was good until {}; we sign by its clock now",
+            caller.expires
+        );
+        tracing::warn!(%why, "a proof was refused because of a clock");
+        // What is polled goes on being polled; everything else goes again.
+        if call == Call::Poll { Verdict::Retry { why } } else { Verdict::Requeue { why } }
+    }
+
+    /// Does what an answer means. Returns what is to be polled, and after which wait, if DPS has begun to work on the registration.
+    async fn follow(
+        &self,
+        call: Call,
+        verdict: Verdict,
+        answer: &Answer,
+        settled: Settled,
+    ) -> Option<(OperationId, Duration)> {
         // Only DPS's own words show that the instance works, and only about a call of the kind that failed.
         if call != Call::Poll
             && !matches!(verdict, Verdict::Retry { .. } | Verdict::Throttled { .. } | Verdict::Unknown { .. })

@@ -16,8 +16,9 @@ use super::dispatch::{Dispatcher, slot_of};
 use super::heard::{self, Heard};
 use super::left::{Left, LeftInLine, LeftWith};
 use super::provision::suspect_not_before;
-use super::tasks::{FEED_PRUNING, RELIEF, STORE_WATCH};
+use super::tasks::{CLOCK, FEED_PRUNING, RELIEF, STORE_WATCH};
 use super::{Fixed, Gateway, NotApplicable, StoreError};
+use crate::dps_clock::DpsClock;
 use crate::entropy::Entropy;
 use crate::feed::Feed;
 use crate::ids::{IdScope, InstanceName};
@@ -120,6 +121,7 @@ impl Gateway {
             settings_mark: AtomicU64::new(entropy.next_u64()),
             on_the_wire: Mutex::default(),
             claims: Mutex::default(),
+            agreed_time: Default::default(),
             entropy: Mutex::new(entropy),
             stopping: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -152,6 +154,7 @@ impl Gateway {
         self.dispatchers.store(Arc::new(dispatchers.clone()));
         for (name, dispatcher) in dispatchers {
             self.take_over(&dispatcher, lines.remove(&name).unwrap_or_default());
+            self.spawn(CLOCK, Arc::clone(self).keep_time(Arc::clone(&dispatcher)));
             self.spawn_dispatcher(dispatcher);
         }
         self.spawn_kept(FEED_PRUNING, Self::prune_feed);
@@ -255,6 +258,8 @@ impl Gateway {
         }
         for (dispatcher, client) in clients {
             *dispatcher.upstream.write() = client;
+            // Whoever answers there may have another clock.
+            *dispatcher.dps_clock.lock() = DpsClock::default();
         }
         let now = self.now();
         for (name, instance) in &new.instances {
@@ -269,6 +274,7 @@ impl Gateway {
         }
         self.forget_refusals();
         for dispatcher in added {
+            self.spawn(CLOCK, Arc::clone(self).keep_time(Arc::clone(&dispatcher)));
             self.spawn_dispatcher(dispatcher);
         }
         self.dispatchers.load().values().for_each(|dispatcher| dispatcher.bell.notify_one());

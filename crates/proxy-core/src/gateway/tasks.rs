@@ -34,6 +34,8 @@ pub(super) const COMMIT: &str = "commit";
 pub(super) const NOTES: &str = "notes";
 /// Books devices on other instances while theirs fails.
 pub(super) const RELIEF: &str = "relief";
+/// Keeps an instance's clock known.
+pub(super) const CLOCK: &str = "clock";
 /// Keeps the change feed within its retention.
 pub(super) const FEED_PRUNING: &str = "feed-pruning";
 

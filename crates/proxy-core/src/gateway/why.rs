@@ -21,10 +21,19 @@ pub(super) struct Why<'a> {
     pub(super) failed_polls: Option<&'a (u32, String)>,
     pub(super) urgent_share_percent: u32,
     pub(super) now: Now,
+    /// Our wall clock is off, in words.
+    pub(super) clock_trouble: Option<&'a str>,
 }
 
 impl fmt::Display for Why<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write_stage(f)?;
+        self.clock_trouble.map_or(Ok(()), |trouble| write!(f, "; {trouble}"))
+    }
+}
+
+impl Why<'_> {
+    fn write_stage(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let instance = &self.pending.instance;
         let under_way = self.position == Some(0);
         match &self.pending.stage {
@@ -50,9 +59,7 @@ impl fmt::Display for Why<'_> {
             Stage::Waiting => self.write_turn(f),
         }
     }
-}
 
-impl Why<'_> {
     fn write_turn(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(not_before) = self.not_before.filter(|not_before| *not_before > self.now.mono) {
             let until = self.now.wall_at(not_before);

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
-    Answer, CallResult, Caller, Connect, DpsError, NoAnswer, Progress, RegistrationState, Said, Status, Upstream,
+    Answer, CallResult, Caller, Connect, DpsError, NoAnswer, Progress, RegistrationState, Said, Status, Upstream, time,
 };
 use crate::ids::{DeviceId, HubName, IdScope, InstanceName, OperationId};
 use crate::sas::UNRESERVED;
@@ -120,6 +120,15 @@ impl Upstream for DpsClient {
         let body = json!({ "registrationId": caller.registration_id });
         Box::pin(self.call(Method::POST, self.url(caller, ""), caller, Some(body)))
     }
+
+    fn time(&self) -> BoxFuture<'_, Result<WallTime, NoAnswer>> {
+        Box::pin(async move {
+            let url = format!("{}/{}{}?api-version={}", self.endpoint, self.id_scope, time::PATH, self.api_version);
+            let response = self.http.get(url).send().await.map_err(|error| no_answer(&error))?;
+            let (http_status, headers, body) = read_whole(response).await?;
+            time::read_date(http_status, |name| text_header(&headers, name), &body)
+        })
+    }
 }
 
 /// A failure to connect (TCP or TLS) happens before a byte of the request is written; everything else may have left.
@@ -138,7 +147,12 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-async fn read_answer(mut response: Response) -> CallResult {
+async fn read_answer(response: Response) -> CallResult {
+    let (http_status, headers, body) = read_whole(response).await?;
+    read(http_status, |name| text_header(&headers, name), &body)
+}
+
+async fn read_whole(mut response: Response) -> Result<(u16, HeaderMap, Vec<u8>), NoAnswer> {
     let http_status = response.status().as_u16();
     let headers = response.headers().clone();
     let mut body = Vec::new();
@@ -148,7 +162,7 @@ async fn read_answer(mut response: Response) -> CallResult {
         }
         body.extend_from_slice(&chunk);
     }
-    read(http_status, |name| text_header(&headers, name), &body)
+    Ok((http_status, headers, body))
 }
 
 /// Makes sense of an HTTP answer that arrived whole. `header` gives the value of a header by its lower-case name, if there is one that is
@@ -186,7 +200,7 @@ fn parse_retry_after(text: &str, date: Option<WallTime>) -> Option<Duration> {
     seconds.or_else(|| Some(parse_http_date(text)?.since(date?)))
 }
 
-fn parse_http_date(text: &str) -> Option<WallTime> {
+pub(super) fn parse_http_date(text: &str) -> Option<WallTime> {
     jiff::fmt::rfc2822::parse(text).ok().map(|zoned| WallTime::from_unix_millis(zoned.timestamp().as_millisecond()))
 }
 

@@ -6,6 +6,7 @@
 
 mod belonging;
 mod clocks;
+mod golden;
 mod learning;
 mod line;
 mod lists;

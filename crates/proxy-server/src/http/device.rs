@@ -8,11 +8,12 @@ use proxy_core::attestation::{HandedCredential, Presented};
 use proxy_core::gateway::about;
 use proxy_core::gateway::provision::{Answered, Assigned, ProvisionError, Question, Queued};
 use proxy_core::ids::RegistrationId;
+use proxy_core::time::WallTime;
 use serde_json::{Map, Value, json};
 
 use super::connection::Exchange;
 use super::members::{FromMembers, Members};
-use super::problem::{Problem, server_time};
+use super::problem::Problem;
 use super::{body, get, middleware, resource};
 use crate::app::App;
 use crate::refusals;
@@ -73,7 +74,10 @@ async fn provision(app: web::Data<App>, request: HttpRequest, payload: web::Payl
     let asked = Instant::now();
     let wait = question.wait;
     let answered = answer(&app, &request, &mut question).await;
-    let answered = answered.inspect_err(|error| note(&app, &request, &body.hardware_id, error))?;
+    let answered = answered.map_err(|error| {
+        note(&app, &request, &body.hardware_id, &error);
+        Problem::from(error).told_at(credential_time(&app))
+    })?;
     Ok(respond(&answered, wait, asked.elapsed()))
 }
 
@@ -189,8 +193,13 @@ fn preferred_wait(headers: &HeaderMap) -> Duration {
     Duration::from_secs(wait.unwrap_or(0))
 }
 
-async fn time() -> HttpResponse {
-    let now = server_time();
+/// The time that devices' credentials are judged by.
+fn credential_time(app: &App) -> WallTime {
+    app.gateway.credential_time(app.gateway.now())
+}
+
+async fn time(app: web::Data<App>) -> HttpResponse {
+    let now = credential_time(&app);
     HttpResponse::Ok()
         .insert_header((CACHE_CONTROL, "no-store"))
         .json(json!({ "time": now, "unixSeconds": now.unix_seconds() }))

@@ -100,6 +100,15 @@ impl Problem {
         &self.members
     }
 
+    /// Where the problem tells the server's time, it is the one that credentials are judged by.
+    #[must_use]
+    pub fn told_at(mut self, credential_time: WallTime) -> Self {
+        if let Some(told) = self.members.get_mut("serverTime") {
+            *told = json!(credential_time);
+        }
+        self
+    }
+
     /// The stable code.
     #[must_use]
     pub fn code(&self) -> &'static str {

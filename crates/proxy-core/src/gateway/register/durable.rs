@@ -88,20 +88,7 @@ impl Trip {
 
     /// A call failed in a way that blames the instance.
     pub(super) fn pause_instance(&self, why: &str) {
-        let now = self.now().mono;
-        let (failed_before, opened) = {
-            let mut entropy = self.gateway.entropy.lock();
-            let mut line = self.dispatcher.line.lock();
-            (line.is_failing(), line.instance_failed(now, &mut entropy))
-        };
-        // A long outage is one line here and one when it is over; what happens meanwhile is for whoever wants to see each call.
-        let Some(until) = opened else { return tracing::debug!(why, "a call to the instance failed") };
-        let wait_seconds = until.since(now).as_secs_f64();
-        if failed_before {
-            tracing::debug!(why, wait_seconds, "calls to the instance still fail");
-        } else {
-            tracing::warn!(instance = %self.dispatcher.name, why, wait_seconds, "calls to the instance fail; nobody goes for a while, then one device tries");
-        }
+        self.gateway.instance_failed(&self.dispatcher, why);
     }
 
     pub(super) fn come_back(&self, errand: Errand, not_before: Mono) {

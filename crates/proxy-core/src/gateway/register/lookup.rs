@@ -3,14 +3,13 @@
 use std::time::Duration;
 
 use super::{Settled, Trip};
-use crate::gateway::about;
 use crate::gateway::dispatch::{Connection, count};
 use crate::lane::Errand;
 use crate::ledger::SlotRecord;
 use crate::line::Departure;
 use crate::record::{Record, Stage};
 use crate::time::Now;
-use crate::upstream::verdict::{Call, Verdict, judge};
+use crate::upstream::verdict::{Call, Verdict};
 use crate::upstream::{Answer, NoAnswer, RegistrationState, Said, Status};
 
 /// Least wait before looking up what became of a call without a clear answer: DPS needs a moment to have recorded it.
@@ -66,7 +65,7 @@ impl Trip {
         drop(connection);
         let settled = self.settle(&departure, sent, &result);
         match result {
-            Ok(answer) => match judged(&answer) {
+            Ok(answer) => match self.judge(Call::Lookup, &answer, &ready.caller) {
                 Verdict::Assigned(state) if !self.is_news(&before, &state) => {
                     self.go_again("DPS holds an older registration only", Duration::ZERO, settled).await;
                 }
@@ -80,8 +79,8 @@ impl Trip {
                 {
                     self.go_again("DPS gave no result in time", Duration::ZERO, settled).await;
                 }
-                _ => {
-                    if let Some((operation_id, wait)) = self.follow(Call::Lookup, &answer, settled).await {
+                verdict => {
+                    if let Some((operation_id, wait)) = self.follow(Call::Lookup, verdict, &answer, settled).await {
                         self.poll(operation_id, wait).await;
                     }
                 }
@@ -107,11 +106,6 @@ impl Trip {
         let assigning_max = self.gateway.settings().registration.assigning_max;
         before.last_sent.is_none_or(|sent| sent.age(now) > assigning_max)
     }
-}
-
-fn judged(answer: &Answer) -> Verdict {
-    about::answer(answer);
-    judge(Call::Lookup, answer)
 }
 
 /// The state of a registration that DPS ended without a hub.

@@ -3,11 +3,10 @@
 use std::time::Duration;
 
 use super::{NotGoing, RESUME_SPREAD_MIN, Settled, Trip};
-use crate::gateway::about;
 use crate::gateway::dispatch::count;
 use crate::ids::OperationId;
 use crate::retry;
-use crate::upstream::verdict::{Call, Verdict, judge, trace};
+use crate::upstream::verdict::{Call, Verdict, trace};
 use crate::upstream::{Answer, NoAnswer, Said, Status};
 
 /// Least wait between two polls of one device: DPS allows 5 per 10 s.
@@ -58,8 +57,22 @@ impl Trip {
             };
             unread = 0;
             recoveries = self.dispatcher.recoveries();
+            let known = tokio::select! {
+                biased;
+                () = self.gateway.stopping.cancelled() => return,
+                known = self.gateway.know_time(&self.dispatcher) => known,
+            };
+            if let Err(failure) = known {
+                failures += 1;
+                if !self.poll_failed(failures, &mut events, &failure.to_string()).await {
+                    return;
+                }
+                wait = self.poll_backoff(failures);
+                continue;
+            }
             let ready = match self.prepare(&settings, &record, self.now()) {
                 Ok(ready) => ready,
+                Err(NotGoing::NoTime) => continue,
                 Err(NotGoing::Elsewhere | NotGoing::Blocked) => return self.finish(false),
                 Err(NotGoing::Refused(words)) => return self.refuse(words, Settled::default()).await,
             };
@@ -89,12 +102,11 @@ impl Trip {
                     continue;
                 }
             };
-            about::answer(&answer);
             tracing::trace!("DPS answered a poll");
             if let Some(date) = answer.date {
-                self.dispatcher.dps_clock.lock().observe(date, sent, self.now().mono);
+                self.gateway.hear_date(&self.dispatcher, date, sent);
             }
-            match judge(Call::Poll, &answer) {
+            match self.judge(Call::Poll, &answer, &ready.caller) {
                 Verdict::Assigning { .. } => {
                     failures = 0;
                     self.dispatcher.line.lock().polls_failed(self.place, None);
@@ -116,8 +128,8 @@ impl Trip {
                     }
                     wait = self.poll_backoff(failures);
                 }
-                _ => {
-                    let _nothing_to_poll = self.follow(Call::Poll, &answer, Settled::default()).await;
+                verdict => {
+                    let _nothing_to_poll = self.follow(Call::Poll, verdict, &answer, Settled::default()).await;
                     return;
                 }
             }

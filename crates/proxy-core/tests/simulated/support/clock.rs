@@ -51,6 +51,11 @@ impl TestClock {
         self.began.elapsed()
     }
 
+    /// True time, whatever our wall clock reads.
+    pub(crate) fn true_unix_seconds(&self) -> i64 {
+        EPOCH_MILLIS / 1000 + i64::try_from(self.elapsed().as_secs()).unwrap()
+    }
+
     /// The machine boots; our process starts when it has been up for `uptime`.
     pub(crate) fn reboot(&self, uptime: Duration) {
         let mut state = self.state.lock();

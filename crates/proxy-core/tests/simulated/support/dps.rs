@@ -12,6 +12,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use proxy_core::ids::{DeviceId, HubName, InstanceName, OperationId};
+use proxy_core::sas::SasToken;
 use proxy_core::settings::{Instance as InstanceSettings, RegistrationSettings};
 use proxy_core::time::WallTime;
 use proxy_core::upstream::{
@@ -221,6 +222,10 @@ struct Inner {
     /// Registrations and lookups it takes in any minute; more are throttled and do not count.
     takes_per_minute: Option<usize>,
     taken: VecDeque<Duration>,
+    tells_time: bool,
+    asked_for_time: usize,
+    /// The longest that a token which arrived had left, in seconds.
+    token_life_max: i64,
 }
 
 /// One DPS instance.
@@ -253,6 +258,9 @@ impl Dps {
                 commits: 0,
                 takes_per_minute: None,
                 taken: VecDeque::new(),
+                tells_time: true,
+                asked_for_time: 0,
+                token_life_max: 0,
             }),
         })
     }
@@ -277,6 +285,11 @@ impl Dps {
 
     pub(crate) fn skew_millis(&self, skew: i64) {
         self.inner.lock().skew_millis = skew;
+    }
+
+    /// Whether it answers the question for its time; everything else is another matter.
+    pub(crate) fn tells_time(&self, tells: bool) {
+        self.inner.lock().tells_time = tells;
     }
 
     /// From now on, new allocations go to `hub`.
@@ -326,6 +339,15 @@ impl Dps {
         self.inner.lock().sent.iter().filter(|sent| sent.call == call && sent.id == id).count()
     }
 
+    pub(crate) fn asked_for_time(&self) -> usize {
+        self.inner.lock().asked_for_time
+    }
+
+    /// The longest that a token which arrived was still good for, by its own clock, in seconds.
+    pub(crate) fn token_life_max(&self) -> i64 {
+        self.inner.lock().token_life_max
+    }
+
     pub(crate) fn calls(&self) -> usize {
         self.inner.lock().sent.len()
     }
@@ -347,20 +369,23 @@ impl Dps {
         weather.fate(dice)
     }
 
-    fn arrive(&self, call: Call, id: &str, operation: Option<&str>, reply: &Reply) -> Answer {
+    fn arrive(&self, (call, id): (Call, &str), operation: Option<&str>, expires: i64, reply: &Reply) -> Answer {
         let mut inner = self.inner.lock();
         inner.arrivals.push(Arrival { call, id: id.to_owned(), at: self.began.elapsed() });
         let date = wall(self.began, inner.skew_millis);
         let throttled = if call == Call::Poll { None } else { inner.take(self.began.elapsed()) };
-        let reply = throttled.as_ref().unwrap_or(reply);
+        let over = expires <= date.unix_millis() / 1000;
+        inner.token_life_max = inner.token_life_max.max(expires - date.unix_millis() / 1000);
+        let not_believed =
+            over.then_some(Reply::Error { http_status: 401, error_code: Some(401_002), retry_after: None });
+        let reply = not_believed.as_ref().or(throttled.as_ref()).unwrap_or(reply);
         let said = inner.serve(call, id, operation, reply, date);
         let retry_after = match (reply, call) {
             (Reply::Error { retry_after, .. }, _) => retry_after.map(Duration::from_secs),
             (_, Call::Register | Call::Poll) => inner.poll_after.map(Duration::from_secs),
             (_, Call::Lookup) => None,
         };
-        let date = Some(WallTime::from_unix_millis(date.unix_millis().div_euclid(1000) * 1000));
-        Answer { said, retry_after, date, request_id: Some("request-1".to_owned()) }
+        Answer { said, retry_after, date: Some(to_the_second(date)), request_id: Some("request-1".to_owned()) }
     }
 
     async fn call(self: Arc<Self>, process: Arc<Process>, call: Call, caller: &Caller, more: More<'_>) -> CallResult {
@@ -391,11 +416,12 @@ impl Dps {
         if let Some(arrives) = arrives {
             let (dps, answer, process) = (Arc::clone(&self), Arc::clone(&answer), Arc::clone(&process));
             let operation = more.operation.map(str::to_owned);
+            let expires = SasToken::parse(&caller.authorization).unwrap().expiry_unix_seconds;
             let at = Instant::now() + arrives;
             tokio::spawn(async move {
                 tokio::time::sleep_until(at).await;
                 if process.may_still_arrive() {
-                    *answer.lock() = Some(dps.arrive(call, &id, operation.as_deref(), &reply));
+                    *answer.lock() = Some(dps.arrive((call, &id), operation.as_deref(), expires, &reply));
                 }
             });
         }
@@ -514,6 +540,10 @@ fn error(http_status: u16, error_code: Option<i64>) -> Said {
     Said::Error(DpsError { http_status, error_code, tracking_id, message: "in DPS's words".to_owned() })
 }
 
+fn to_the_second(time: WallTime) -> WallTime {
+    WallTime::from_unix_millis(time.unix_seconds() * 1000)
+}
+
 fn wall(began: Instant, skew_millis: i64) -> WallTime {
     WallTime::from_unix_millis(EPOCH_MILLIS + i64::try_from(began.elapsed().as_millis()).unwrap() + skew_millis)
 }
@@ -592,5 +622,18 @@ impl Upstream for Client {
 
     fn lookup<'a>(&'a self, caller: &'a Caller) -> BoxFuture<'a, CallResult> {
         self.call(Call::Lookup, caller, More { payload: None, operation: None })
+    }
+
+    fn time(&self) -> BoxFuture<'_, Result<WallTime, NoAnswer>> {
+        async {
+            self.process.alive().await;
+            let mut inner = self.dps.inner.lock();
+            inner.asked_for_time += 1;
+            if !inner.tells_time {
+                return Err(NoAnswer::NeverLeft("connection refused".to_owned()));
+            }
+            Ok(to_the_second(wall(self.dps.began, inner.skew_millis)))
+        }
+        .boxed()
     }
 }

@@ -21,7 +21,6 @@ use proxy_core::settings::{
 };
 use proxy_core::store::Store;
 use proxy_core::store::memory::MemoryStore;
-use proxy_core::time::Clock as _;
 use serde_json::Value;
 
 pub(crate) mod clock;
@@ -124,6 +123,7 @@ pub(crate) fn settings(instances: &[(&str, u32)]) -> Settings {
             api_version: "2021-10-01".to_owned(),
             connect_timeout: seconds(10),
             request_timeout: seconds(30),
+            token_life: seconds(120),
             upstream_max_delay: dps::MAX_DELAY,
             connections_max: 256,
             idle_connections_max: 32,
@@ -227,7 +227,7 @@ impl World {
         &self.instances[&name(instance)]
     }
 
-    /// A device with its own key and a fresh token.
+    /// A device with its own key and a fresh token. Its clock is right, whatever ours reads.
     pub(crate) fn ask(&self, hardware_id: &str) -> Ask {
         self.ask_of(hardware_id, AUDIENCE)
     }
@@ -237,7 +237,7 @@ impl World {
         let registration_id = hardware_id.to_ascii_lowercase();
         let key = sas::derive_device_key(&group_key(), &registration_id);
         let resource = format!("{audience}%2Fregistrations%2F{registration_id}");
-        let expiry = self.clock.now().wall.unix_seconds() + 3600;
+        let expiry = self.clock.true_unix_seconds() + 3600;
         Ask {
             hardware_id: hardware_id.to_owned(),
             authorization: Some(sas::device_token(&key, &resource, expiry, None)),

@@ -1,0 +1,90 @@
+//! Clocks that differ: ours, DPS's and the devices'. DPS's clock is set here, which is the same as ours being wrong the other way round.
+
+use std::time::Duration;
+
+use dps_proxy_tests::device::{AUDIENCE, unix_seconds_in};
+use dps_proxy_tests::gateway::Plane;
+use dps_proxy_tests::{TestDevice, TestDps, TestGateway, eventually_some};
+use reqwest::Method;
+
+const TWO_HOURS: i64 = 7_200;
+
+/// Seconds by which the instance's clock is ahead of ours, as the metric says; `None` while there is none.
+async fn offset(gateway: &TestGateway) -> Option<f64> {
+    let metrics = gateway.operator_get("/metrics").await.ok().body;
+    let line = metrics.lines().find(|line| line.starts_with("dps_proxy_instance_clock_offset_seconds{"))?;
+    line.rsplit_once(' ')?.1.parse().ok()
+}
+
+#[tokio::test]
+async fn with_a_clock_two_hours_off_devices_with_right_ones_are_assigned_and_the_difference_is_told() {
+    for ahead in [TWO_HOURS, -TWO_HOURS] {
+        let dps = TestDps::start_with(|config| config.clock_offset_s = ahead).await;
+        let gateway = TestGateway::builder().instance("eu-1", &dps).start().await;
+        let told = eventually_some("the instance's clock is read before anybody asks", async || offset(&gateway).await);
+        assert!((told.await - ahead as f64).abs() <= 2.0);
+        let right = unix_seconds_in(Duration::ZERO) + ahead;
+        for device in ["sn-1", "sn-2"].map(TestDevice::of_fleet) {
+            let credential = device.credential(AUDIENCE, right + 3600);
+            let reply = eventually_some("it is assigned", async || {
+                let reply = gateway.ask(&device).authorization(credential.clone()).wait(5).send().await;
+                assert!([200, 202].contains(&reply.status), "{}", reply.body);
+                (reply.status == 200).then_some(reply)
+            });
+            assert_eq!(reply.await.json["assignedHub"], dps.hubs()[0]);
+        }
+        let stats = dps.emulator.stats();
+        assert_eq!((stats.registers, stats.unauthorized), (2, 0), "one registration each, and no proof was refused");
+
+        // What a device without a clock is told fits what its credential is judged by.
+        let time = gateway.send(gateway.request(Plane::Device, Method::GET, "/v1/time")).await.ok();
+        assert!((time.json["unixSeconds"].as_i64().unwrap() - right).abs() < 60, "{}", time.body);
+        let expired = TestDevice::of_fleet("sn-3").credential(AUDIENCE, right - 4000);
+        let reply = gateway.ask(&TestDevice::of_fleet("sn-3")).authorization(expired).send().await;
+        let server_time: jiff::Timestamp =
+            reply.problem(401, "credential-expired").json["serverTime"].as_str().unwrap().parse().unwrap();
+        assert!((server_time.as_second() - right).abs() < 60, "{server_time}");
+
+        let off = |line: &serde_json::Value| line.to_string().contains("our wall clock differs from DPS's");
+        let line = gateway.logged("the clock's line", off).await;
+        assert!((line["offset_seconds"].as_i64().unwrap() - ahead).abs() <= 2, "{line}");
+        assert_eq!(gateway.logs().iter().filter(|line| off(line)).count(), 1, "one line per change of state");
+    }
+}
+
+#[tokio::test]
+async fn a_clock_of_dps_that_is_set_while_we_run_costs_no_device_its_place() {
+    let dps = TestDps::start().await;
+    let gateway = TestGateway::builder().instance("eu-1", &dps).start().await;
+    gateway.assigned(&TestDevice::of_fleet("sn-1")).await;
+    dps.emulator.set_clock_offset_s(TWO_HOURS);
+    let device = TestDevice::of_fleet("sn-2");
+    let credential = device.credential(AUDIENCE, unix_seconds_in(Duration::ZERO) + TWO_HOURS + 3600);
+    let reply = eventually_some("it is assigned", async || {
+        let reply = gateway.ask(&device).authorization(credential.clone()).wait(5).send().await;
+        assert!([200, 202].contains(&reply.status), "{}", reply.body);
+        (reply.status == 200).then_some(reply)
+    });
+    reply.await;
+    assert_eq!(dps.registers_of("sn-2"), 2, "the proof that had ended by DPS's clock, and a fresh one");
+    let view = gateway.operator_get("/v1/registrations/sn-2").await.ok();
+    assert!(view.body.contains("DPS's clock was set"), "{}", view.body);
+}
+
+#[tokio::test]
+async fn nothing_is_signed_for_an_instance_that_does_not_tell_its_time() {
+    let dps = TestDps::start().await;
+    // Everything is answered as a captive portal does.
+    let fault =
+        dps_emulator::FaultAction::Status { code: 503, retry_after: None, error_code: None, intermediary: true };
+    let fault = dps.emulator.add_fault(dps_emulator::Fault::new(fault));
+    let gateway = TestGateway::builder().instance("eu-1", &dps).start().await;
+    let device = TestDevice::of_fleet("sn-1");
+    gateway.provision(&device).await;
+    eventually_some("it was asked for its time", async || (dps.emulator.stats().others > 1).then_some(())).await;
+    let stats = dps.emulator.stats();
+    assert_eq!((stats.registers, stats.lookups, stats.polls, stats.registrations_counted), (0, 0, 0, 0));
+    dps.emulator.remove_fault(fault);
+    gateway.assigned(&device).await;
+    assert_eq!(dps.registers(), 1);
+}
