@@ -1,11 +1,14 @@
 //! Clocks that differ: ours, DPS's and the devices'. DPS's clock is set here, which is the same as ours being wrong the other way round.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dps_proxy_tests::device::{AUDIENCE, unix_seconds_in};
 use dps_proxy_tests::gateway::Plane;
 use dps_proxy_tests::{TestDevice, TestDps, TestGateway, eventually_some};
 use reqwest::Method;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
 
 const TWO_HOURS: i64 = 7_200;
 
@@ -71,20 +74,43 @@ async fn a_clock_of_dps_that_is_set_while_we_run_costs_no_device_its_place() {
     assert!(view.body.contains("DPS's clock was set"), "{}", view.body);
 }
 
+/// Answers everything as a captive portal does, and keeps what it was asked. It ends with the runtime of its test.
+async fn portal() -> (String, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (url, asked) = (format!("http://{}", listener.local_addr().unwrap()), Arc::new(Mutex::new(Vec::new())));
+    let heads = Arc::clone(&asked);
+    drop(tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut bytes = vec![0; 16_384];
+            let count = stream.read(&mut bytes).await.unwrap_or(0);
+            heads.lock().unwrap().push(String::from_utf8_lossy(&bytes[..count]).into_owned());
+            let answer = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nDate: Thu, 01 Jan 2099 00:00:00 GMT\r\nContent-Length: 15\r\nConnection: close\r\n\r\n<html>log in</h";
+            let _gone = stream.write_all(answer).await;
+        }
+    }));
+    (url, asked)
+}
+
 #[tokio::test]
-async fn nothing_is_signed_for_an_instance_that_does_not_tell_its_time() {
+async fn nothing_is_signed_before_somebody_who_speaks_for_dps_told_the_time() {
     let dps = TestDps::start().await;
-    // Everything is answered as a captive portal does.
-    let fault =
-        dps_emulator::FaultAction::Status { code: 503, retry_after: None, error_code: None, intermediary: true };
-    let fault = dps.emulator.add_fault(dps_emulator::Fault::new(fault));
-    let gateway = TestGateway::builder().instance("eu-1", &dps).start().await;
+    let (portal, asked) = portal().await;
+    let mut gateway = TestGateway::builder()
+        .instance("eu-1", &dps)
+        .set("instances.eu-1.endpoint", &format!("{portal:?}"))
+        .start()
+        .await;
     let device = TestDevice::of_fleet("sn-1");
-    gateway.provision(&device).await;
-    eventually_some("it was asked for its time", async || (dps.emulator.stats().others > 1).then_some(())).await;
-    let stats = dps.emulator.stats();
-    assert_eq!((stats.registers, stats.lookups, stats.polls, stats.registrations_counted), (0, 0, 0, 0));
-    dps.emulator.remove_fault(fault);
+    assert_eq!(gateway.provision(&device).await.status, 202);
+    eventually_some("it was asked for the time", async || (asked.lock().unwrap().len() > 2).then_some(())).await;
+    let view = gateway.instance_view("eu-1").await;
+    assert_eq!((&view["counts"]["registrations"], &view["clockOffsetSeconds"]), (&0.into(), &serde_json::Value::Null));
+    let heads = asked.lock().unwrap().clone();
+    assert!(heads.iter().all(|head| !head.to_lowercase().contains("authorization")), "{heads:?}");
+    gateway
+        .reconfigure(|config| config.set("instances.eu-1.endpoint", &format!("{:?}", dps.emulator.url())))
+        .await
+        .ok();
     gateway.assigned(&device).await;
-    assert_eq!(dps.registers(), 1);
+    assert_eq!((dps.registers(), offset(&gateway).await), (1, Some(0.0)), "the portal's date was not believed");
 }
