@@ -107,10 +107,12 @@ async fn nothing_is_signed_before_somebody_who_speaks_for_dps_told_the_time() {
     assert_eq!((&view["counts"]["registrations"], &view["clockOffsetSeconds"]), (&0.into(), &serde_json::Value::Null));
     let heads = asked.lock().unwrap().clone();
     assert!(heads.iter().all(|head| !head.to_lowercase().contains("authorization")), "{heads:?}");
+    let endpoint = format!("{:?}", dps.emulator.url());
     gateway
-        .reconfigure(|config| config.set("instances.eu-1.endpoint", &format!("{:?}", dps.emulator.url())))
-        .await
-        .ok();
+        .reconfigure(|config| {
+            config.set("instances.eu-1.endpoint", &endpoint);
+        })
+        .await;
     gateway.assigned(&device).await;
     assert_eq!((dps.registers(), offset(&gateway).await), (1, Some(0.0)), "the portal's date was not believed");
 }
