@@ -225,7 +225,7 @@ impl Application {
     pub async fn run_until(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
         let Self { app, listeners: bound, addresses, files } = self;
         let reloading = tokio::spawn(keep_reloading(app.clone(), files));
-        let watching = tokio::spawn(tls::watch_ends(app.certificates.clone()));
+        let watching = tokio::spawn(keep_watching_certificates(app.clone()));
         let mut listeners = Vec::new();
         for bound in bound {
             listeners.push(serve(bound, &app).await?);
@@ -349,6 +349,13 @@ fn require_descriptors(server: &ServerSettings, settings: &Settings) -> anyhow::
         ),
         Some(_) | None => Ok(()),
     }
+}
+
+/// Tells of certificates that near their end, as long as the service runs.
+async fn keep_watching_certificates(app: web::Data<App>) {
+    let now = || app.gateway.now().mono;
+    let begin = || tls::watch_ends(app.certificates.clone());
+    app.gateway.supervisor().keep(Task::new("certificate-watch"), now, begin).await;
 }
 
 /// Takes over the configuration whenever its files change and on SIGHUP, as long as the service runs.
