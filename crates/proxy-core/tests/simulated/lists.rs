@@ -102,7 +102,7 @@ async fn every_device_is_in_one_state_and_filters_find_it_there() {
     world.dps("a").next_of(Call::Register, "refused", Fate::error(401, Some(401_002)));
     world.queue("refused").await;
     sleep(seconds(30)).await;
-    world.gateway.block(&id("blocked"), None).await.unwrap();
+    world.gateway.block(&id("blocked"), "operator", None).await.unwrap();
     world.gateway.retire(&id("retired"), false).await.unwrap();
     world.queue("waiting").await;
     let listed = |hardware_id: &str| ImportRow {
