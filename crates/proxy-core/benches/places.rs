@@ -253,6 +253,7 @@ fn registration() -> RegistrationSettings {
         api_version: "2021-10-01".to_owned(),
         connect_timeout: Duration::from_secs(10),
         request_timeout: Duration::from_secs(30),
+        token_life: Duration::from_secs(120),
         upstream_max_delay: Duration::from_secs(30),
         connections_max: 256,
         idle_connections_max: 32,

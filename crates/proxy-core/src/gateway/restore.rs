@@ -121,7 +121,7 @@ impl Gateway {
             settings_mark: AtomicU64::new(entropy.next_u64()),
             on_the_wire: Mutex::default(),
             claims: Mutex::default(),
-            agreed_time: Default::default(),
+            agreed_time: super::clock::Agreed::default(),
             entropy: Mutex::new(entropy),
             stopping: CancellationToken::new(),
             tasks: TaskTracker::new(),
