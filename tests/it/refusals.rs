@@ -170,7 +170,12 @@ async fn no_room_at_any_instance_is_503() {
     let (first, second) = (TestDevice::of_fleet("first"), TestDevice::of_fleet("second"));
     assert_eq!(gateway.assigned(&first).await.json["assignedHub"], small.hubs()[0]);
     let reply = gateway.provision(&second).await.problem(503, "no-room");
-    assert!(reply.detail().contains("small"), "{}", reply.detail());
+    // What to change: the key, with its number and its instance.
+    for told in
+        ["instance small holds 11 registrations", "instances.small.capacity allows 11", "instances.draining.draining"]
+    {
+        assert!(reply.detail().contains(told), "{}", reply.detail());
+    }
     gateway.provision(&first).await.ok();
     gateway
         .reconfigure(|config| {

@@ -240,8 +240,8 @@ impl Gateway {
         })
     }
 
-    /// Writes `new` in place of `old`, together with `more` (written first), the feed event of a changed assignment, and the derived
-    /// counts. `reserved` is an instance that placement has already counted for it.
+    /// Writes `new` in place of `old`, together with `more` (written first) and the feed event of a changed assignment; then counts,
+    /// aliases and lines follow the record. `reserved` is an instance that placement has already counted for it.
     ///
     /// Cancel-safe: it goes on in a task of its own when its future is dropped.
     async fn commit(
@@ -293,6 +293,7 @@ impl Gateway {
         }
         self.occupancy.lock().follow(old.map(|old| &old.footprint), &new.record.footprint, reserved);
         self.aliases.write().follow(old, Some(&new.record));
+        self.follow_in_lines(old, Some(&new.record));
         if let Some(ticket) = ticket {
             ticket.committed();
         }

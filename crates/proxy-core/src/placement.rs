@@ -10,10 +10,14 @@
 
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 
 use crate::entropy::hash64;
 use crate::ids::{InstanceName, RegistrationId, TenantName};
 use crate::settings::{Enrollment, Instance};
+
+/// Instances that a message names, at most.
+const REASONS_TOLD: usize = 3;
 
 /// How full every instance is.
 #[derive(Debug, Default)]
@@ -27,8 +31,8 @@ pub enum NoRoom {
     /// No instance fits the enrollment's filters.
     #[error("no instance fits the enrollment's instances, region, labels and tenant")]
     NoneFits,
-    /// Some fit, but they take no new devices.
-    #[error("every instance that fits is draining or full: {0}")]
+    /// Some fit, but they take no new devices: for each, the key that says so and its number.
+    #[error("no instance has room: {0}")]
     AllFull(String),
 }
 
@@ -100,8 +104,8 @@ impl Occupancy {
                 .then_with(|| a.tie_break(registration_id).cmp(&b.tie_break(registration_id)))
         });
         let Some(Candidate { name, .. }) = best else {
-            let names: Vec<&str> = fitting.iter().map(|(name, _)| name.as_str()).collect();
-            return Err(NoRoom::AllFull(names.join(", ")));
+            let shut: Vec<String> = fitting.iter().map(|(name, instance)| self.why_shut(name, instance)).collect();
+            return Err(NoRoom::AllFull(shortened(&shut)));
         };
         let name = name.clone();
         self.add(&name);
@@ -112,6 +116,27 @@ impl Occupancy {
     #[must_use]
     pub fn has_room(&self, name: &InstanceName, instance: &Instance) -> bool {
         self.filled(name).saturating_add(instance.external_count) < instance.capacity
+    }
+
+    /// Why `instance` takes no new device, with the key to change.
+    #[must_use]
+    pub fn why_shut(&self, name: &InstanceName, instance: &Instance) -> String {
+        let (filled, external) = (self.filled(name), instance.external_count);
+        if instance.draining {
+            return format!("instances.{name}.draining is set");
+        }
+        if self.has_room(name, instance) {
+            return format!("instance {name} is passed over, because its line is full or calls to it fail");
+        }
+        let counted = match external {
+            0 => String::new(),
+            _ => format!(" ({external} of them by instances.{name}.external_count)"),
+        };
+        let held = filled.saturating_add(external);
+        format!(
+            "instance {name} holds {held} registrations{counted}, and instances.{name}.capacity allows {}",
+            instance.capacity
+        )
     }
 
     fn candidate<'i>(&self, name: &'i InstanceName, instance: &'i Instance) -> Candidate<'i> {
@@ -139,6 +164,15 @@ impl Candidate<'_> {
     fn tie_break(&self, registration_id: &RegistrationId) -> u64 {
         *self.tie_break.get_or_init(|| tie_break(registration_id, self.name))
     }
+}
+
+/// As many of `reasons` as fit into a message.
+fn shortened(reasons: &[String]) -> String {
+    let mut told = reasons[..reasons.len().min(REASONS_TOLD)].join("; ");
+    if reasons.len() > REASONS_TOLD {
+        let _ = write!(told, "; and {} more instances take none", reasons.len() - REASONS_TOLD);
+    }
+    told
 }
 
 /// Whether `instance` may serve `enrollment` at all.
@@ -245,9 +279,11 @@ mod tests {
         for number in 0..3 {
             assert_eq!(occupancy.place(&instances, &enrollment(), &id(number), &BTreeSet::new()), Ok(name("a")));
         }
+        let refused = occupancy.place(&instances, &enrollment(), &id(4), &BTreeSet::new()).unwrap_err();
         assert_eq!(
-            occupancy.place(&instances, &enrollment(), &id(4), &BTreeSet::new()),
-            Err(NoRoom::AllFull("a".to_owned()))
+            refused.to_string(),
+            "no instance has room: instance a holds 10 registrations (7 of them by instances.a.external_count), and \
+             instances.a.capacity allows 10"
         );
         occupancy.remove(&name("a"));
         assert_eq!(occupancy.place(&instances, &enrollment(), &id(4), &BTreeSet::new()), Ok(name("a")));

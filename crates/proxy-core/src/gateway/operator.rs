@@ -333,7 +333,7 @@ impl Gateway {
         let now = self.now().wall;
         let timeline_max = self.settings().registration.timeline_max;
         let edit = |record: &mut Record| {
-            let left = drop_unsent(record);
+            drop_unsent(record);
             let before = record.blocked.clone();
             if before.is_none() || reason.is_some() {
                 let reason = reason.map(str::to_owned);
@@ -345,14 +345,11 @@ impl Gateway {
                 }
                 record.blocked = Some(blocked);
             }
-            Ok::<_, OperatorError>(left)
+            Ok::<_, OperatorError>(())
         };
         for _ in 0..CAS_ATTEMPTS_MAX {
             match self.change(id, &[], edit).await {
-                Ok((left, record)) => {
-                    self.leave_line(&record.tenant, left);
-                    return Ok(record);
-                }
+                Ok(((), record)) => return Ok(record),
                 Err(ChangeError::Unknown) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -459,7 +456,6 @@ impl Gateway {
             let old = self.load(id).await.map_err(StoreError::from)?.ok_or(OperatorError::Unknown)?;
             let mut new = old.clone();
             let record = &mut new.record;
-            let tenant = record.tenant.clone();
             self.check_move(&settings, record, instance)?;
             if record.pending.as_ref().is_some_and(|pending| pending.instance == *instance) {
                 return Ok(old.record);
@@ -483,7 +479,6 @@ impl Gateway {
             let entered = self.enter(Some(old.record), new, joining, None, now).await;
             match entered.map_err(|error| OperatorError::NoPlace(Box::new(error)))? {
                 Ok(()) => {
-                    self.leave_line(&tenant, left);
                     return Ok(self.load(id).await.map_err(StoreError::from)?.ok_or(OperatorError::Unknown)?.record);
                 }
                 Err(CommitError::Conflict { .. }) => {}
@@ -533,7 +528,7 @@ impl Gateway {
             let old = self.load(id).await.map_err(StoreError::from)?.ok_or(OperatorError::Unknown)?;
             let mut new = old.clone();
             let record = &mut new.record;
-            let left = record.drop_pending();
+            record.drop_pending();
             let forget = dps_record_deleted || record.footprint.is_empty();
             let now = self.now().wall;
             if record.retired.is_none() {
@@ -551,10 +546,7 @@ impl Gateway {
                 self.commit(Some(old.record), new, Vec::new(), None).await
             };
             match done {
-                Ok(()) => {
-                    self.leave_line(&retired.tenant, left);
-                    return Ok((!forget).then_some(retired));
-                }
+                Ok(()) => return Ok((!forget).then_some(retired)),
                 Err(CommitError::Conflict { .. }) => {}
                 Err(error) => return Err(StoreError::from(error).into()),
             }
@@ -584,18 +576,11 @@ impl Gateway {
             }
             gateway.occupancy.lock().follow(Some(&old.record.footprint), &std::collections::BTreeSet::new(), None);
             gateway.aliases.write().follow(Some(&old.record), None);
+            gateway.follow_in_lines(Some(&old.record), None);
             gateway.waiters.wake(&old.record.registration_id);
             Ok(())
         })
         .await
-    }
-
-    pub(super) fn leave_line(&self, tenant: &TenantName, left: Option<Pending>) {
-        let Some(pending) = left else { return };
-        if let Some(dispatcher) = self.dispatcher(&pending.instance) {
-            dispatcher.line.lock().leave(tenant, pending.place);
-            dispatcher.bell.notify_one();
-        }
     }
 
     /// Puts devices onto the allow-list, at most [`MAX_WRITES`](crate::store::MAX_WRITES) at once, durably. Lines are judged one by
@@ -698,7 +683,8 @@ fn check_row(settings: &Settings, row: &ImportRow) -> Result<(RegistrationId, En
     Ok((id, name.clone(), enrollment.tenant.clone()))
 }
 
-fn drop_unsent(record: &mut Record) -> Option<Pending> {
-    let unsent = record.pending.as_ref().is_some_and(|pending| pending.stage == Stage::Waiting);
-    if unsent { record.drop_pending() } else { None }
+fn drop_unsent(record: &mut Record) {
+    if record.pending.as_ref().is_some_and(|pending| pending.stage == Stage::Waiting) {
+        record.drop_pending();
+    }
 }

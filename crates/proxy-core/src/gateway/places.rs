@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use tracing::Instrument as _;
 
-use super::provision::{Joining, ProvisionError};
+use super::provision::{Joining, ProvisionError, suspect_not_before};
 use super::{Gateway, about};
-use crate::ids::{InstanceName, RegistrationId};
+use crate::ids::{InstanceName, RegistrationId, TenantName};
 use crate::lanes::Class;
-use crate::record::{Record, Stage, Versioned};
+use crate::line::Line;
+use crate::record::{Pending, Record, Stage, Versioned};
 use crate::store::CommitError;
 use crate::time::{Mono, Now};
 
@@ -37,6 +38,48 @@ pub(super) fn may_be_rebooked(record: &Record) -> bool {
 }
 
 impl Gateway {
+    /// Lines follow their records, as part of the step that wrote them: the place that is new counts from now on, and the one that is not
+    /// on disk any more is left. So no place outlives its record, whatever becomes of the request that changed it.
+    pub(super) fn follow_in_lines(&self, old: Option<&Record>, new: Option<&Record>) {
+        let pending = |record: Option<&Record>| Some((record?.tenant.clone(), record?.pending.clone()?));
+        let (before, after) = (pending(old), pending(new));
+        let place = |pending: &Option<(TenantName, Pending)>| {
+            pending.as_ref().map(|(_, pending)| (pending.instance.clone(), pending.place))
+        };
+        if place(&before) == place(&after) {
+            return;
+        }
+        match (before, after, new) {
+            (Some((_, before)), Some((tenant, after)), _) if before.instance == after.instance => {
+                self.in_line(&after.instance, |line| line.exchange(&tenant, before.place, after.place));
+            }
+            (before, after, new) => {
+                if let (Some((tenant, after)), Some(new)) = (after, new) {
+                    let not_before = suspect_not_before(new, after.reason, &self.settings(), self.now());
+                    self.in_line(&after.instance, |line| {
+                        line.confirm(&tenant, after.place);
+                        if let Some(not_before) = not_before {
+                            line.defer(&tenant, after.place, not_before);
+                        }
+                    });
+                }
+                if let Some((tenant, before)) = before {
+                    self.in_line(&before.instance, |line| {
+                        line.leave(&tenant, before.place);
+                    });
+                }
+            }
+        }
+    }
+
+    /// Changes the line of an instance, which then looks who may go.
+    fn in_line(&self, instance: &InstanceName, change: impl FnOnce(&mut Line)) {
+        if let Some(dispatcher) = self.dispatcher(instance) {
+            change(&mut dispatcher.line.lock());
+            dispatcher.bell.notify_one();
+        }
+    }
+
     /// Whether the instance has failed for so long that devices may be booked elsewhere.
     pub(super) fn is_sick(&self, instance: &InstanceName, now: Mono) -> bool {
         let after = self.settings.load().line.rebook_after;
@@ -57,7 +100,7 @@ impl Gateway {
         let Some(dispatcher) = self.dispatcher(&pending.instance) else {
             return Err(CommitError::Conflict { index: 0 });
         };
-        let (now, before, tenant) = (self.now(), pending.place, old.record.tenant.clone());
+        let (now, tenant) = (self.now(), old.record.tenant.clone());
         let id = old.record.registration_id.clone();
         let place = dispatcher.line.lock().reserve_again(&tenant, id, class, now.mono);
         let (gateway, old, mut new) = (Arc::clone(self), old.record.clone(), old.clone());
@@ -67,14 +110,10 @@ impl Gateway {
         }
         self.to_the_end(async move {
             let committed = gateway.commit_here(Some(&old), &new, Vec::new(), None).await;
-            let mut line = dispatcher.line.lock();
-            if committed.is_ok() {
-                line.exchange(&tenant, before, place);
-            } else {
-                line.leave(&tenant, place);
+            if committed.is_err() {
+                dispatcher.line.lock().leave(&tenant, place);
+                dispatcher.bell.notify_one();
             }
-            drop(line);
-            dispatcher.bell.notify_one();
             committed
         })
         .await
@@ -91,7 +130,6 @@ impl Gateway {
         now: Now,
     ) -> Result<Result<(), CommitError>, ProvisionError> {
         let mut new = (*old).clone();
-        let tenant = new.record.tenant.clone();
         let Some(left) = new.record.drop_pending() else { return Ok(Err(CommitError::Conflict { index: 0 })) };
         let joining = Joining {
             reason: left.reason,
@@ -102,11 +140,7 @@ impl Gateway {
         };
         let why = format!("calls to {} fail, and nothing was sent there: booked on another instance", left.instance);
         new.record.note(now.wall, self.settings().registration.timeline_max, why);
-        let entered = self.enter(Some(old.record), new, joining, Some(avoid), now).await?;
-        if entered.is_ok() {
-            self.leave_line(&tenant, Some(left));
-        }
-        Ok(entered)
+        self.enter(Some(old.record), new, joining, Some(avoid), now).await
     }
 
     /// Keeps booking devices from lines whose instance fails on instances that have nobody waiting.

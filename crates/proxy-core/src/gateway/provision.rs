@@ -374,7 +374,6 @@ impl Gateway {
         let id = new.record.registration_id.clone();
         let place = dispatcher.line.lock().reserve(&tenant, id, joining.class, now.mono);
         let place = place.inspect_err(|_| self.release(&instance, reserved))?;
-        let not_before = suspect_not_before(&new.record, joining.reason, &settings, now);
         let record = &mut new.record;
         let first_there = record.footprint.insert(instance.clone());
         record.refusal = None;
@@ -396,17 +395,10 @@ impl Gateway {
         let entering = async move {
             let reserved = reserved.then_some(&instance);
             let committed = gateway.commit_here(old.as_ref(), &new, Vec::new(), reserved).await;
-            let mut line = dispatcher.line.lock();
-            if committed.is_ok() {
-                line.confirm(&tenant, place);
-                if let Some(not_before) = not_before {
-                    line.defer(&tenant, place, not_before);
-                }
-            } else {
-                line.leave(&tenant, place);
+            if committed.is_err() {
+                dispatcher.line.lock().leave(&tenant, place);
+                dispatcher.bell.notify_one();
             }
-            drop(line);
-            dispatcher.bell.notify_one();
             committed
         };
         Ok(self.to_the_end(entering).await)
@@ -447,8 +439,9 @@ impl Gateway {
         let (instance, reserved) = match record.moving_to.iter().chain(been).find(open) {
             Some(home) if record.footprint.contains(home) => (home.clone(), false),
             Some(home) => {
-                if !settings.instances.get(home).is_some_and(|instance| occupancy.has_room(home, instance)) {
-                    return Err(NoRoom::AllFull(home.to_string()));
+                let instance = settings.instances.get(home).ok_or(NoRoom::NoneFits)?;
+                if !occupancy.has_room(home, instance) {
+                    return Err(NoRoom::AllFull(occupancy.why_shut(home, instance)));
                 }
                 occupancy.add(home);
                 (home.clone(), true)

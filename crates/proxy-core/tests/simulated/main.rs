@@ -14,6 +14,7 @@ mod operators;
 mod outcomes;
 mod places;
 mod quota;
+mod rebooking;
 mod shares;
 mod sick;
 mod storage;
