@@ -2,7 +2,8 @@
 //!
 //! Devices stream in all the time, so that the ledger is always nearly full; each retries through every broken connection. Two tenants
 //! share two well instances; a third instance takes half of what is configured, so that its limit has to be learned and kept over the
-//! kills; a fourth one breaks every call for some of the time, so that its breaker opens. Afterwards the devices' diaries, the emulators'
+//! kills; a fourth one breaks every call for some of the time, so that its breaker opens and its devices are booked on a fifth one, and come
+//! home. Afterwards the devices' diaries, the emulators'
 //! journals, the operator plane and the backend plane must agree: no acknowledged place and no acknowledged assignment is lost, order is
 //! kept, a registration is repeated only where a kill or a fault had left an outcome unknown or DPS had refused it, and no window ever
 //! held more than the quota.
@@ -28,7 +29,7 @@ const QUOTA: u32 = 300;
 const BURST: u32 = 20;
 /// Enrollments, each one a tenant, with their instances and how many of their devices are in line or under way at any time.
 const FLEETS: [(&str, &[&str], usize); 4] =
-    [("fleet", &WELL, 110), ("guests", &WELL, 110), ("shrunk", &[SHRUNK], 60), ("failing", &[FAILING], 60)];
+    [("fleet", &WELL, 110), ("guests", &WELL, 110), ("shrunk", &[SHRUNK], 60), ("failing", &[FAILING, SPARE], 120)];
 /// How long each register call is on its way at DPS: what makes sends be in flight.
 const LATENCY: Duration = Duration::from_millis(300);
 const WELL: [&str; 2] = ["eu-1", "eu-2"];
@@ -37,7 +38,9 @@ const SHRUNK: &str = "us-1";
 const REALLY_TAKEN: u32 = QUOTA / 2;
 /// Breaks every call while [`breaks`] says so.
 const FAILING: &str = "us-2";
-const INSTANCES: [&str; 4] = [WELL[0], WELL[1], SHRUNK, FAILING];
+/// Takes devices from [`FAILING`] while that fails.
+const SPARE: &str = "us-3";
+const INSTANCES: [&str; 5] = [WELL[0], WELL[1], SHRUNK, FAILING, SPARE];
 /// The fault that does it.
 const BROKEN: &str = "broken";
 /// A learned limit, against what is really taken: a step below it or above it, while a higher one is tried.
@@ -166,11 +169,13 @@ async fn nothing_acknowledged_is_lost_and_no_quota_broken_by_kill_9() {
         instances.push(Instance { name: name.to_owned(), endpoint: emulator.url(), quota: QUOTA, burst: BURST });
         emulators.push(emulator);
     }
-    let [first, second, _shrunk, failing] = emulators.as_slice() else { unreachable!() };
+    let [first, second, _shrunk, failing, _spare] = emulators.as_slice() else { unreachable!() };
     let registration = "upstream_max_delay = \"1s\"\nconnect_timeout = \"2s\"\nrequest_timeout = \"5s\"".to_owned();
     let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
     let enrollments = FLEETS.iter().map(|(name, instances, _)| ((*name).to_owned(), owned(instances))).collect();
-    let site = Arc::new(Site::new(&Plan { instances, registration, enrollments, tenants: true, ..Plan::default() }));
+    let line = "rebook_after = \"1s\"".to_owned();
+    let plan = Plan { instances, registration, line, enrollments, tenants: true, ..Plan::default() };
+    let site = Arc::new(Site::new(&plan));
     let mut service = site.start().await;
 
     let storm = Arc::new(Storm::default());
@@ -226,6 +231,8 @@ async fn nothing_acknowledged_is_lost_and_no_quota_broken_by_kill_9() {
     let diaries = storm.diaries.lock().unwrap().clone();
     let journals: Vec<Vec<JournalEntry>> = emulators.iter().map(Emulator::journal).collect();
     check_assignments(&site, &diaries, &emulators).await;
+    let (rebooked, home) = moved_by_themselves(&site, &diaries).await;
+    println!("kills: {rebooked} devices were booked on {SPARE} because {FAILING} failed, {home} of them came home");
     let late = check_order(&diaries, &journals, &kills);
     let mean_share = shares.iter().sum::<f64>() / shares.len() as f64;
     let least_share = shares.iter().copied().fold(1.0, f64::min);
@@ -255,6 +262,7 @@ async fn nothing_acknowledged_is_lost_and_no_quota_broken_by_kill_9() {
     assert!(busy * 10 >= in_flight.len() * 8, "too few in flight: {in_flight:?}");
     assert!(broken as usize >= planned, "the kills hit too few requests: {broken}");
     assert!(opened > 0, "the breaker was never open at a kill");
+    assert!(rebooked > 0, "nobody was booked elsewhere");
     assert!(settled.iter().all(|part| LEARNED.contains(part)), "what was learned is lost: {learned:.2?}");
     service.stop().await;
 }
@@ -350,6 +358,16 @@ async fn check_assignments(site: &Site, diaries: &HashMap<String, Diary>, emulat
             .collect();
         assert_eq!(at_dps.iter().map(String::as_str).collect::<Vec<_>>(), [told.unwrap()], "{id} at DPS");
     }
+}
+
+/// How many devices were booked on another instance, and how many of those were brought home, as their timelines tell.
+async fn moved_by_themselves(site: &Site, diaries: &HashMap<String, Diary>) -> (usize, usize) {
+    let ids: Vec<&String> = diaries.keys().filter(|id| enrollment_of(id) == "failing").collect();
+    let views = stream::iter(ids).map(async |id| site.operator(&format!("/v1/registrations/{id}")).await.1);
+    let timelines: Vec<String> =
+        views.buffer_unordered(8).map(|view| view["timeline"].to_string()).collect::<Vec<_>>().await;
+    let with = |words: &str| timelines.iter().filter(|timeline| timeline.contains(words)).count();
+    (with("booked on another instance"), with("to its place there"))
 }
 
 /// A device whose place was acknowledged before another device asked at all is registered before it, if both are in one tenant's lane of

@@ -139,6 +139,8 @@ pub(crate) struct Plan {
     pub(crate) instances: Vec<Instance>,
     /// Lines of `[registration]`.
     pub(crate) registration: String,
+    /// Lines of `[line]`.
+    pub(crate) line: String,
     /// Lines of `[device]`.
     pub(crate) device: String,
     /// Enrollments, each with its instances; its audience is its name. None: one enrollment for all.
@@ -230,8 +232,11 @@ readiness_delay = "0s"
 drain_timeout = "5s"
 [registration]
 {registration}
+[line]
+{line_lines}
 "#,
             device_lines = plan.device,
+            line_lines = plan.line,
             registration = plan.registration,
         );
         for Instance { name, endpoint, quota, burst } in &plan.instances {

@@ -10,7 +10,7 @@
 //!   and [`crate::upstream::verdict`]; here they are carried out.
 //!
 //! The parts: `provision` (devices), `backend` and `operator` (people and programs), `lists` (all devices,
-//! in pages), `places` (from one place to another),
+//! in pages), `places` (lines follow records; another class), `outside` (no place), `relief` (instances that fail),
 //! `dispatch` (one task per instance), `clock` (what time it is),
 //! `register` (one registration, from departure to its end), `restore` (what an earlier process left), `tasks` (what runs, and what is
 //! done when a task dies), `about` (what log lines carry).
@@ -49,15 +49,18 @@ mod heard;
 mod left;
 pub mod lists;
 pub mod operator;
+mod outside;
 mod places;
 pub mod provision;
 mod register;
+mod relief;
 pub mod restore;
 mod tasks;
 mod why;
 
 use aliases::Aliases;
 use dispatch::Dispatcher;
+use relief::Away;
 
 /// How often a compare-and-set is tried anew before we call the store busy. Two writers of one device are rare, sixteen are a bug.
 const CAS_ATTEMPTS_MAX: usize = 16;
@@ -94,6 +97,8 @@ pub struct Gateway {
     settings_mark: AtomicU64,
     /// Devices with a registration on the wire. An operator may move or delete one meanwhile: the next one waits for the answer.
     on_the_wire: Mutex<BTreeSet<RegistrationId>>,
+    /// Devices that wait at another instance because their own fails. Follows the records.
+    away: Mutex<Away>,
     /// Device IDs whose assignment is being written.
     claims: Mutex<HashMap<(TenantName, DeviceId), RegistrationId>>,
     agreed_time: clock::Agreed,

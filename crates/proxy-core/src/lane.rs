@@ -306,11 +306,11 @@ impl Lane {
         Some(Front { sequence: slot.sequence, joined: slot.joined, errand: slot.errand, confirmed: slot.confirmed })
     }
 
-    /// The first places in order that are confirmed and need a registration, at most `most`.
+    /// The first places from `from` on that are confirmed and need a registration, at most `most`.
     #[must_use]
-    pub fn first(&self, most: usize) -> Vec<(Sequence, RegistrationId)> {
-        let places = self.chunks.iter().flat_map(|chunk| {
-            let wanted = |slot: &Slot| slot.confirmed && slot.errand == Errand::Register;
+    pub fn first(&self, from: Sequence, most: usize) -> Vec<(Sequence, RegistrationId)> {
+        let places = self.chunks.range(self.chunk_of(from).unwrap_or(0)..).flat_map(|chunk| {
+            let wanted = move |slot: &Slot| slot.confirmed && slot.errand == Errand::Register && slot.sequence >= from;
             let numbered = chunk.slots.iter().enumerate().filter(move |(_, slot)| wanted(slot));
             numbered.filter_map(|(at, slot)| Some((slot.sequence, chunk.waiting(at)?.id)))
         });
@@ -471,7 +471,7 @@ mod tests {
                     let moment = joined(sequence);
                     prop_assert_eq!(lane.joined_before(moment), naive.keys().filter(|other| joined(**other) < moment).count());
                 }
-                let few: Vec<u64> = lane.first(5).into_iter().map(|(sequence, _)| sequence).collect();
+                let few: Vec<u64> = lane.first(0, 5).into_iter().map(|(sequence, _)| sequence).collect();
                 prop_assert_eq!(few, naive.keys().take(5).copied().collect::<Vec<_>>());
             }
         }

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{RegistrationId, TenantName};
+use crate::ids::TenantName;
 use crate::lane::{Errand, Joined, Sequence, Waiting};
 use crate::time::Mono;
 
@@ -29,9 +29,11 @@ mod drains;
 mod tenant;
 #[cfg(test)]
 mod tests;
+mod walk;
 
 pub use drains::Drain;
 use tenant::TenantLanes;
+pub use walk::Walk;
 
 /// Which lane of its tenant a place is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -176,6 +178,18 @@ impl Lanes {
         self.numbers.get(tenant).map(|&number| &self.tenants[number])
     }
 
+    /// The tenants that have devices waiting, and how many.
+    pub fn tenants(&self) -> impl Iterator<Item = (&TenantName, usize)> {
+        let of = |lanes: &TenantLanes| lanes.waiting(Tier::Urgent) + lanes.waiting(Tier::Ordinary);
+        self.tenants.iter().map(move |lanes| (&lanes.name, of(lanes))).filter(|(_, waiting)| *waiting > 0)
+    }
+
+    /// What counts for the tenant when it shares with others.
+    #[must_use]
+    pub fn weight(&self, tenant: &TenantName) -> u32 {
+        weight(&self.fairness, tenant)
+    }
+
     /// Puts a device at `place`.
     pub fn insert(&mut self, tenant: &TenantName, place: Place, waiting: &Waiting) {
         let number = self.numbers.get(tenant).copied().unwrap_or_else(|| {
@@ -234,14 +248,6 @@ impl Lanes {
     #[must_use]
     pub fn joined(&self, tenant: &TenantName, place: Place) -> Option<Joined> {
         self.of(tenant)?.lane(place.class).joined(place.sequence)
-    }
-
-    /// The first confirmed devices of all lanes, lane by lane, at most `most`.
-    #[must_use]
-    pub fn first(&self, most: usize) -> Vec<RegistrationId> {
-        let by_name = self.numbers.values().map(|&number| &self.tenants[number]);
-        let lanes = by_name.flat_map(|lanes| &lanes.lanes);
-        lanes.flat_map(|lane| lane.first(most)).map(|(_, id)| id).take(most).collect()
     }
 
     /// Who goes next.
@@ -371,6 +377,10 @@ impl Lanes {
     }
 }
 
+fn weight(fairness: &Fairness, tenant: &TenantName) -> u32 {
+    fairness.weights.get(tenant).copied().unwrap_or(1).clamp(1, 1000)
+}
+
 fn stride(fairness: &Fairness, tenant: &TenantName) -> u64 {
-    STRIDE / u64::from(fairness.weights.get(tenant).copied().unwrap_or(1).clamp(1, 1000))
+    STRIDE / u64::from(weight(fairness, tenant))
 }

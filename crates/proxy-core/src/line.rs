@@ -27,12 +27,16 @@ use crate::settings::{Instance, LineSettings, RegistrationSettings};
 use crate::time::{BootId, Mono};
 use crate::typical::Typical;
 
+mod moving;
 mod recent;
+mod room;
 mod status;
 
 pub use recent::LastMinute;
 use recent::Recent;
 pub use status::{LineStatus, TenantStatus};
+
+use room::Outside;
 
 /// Joining is counted in these, from a moment a year before the line was made, so that places of earlier processes fit.
 const JOINED_UNIT: Duration = Duration::from_millis(100);
@@ -114,10 +118,18 @@ pub struct Forecast {
 
 /// Why the line takes nobody else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the line holds {length_max} devices, as many as line.length_max allows")]
+#[error("the line is full: line.length_max allows {length_max} devices{}", share_words(*.share))]
 pub struct LineFull {
     /// The configured bound.
     pub length_max: usize,
+    /// Other tenants want some of it too, and the device's own has its share, which is this many.
+    pub share: Option<usize>,
+}
+
+fn share_words(share: Option<usize>) -> String {
+    share.map_or_else(String::new, |share| {
+        format!(", which tenants share by weight (tenants.NAME.weight), and this one has its {share}")
+    })
 }
 
 /// What keeps the front from going, in words for operators.
@@ -187,6 +199,8 @@ pub struct Line {
     deferred_until: BTreeMap<Place, Mono>,
     /// How many of each tenant are deferred, and the latest moment that any of those had to wait for.
     deferred_of: BTreeMap<TenantName, (usize, Mono)>,
+    /// Devices that were turned away, for want of room.
+    outside: Outside,
     under_way: BTreeMap<Place, UnderWay>,
     /// Of these, how many have a call out.
     calling: usize,
@@ -260,6 +274,7 @@ impl Line {
             deferred: BTreeMap::new(),
             deferred_until: BTreeMap::new(),
             deferred_of: BTreeMap::new(),
+            outside: Outside::default(),
             under_way: BTreeMap::new(),
             calling: 0,
             ledger,
@@ -363,16 +378,10 @@ impl Line {
         self.lanes.len() + self.deferred.len()
     }
 
-    /// Devices at the front of the lanes, at most `most`.
-    #[must_use]
-    pub fn first(&self, most: usize) -> Vec<RegistrationId> {
-        self.lanes.first(most)
-    }
-
     /// Gives out the next place of a lane. It holds up those behind it until [`confirm`](Self::confirm) or [`leave`](Self::leave).
     ///
     /// # Errors
-    /// [`LineFull`] if as many wait as the configuration allows.
+    /// [`LineFull`] if as many wait as the configuration allows, or the tenant's share is used and others want theirs.
     pub fn reserve(
         &mut self,
         tenant: &TenantName,
@@ -380,9 +389,10 @@ impl Line {
         class: Class,
         now: Mono,
     ) -> Result<Place, LineFull> {
-        if self.is_full() {
-            return Err(LineFull { length_max: self.length_max });
+        if !self.has_room(tenant, now) {
+            return Err(self.full(tenant));
         }
+        self.outside.came_in(tenant);
         Ok(self.give(tenant, id, class, now))
     }
 
@@ -467,7 +477,8 @@ impl Line {
         self.seen(place);
     }
 
-    fn seen(&mut self, place: Place) {
+    /// That place was given to a device earlier, and is given to no other.
+    pub fn seen(&mut self, place: Place) {
         let next = &mut self.next_sequence[place.class as usize];
         *next = (*next).max(place.sequence.saturating_add(1));
     }
@@ -748,12 +759,6 @@ impl Line {
     #[must_use]
     pub fn not_before(&self, place: Place) -> Option<Mono> {
         self.deferred_until.get(&place).copied()
-    }
-
-    /// Whether it takes nobody else.
-    #[must_use]
-    pub fn is_full(&self) -> bool {
-        self.waiting() >= self.length_max
     }
 
     /// What the device at `place` can be told at `now`. `None` if this line does not know it.

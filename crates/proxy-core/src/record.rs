@@ -222,6 +222,28 @@ pub struct Pending {
     /// What the device wants DPS's allocation policy to know. The latest one wins until the registration is sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payload: Option<Value>,
+    /// The instance that it was first placed at fails, so it waits here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub home: Option<Home>,
+    /// How often it was booked on another instance for that reason.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub rebooked: u32,
+}
+
+const fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+/// Where a device stood before it was booked on another instance, because its own failed; it comes back there if that is sooner.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Home {
+    /// Whose line.
+    pub instance: InstanceName,
+    /// Its place in it, which nobody else is given.
+    pub place: Place,
+    /// Since when it had that.
+    pub joined_at: StoredMoment,
 }
 
 /// DPS refused the device.
@@ -399,6 +421,9 @@ impl Record {
         }
         if let Some(pending) = &mut self.pending {
             pending.joined_at = pending.joined_at.shown();
+            if let Some(home) = &mut pending.home {
+                home.joined_at = home.joined_at.shown();
+            }
         }
         self.refusal = self.refusal.map(|refusal| refusal.shown(now));
         for moment in [&mut self.last_sent, &mut self.last_registration_begun, &mut self.reprovision_told] {

@@ -273,7 +273,16 @@ impl Gateway {
             return Ok(());
         }
         let class = if old.record.assignment.is_none() { Class::First } else { Class::Background };
-        let joining = Joining { reason, class, payload: None, reprovision: false, request_id: None };
+        let joining = Joining {
+            reason,
+            class,
+            payload: None,
+            reprovision: false,
+            asked: false,
+            home: None,
+            rebooked: 0,
+            request_id: None,
+        };
         let entered = self.enter(Some(old.record.clone()), old, joining, None, self.now()).await?;
         entered.or_else(|error| match error {
             crate::store::CommitError::Conflict { .. } => Ok(()),

@@ -57,6 +57,8 @@ pub(super) struct LeftInLine {
     tenants: Vec<TenantName>,
     tenant_index: BTreeMap<TenantName, u32>,
     uncommon: Vec<LeftWith>,
+    /// The last place of each class that a device has who waits elsewhere.
+    given: BTreeMap<Class, u64>,
 }
 
 impl LeftInLine {
@@ -87,6 +89,17 @@ impl LeftInLine {
             class: place.class,
             id_length: u8::try_from(id.as_str().len()).expect("a registration ID is at most 128 long"),
         });
+    }
+
+    /// A device that waits elsewhere may come back to this place.
+    pub(super) fn given(&mut self, place: Place) {
+        let last = self.given.entry(place.class).or_default();
+        *last = place.sequence.max(*last);
+    }
+
+    /// The last such place of each class.
+    pub(super) fn all_given(&self) -> impl Iterator<Item = Place> {
+        self.given.iter().map(|(&class, &sequence)| Place { class, sequence })
     }
 
     /// All of them in the order of their places.

@@ -475,7 +475,16 @@ impl Gateway {
             record.moving_to = Some(instance.clone());
             // Whoever waits for its own sake still does.
             let class = left.as_ref().map_or(Class::Background, |left| left.place.class);
-            let joining = Joining { reason: Reason::Moved, class, payload, reprovision: false, request_id: None };
+            let joining = Joining {
+                reason: Reason::Moved,
+                class,
+                payload,
+                reprovision: false,
+                asked: false,
+                home: None,
+                rebooked: 0,
+                request_id: None,
+            };
             let entered = self.enter(Some(old.record), new, joining, None, now).await;
             match entered.map_err(|error| OperatorError::NoPlace(Box::new(error)))? {
                 Ok(()) => {

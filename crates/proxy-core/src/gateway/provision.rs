@@ -7,14 +7,13 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::dispatch::Dispatcher;
-use super::places::may_be_rebooked;
 use super::{CAS_ATTEMPTS_MAX, Gateway, StoreError, about};
 use crate::attestation::{self, HandedCredential, NotBelieved, Presented};
 use crate::ids::{DeviceId, EnrollmentName, HubName, InstanceName, InvalidName, RegistrationId, TenantName};
-use crate::lanes::Class;
+use crate::lanes::{Class, Place};
 use crate::line::LineFull;
 use crate::placement::{self, NoRoom};
-use crate::record::{AssignmentState, Pending, Reason, Record, Refusal, Stage, Versioned};
+use crate::record::{AssignmentState, Home, Pending, Reason, Record, Refusal, Stage, Versioned};
 use crate::retry;
 use crate::settings::{DeriveFrom, Enrollment, Settings};
 use crate::store::{CommitError, ReadError};
@@ -96,9 +95,14 @@ pub enum ProvisionError {
     /// It asks far more often than it was told to.
     #[error("this device repeats its request far more often than it was told to")]
     TooFast(Duration),
-    /// The line takes nobody else.
-    #[error(transparent)]
-    LineFull(#[from] LineFull),
+    /// The line takes nobody else, or nobody else of this tenant.
+    #[error("{full}")]
+    LineFull {
+        /// Which bound.
+        full: LineFull,
+        /// When to come back: then there should be room.
+        retry_after_seconds: u64,
+    },
     /// No instance takes it.
     #[error(transparent)]
     NoRoom(#[from] NoRoom),
@@ -121,9 +125,10 @@ enum Step {
         /// What the device is told if the store takes no writes; `None` if it must not be told anything then.
         unwritten: Option<Answered>,
     },
-    /// Its instance fails and nothing has left for it: book it on another one.
+    /// Its instance fails and nothing has left for it: book it on another one, which has it sooner.
     Elsewhere {
         from: Box<Versioned>,
+        to: InstanceName,
         queued: Queued,
     },
     /// It waits behind those that nobody asked for, and is here now.
@@ -221,10 +226,10 @@ impl Gateway {
                 }
                 Step::Join(_) if self.is_stopping() => return Err(ProvisionError::Stopping),
                 Step::Join(reason) => self.join(device, record.as_ref(), reason, now).await?,
-                Step::Elsewhere { from, queued } => {
-                    match self.rebook(from, &self.sick_instances(now.mono), now).await {
+                Step::Elsewhere { from, to, queued } => {
+                    match self.rebook(from, &to, now).await {
                         Ok(written) => written,
-                        // No other instance takes it: it keeps its place, and gets an honest time.
+                        // That does not take it after all: it keeps its place, and gets an honest time.
                         Err(_) => return Ok(Answered::Queued(queued)),
                     }
                 }
@@ -312,8 +317,8 @@ impl Gateway {
             return Step::Answer(queued);
         }
         let from = Box::new(versioned.clone());
-        if may_be_rebooked(record) && self.is_sick(&pending.instance, now.mono) {
-            return Step::Elsewhere { from, queued: quoted };
+        if let Some(to) = self.sooner_elsewhere(record, |_| true, now) {
+            return Step::Elsewhere { from, to, queued: quoted };
         }
         if pending.place.class == Class::Background {
             return Step::Ahead { from, queued: quoted };
@@ -353,27 +358,53 @@ impl Gateway {
         let new = Versioned { record, version: versioned.and_then(|versioned| versioned.version) };
         let question = device.question;
         let class = if reason == Reason::First { Class::First } else { Class::Reprovision };
-        let payload = question.payload.clone();
-        let joining = Joining { reason, class, payload, reprovision: question.reprovision, request_id: None };
+        let joining = Joining {
+            reason,
+            class,
+            payload: question.payload.clone(),
+            reprovision: question.reprovision,
+            asked: true,
+            home: None,
+            rebooked: 0,
+            request_id: None,
+        };
         self.enter(old.cloned(), new, joining, None, now).await
     }
 
-    /// Puts a device into a line: room in the inventory, a place, the record on disk, and only then its turn. The instance is none of
-    /// `avoid`; without that, one that works if there is one.
+    /// Puts a device into a line: room in the inventory, a place, the record on disk, and only then its turn. The instance is `to`;
+    /// without that, one that works if there is one.
     pub(super) async fn enter(
+        self: &Arc<Self>,
+        old: Option<Record>,
+        new: Versioned,
+        joining: Joining,
+        to: Option<&InstanceName>,
+        now: Now,
+    ) -> Result<Result<(), CommitError>, ProvisionError> {
+        let (dispatcher, reserved) = self.choose(&new.record, to, now)?;
+        about::instance(&dispatcher.name);
+        let id = new.record.registration_id.clone();
+        let place = dispatcher.line.lock().reserve(&new.record.tenant, id, joining.class, now.mono);
+        let place = place.map_err(|full| {
+            self.release(&dispatcher.name, reserved);
+            let anywhere = reserved && to.is_none() && new.record.moving_to.is_none();
+            self.turned_away(&new.record, &dispatcher, anywhere, joining.asked, full, now)
+        })?;
+        let seat = Seat { dispatcher, reserved, place, joined_at: StoredMoment::of(now) };
+        Ok(self.take_seat(old, new, joining, seat, now).await)
+    }
+
+    /// Writes down that a device has a place, which then counts; or gives that back.
+    pub(super) async fn take_seat(
         self: &Arc<Self>,
         old: Option<Record>,
         mut new: Versioned,
         joining: Joining,
-        avoid: Option<&BTreeSet<InstanceName>>,
+        seat: Seat,
         now: Now,
-    ) -> Result<Result<(), CommitError>, ProvisionError> {
-        let (dispatcher, reserved) = self.choose(&new.record, avoid, now)?;
-        about::instance(&dispatcher.name);
-        let (settings, instance, tenant) = (self.settings(), dispatcher.name.clone(), new.record.tenant.clone());
-        let id = new.record.registration_id.clone();
-        let place = dispatcher.line.lock().reserve(&tenant, id, joining.class, now.mono);
-        let place = place.inspect_err(|_| self.release(&instance, reserved))?;
+    ) -> Result<(), CommitError> {
+        let Seat { dispatcher, reserved, place, joined_at } = seat;
+        let (settings, instance) = (self.settings(), dispatcher.name.clone());
         let record = &mut new.record;
         let first_there = record.footprint.insert(instance.clone());
         record.refusal = None;
@@ -383,32 +414,27 @@ impl Gateway {
             instance: instance.clone(),
             place,
             reason: joining.reason,
-            joined_at: StoredMoment::of(now),
+            joined_at,
             stage: Stage::Waiting,
             reprovision: joining.reprovision,
             first_there,
             request_id: joining.request_id.or_else(|| about::request_id().map(|id| id.to_string())),
             attempts: 0,
             payload: joining.payload,
+            home: joining.home.filter(|home| home.instance != instance),
+            rebooked: joining.rebooked,
         });
         let gateway = Arc::clone(self);
-        let entering = async move {
+        self.to_the_end(async move {
             let reserved = reserved.then_some(&instance);
             let committed = gateway.commit_here(old.as_ref(), &new, Vec::new(), reserved).await;
             if committed.is_err() {
-                dispatcher.line.lock().leave(&tenant, place);
+                dispatcher.line.lock().leave(&new.record.tenant, place);
                 dispatcher.bell.notify_one();
             }
             committed
-        };
-        Ok(self.to_the_end(entering).await)
-    }
-
-    /// Instances whose lines take nobody else.
-    fn full_lines(&self) -> BTreeSet<InstanceName> {
-        let dispatchers = self.dispatchers.load();
-        let full = dispatchers.iter().filter(|(_, dispatcher)| dispatcher.line.lock().is_full());
-        full.map(|(name, _)| name.clone()).collect()
+        })
+        .await
     }
 
     fn release(&self, instance: &InstanceName, reserved: bool) {
@@ -421,13 +447,13 @@ impl Gateway {
     ///
     /// New settings come into force under the same lock and only if they have every instance that is counted here, so that nobody is
     /// placed on an instance that is gone.
-    fn choose(
+    pub(super) fn choose(
         &self,
         record: &Record,
-        avoid: Option<&BTreeSet<InstanceName>>,
+        to: Option<&InstanceName>,
         now: Now,
     ) -> Result<(Arc<Dispatcher>, bool), NoRoom> {
-        let (sick, full) = (self.sick_instances(now.mono), self.full_lines());
+        let (sick, full) = (self.sick_instances(now.mono), self.full_lines(&record.tenant, now));
         let mut occupancy = self.occupancy.lock();
         let settings = self.settings.load();
         let enrollment = settings.enrollments.get(&record.enrollment).ok_or(NoRoom::NoneFits)?;
@@ -436,11 +462,12 @@ impl Gateway {
         };
         // A device that has been at an instance stays there: only an operator re-homes it, and never to one of another tenant.
         let been = record.assignment.iter().map(|assignment| &assignment.instance).chain(&record.footprint);
-        let (instance, reserved) = match record.moving_to.iter().chain(been).find(open) {
+        let wished = to.into_iter().chain(&record.moving_to);
+        let (instance, reserved) = match wished.chain(been).find(open) {
             Some(home) if record.footprint.contains(home) => (home.clone(), false),
             Some(home) => {
                 let instance = settings.instances.get(home).ok_or(NoRoom::NoneFits)?;
-                if !occupancy.has_room(home, instance) {
+                if !occupancy.has_room(home, instance) || (to == Some(home) && instance.draining) {
                     return Err(NoRoom::AllFull(occupancy.why_shut(home, instance)));
                 }
                 occupancy.add(home);
@@ -450,11 +477,8 @@ impl Gateway {
                 let mut place = |avoid: &BTreeSet<InstanceName>| {
                     occupancy.place(&settings.instances, enrollment, &record.registration_id, avoid)
                 };
-                let placed = match avoid {
-                    Some(avoid) => place(&(avoid | &full)),
-                    // Better an instance that fails than none.
-                    None => place(&(&sick | &full)).or_else(|_| place(&full)).or_else(|_| place(&BTreeSet::new())),
-                };
+                // Better an instance that fails than none.
+                let placed = place(&(&sick | &full)).or_else(|_| place(&full)).or_else(|_| place(&BTreeSet::new()));
                 (placed?, true)
             }
         };
@@ -518,6 +542,29 @@ pub(super) struct Joining {
     pub(super) reprovision: bool,
     /// The request that gave it the place it leaves; `None` if the one that is being handled gives it this one.
     pub(super) request_id: Option<String>,
+    /// The device itself asks, and comes back when it is told to.
+    pub(super) asked: bool,
+    /// Where it stood before its instance failed.
+    pub(super) home: Option<Home>,
+    /// How often that has happened.
+    pub(super) rebooked: u32,
+}
+
+impl Joining {
+    /// As it joined the place that it leaves.
+    pub(super) fn again(left: Pending) -> Self {
+        let Pending { reason, place, payload, reprovision, home, rebooked, request_id, .. } = left;
+        Self { reason, class: place.class, payload, reprovision, asked: false, home, rebooked, request_id }
+    }
+}
+
+/// A place that is given out in memory, and not on disk yet.
+pub(super) struct Seat {
+    pub(super) dispatcher: Arc<Dispatcher>,
+    /// Placement has newly counted the device in.
+    pub(super) reserved: bool,
+    pub(super) place: Place,
+    pub(super) joined_at: StoredMoment,
 }
 
 /// One registration of a suspect device per cool-down.

