@@ -255,7 +255,6 @@ fn registration() -> RegistrationSettings {
         request_timeout: Duration::from_secs(30),
         token_life: Duration::from_secs(120),
         upstream_max_delay: Duration::from_secs(30),
-        token_life: Duration::from_secs(120),
         connections_max: 256,
         idle_connections_max: 32,
         idle_timeout: Duration::from_secs(60),
