@@ -1,5 +1,7 @@
 //! A store in trouble: what devices are told, what the log says, and how the service ends.
 
+use std::time::Duration;
+
 use dps_proxy_tests::gateway::Plane;
 use dps_proxy_tests::{TestDevice, TestDps, TestGateway, eventually};
 use reqwest::Method;
@@ -69,10 +71,14 @@ async fn a_store_directory_that_is_replaced_is_noticed_without_traffic_and_no_pl
 
 #[tokio::test]
 async fn what_dps_said_and_could_not_be_written_is_told_at_the_stop() {
-    let dps = TestDps::start().await;
+    let dps = TestDps::start_with(|config| config.assigning = Duration::from_secs(4)).await;
     let mut gateway = TestGateway::builder().instance("eu-1", &dps).start().await;
     assert_eq!(gateway.provision(&TestDevice::of_fleet("sn-1")).await.status, 202);
-    eventually("DPS works on it", async || dps.registers() == 1).await;
+    eventually("DPS works on it, and that is on disk", async || {
+        let view = gateway.operator_get("/v1/registrations/sn-1").await.ok().json;
+        view["waitingBecause"].as_str().is_some_and(|why| why.contains("works on its registration"))
+    })
+    .await;
     let store = gateway.directory().join("store");
     std::fs::rename(&store, gateway.directory().join("aside")).unwrap();
     eventually("it is noticed", async || {
@@ -95,7 +101,7 @@ async fn what_dps_said_and_could_not_be_written_is_told_at_the_stop() {
     std::fs::rename(gateway.directory().join("aside"), &store).unwrap();
     gateway.start_again().await;
     assert_eq!(gateway.assigned(&TestDevice::of_fleet("sn-1")).await.json["assignedHub"], dps.hubs()[0]);
-    assert_eq!(dps.registers_of("sn-1"), 1, "it is asked about, and not registered again");
+    assert_eq!(dps.registers_of("sn-1"), 1, "it is polled again, and not registered again");
 }
 
 #[tokio::test]
