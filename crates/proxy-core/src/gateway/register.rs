@@ -337,7 +337,6 @@ impl Trip {
     /// set, or ours stood still.
     fn judge(&self, call: Call, answer: &Answer, caller: &Caller) -> Verdict {
         about::answer(answer);
-        tracing::debug!(?call, "DPS answered");
         let verdict = judge(call, answer);
         let not_believed = matches!(&answer.said, Said::Error(DpsError { http_status: 401, .. }));
         let Some(date) = answer.date.filter(|_| not_believed) else { return verdict };
@@ -362,6 +361,7 @@ impl Trip {
         answer: &Answer,
         settled: Settled,
     ) -> Option<(OperationId, Duration)> {
+        tracing::debug!(?call, "DPS answered");
         // Only DPS's own words show that the instance works, and only about a call of the kind that failed.
         if call != Call::Poll
             && !matches!(verdict, Verdict::Retry { .. } | Verdict::Throttled { .. } | Verdict::Unknown { .. })
