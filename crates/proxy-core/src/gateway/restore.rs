@@ -17,7 +17,7 @@ use super::heard::{self, Heard};
 use super::left::{Left, LeftInLine, LeftWith};
 use super::provision::suspect_not_before;
 use super::relief::Away;
-use super::tasks::{CLOCK, FEED_PRUNING, RELIEF, STORE_WATCH};
+use super::tasks::{FEED_PRUNING, RELIEF, STORE_WATCH};
 use super::{Fixed, Gateway, NotApplicable, StoreError};
 use crate::dps_clock::DpsClock;
 use crate::entropy::Entropy;
@@ -32,6 +32,7 @@ use crate::repeat::RepeatGuard;
 use crate::settings::Settings;
 use crate::store::watched::Watched;
 use crate::store::{CommitError, Expect, Key, MAX_WRITES, ReadError, Store, Stored, Table, Write};
+use crate::supervise::Task;
 use crate::time::Clock;
 use crate::upstream::{Connect, Upstream};
 use crate::waiters::Waiters;
@@ -157,12 +158,12 @@ impl Gateway {
         self.dispatchers.store(Arc::new(dispatchers.clone()));
         for (name, dispatcher) in dispatchers {
             self.take_over(&dispatcher, lines.remove(&name).unwrap_or_default());
-            self.spawn(CLOCK, Arc::clone(self).keep_time(Arc::clone(&dispatcher)));
+            self.spawn_clock(Arc::clone(&dispatcher));
             self.spawn_dispatcher(dispatcher);
         }
-        self.spawn_kept(FEED_PRUNING, Self::prune_feed);
-        self.spawn_kept(STORE_WATCH, Self::watch_store);
-        self.spawn_kept(RELIEF, Self::relieve_sick_instances);
+        self.spawn_kept(Task::new(FEED_PRUNING), Self::prune_feed);
+        self.spawn_kept(Task::new(STORE_WATCH), Self::watch_store);
+        self.spawn_kept(Task::new(RELIEF), Self::relieve_sick_instances);
         Ok(())
     }
 
@@ -278,7 +279,7 @@ impl Gateway {
         }
         self.forget_refusals();
         for dispatcher in added {
-            self.spawn(CLOCK, Arc::clone(self).keep_time(Arc::clone(&dispatcher)));
+            self.spawn_clock(Arc::clone(&dispatcher));
             self.spawn_dispatcher(dispatcher);
         }
         self.dispatchers.load().values().for_each(|dispatcher| dispatcher.bell.notify_one());

@@ -35,7 +35,7 @@ pub(super) const NOTES: &str = "notes";
 /// Books devices on other instances while theirs fails.
 pub(super) const RELIEF: &str = "relief";
 /// Keeps an instance's clock known.
-pub(super) const CLOCK: &str = "clock";
+const CLOCK: &str = "clock";
 /// Keeps the change feed within its retention.
 pub(super) const FEED_PRUNING: &str = "feed-pruning";
 
@@ -76,13 +76,13 @@ impl Gateway {
     }
 
     /// Runs a task for as long as the gateway does.
-    pub(super) fn spawn_kept<F>(self: &Arc<Self>, name: &'static str, begin: fn(Arc<Self>) -> F)
+    pub(super) fn spawn_kept<F>(self: &Arc<Self>, task: Task, begin: impl Fn(Arc<Self>) -> F + Send + Sync + 'static)
     where
         F: Future<Output = ()> + Send + 'static,
     {
         let gateway = Arc::clone(self);
         self.spawn_watched(async move {
-            let kept = gateway.supervisor.keep(Task::new(name), || gateway.now().mono, || begin(Arc::clone(&gateway)));
+            let kept = gateway.supervisor.keep(task, || gateway.now().mono, || begin(Arc::clone(&gateway)));
             tokio::select! {
                 biased;
                 () = kept => {}
@@ -90,6 +90,12 @@ impl Gateway {
                 () = gateway.stopping.cancelled() => {}
             }
         });
+    }
+
+    /// Keeps knowing what an instance's clock reads, until the gateway stops or the instance is removed.
+    pub(super) fn spawn_clock(self: &Arc<Self>, dispatcher: Arc<Dispatcher>) {
+        let task = Task::of(CLOCK, &dispatcher.name);
+        self.spawn_kept(task, move |gateway| gateway.keep_time(Arc::clone(&dispatcher)));
     }
 
     /// `work` has to be looked after already.
