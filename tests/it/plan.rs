@@ -81,6 +81,9 @@ fn a_deadline_names_the_instances_it_takes_for_tenants_of_unequal_size_and_the_c
     }
     let drawn = std::fs::read_to_string(&chart).unwrap();
     assert!(drawn.starts_with("<svg") && drawn.trim_end().ends_with("</svg>"), "{}", &drawn[..200]);
+    for said in ["requests per device (log scale)", "429s of DPS (log scale)", "devices that wait", "2.0"] {
+        assert!(drawn.contains(said), "{said} is not in the chart");
+    }
     // The same fleet, but most of it at the one dedicated instance: no deadline of five minutes, and it is said why.
     let skewed = file("skewed.csv", "large,2400,,1\nsmall,300,30,\n");
     let (code, _, stderr) = plan(&[&["--tenants", &skewed], &question[..4]].concat());
@@ -88,6 +91,48 @@ fn a_deadline_names_the_instances_it_takes_for_tenants_of_unequal_size_and_the_c
     assert!(stderr.contains("tenant large has 1 dedicated"), "{stderr}");
     let done = answer(&["--tenants", &skewed, "--quota", "300", "--instances", "3"]);
     assert!(time(figure(&done, "all know their hub after")) > Duration::from_secs(7 * 60), "{done}");
+}
+
+#[test]
+fn a_deadline_for_so_many_instances_is_answered_yes_or_no_with_the_reason() {
+    let ask = |instances: &str| plan(&[&FEW[..], &["--instances", instances, "--deadline", "5m"]].concat());
+    let (code, stdout, stderr) = ask("3");
+    assert_eq!(code, Some(0), "{stdout}{stderr}");
+    assert!(stdout.starts_with("Yes: 3 instances within 5m 0s, done after "), "{stdout}");
+    assert!(stdout.contains("3 × 300 per minute × 5.0 min = 4500 registrations, for 3000 devices"), "{stdout}");
+    let (code, stdout, stderr) = ask("1");
+    assert_eq!(code, Some(1), "{stdout}{stderr}");
+    assert!(stdout.starts_with("No: 1 instance is not done within 5m 0s, but after "), "{stdout}");
+    assert!(stdout.contains("1500 registrations, for 3000 devices") && stdout.contains("it takes "), "{stdout}");
+}
+
+#[test]
+fn numbers_are_understood_as_people_write_them_and_too_few_instances_are_told_how_many_it_takes() {
+    let devices = |text: &str| {
+        let answer = answer(&["--devices", text, "--quota", "300", "--instances", "2"]);
+        figure(&answer, "registrations billed").to_owned()
+    };
+    for text in ["3k", "3_000", "3,000"] {
+        assert_eq!(devices(text), "3000", "{text}");
+    }
+    let (code, _, stderr) = plan(&["--devices", "15M", "--instances", "10"]);
+    assert_eq!(code, Some(2));
+    assert!(stderr.contains("15000000 devices on 10 instances") && stderr.contains("needs 15 instances"), "{stderr}");
+}
+
+#[test]
+fn instances_have_quotas_of_their_own() {
+    let mixed = answer(&["--devices", "3000", "--quota", "eu-1=600,us-1=150"]);
+    assert_eq!(figure(&mixed, "DPS instances"), "2", "{mixed}");
+    let row = |name: &str| {
+        let cells: Vec<&str> = figure(&mixed, name).splitn(2, ' ').collect();
+        (cells[0].to_owned(), time(cells[1].trim()))
+    };
+    let ((eu, eu_done), (us, us_done)) = (row("eu-1"), row("us-1"));
+    assert_eq!((eu.as_str(), us.as_str()), ("600", "150"), "{mixed}");
+    // Each has half of the devices.
+    assert!(us_done > eu_done * 3, "{mixed}");
+    assert_eq!(figure(&mixed, "DPS throttled (429)"), "0");
 }
 
 #[test]
@@ -127,6 +172,9 @@ fn what_makes_no_sense_is_named_and_exits_2() {
         (vec!["--boot", "spiral:5m"], "spiral"),
         (vec!["--deadline", "soon"], "30m"),
         (vec!["--devices", "0"], "--devices"),
+        (vec!["--devices", "many"], "3_000_000"),
+        (vec!["--quota", "eu-1=600,eu-1=700"], "eu-1 twice"),
+        (vec!["--quota", "eu-1=600,us-1=700", "--instances", "1"], "fewer than the 2"),
         (vec!["--tenants", "nowhere.csv"], "nowhere.csv"),
         (vec!["--tenants", &unknown], "line 1: it has something else"),
         (vec!["--tenants", &empty], "line 3: devices is \"many\""),

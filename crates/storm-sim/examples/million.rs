@@ -1,4 +1,5 @@
-//! One million devices on ten instances, as dps-proxy serves them: `cargo run --release -p storm-sim --example million`.
+//! One million devices on ten instances, or as many as are named, as dps-proxy serves them:
+//! `cargo run --release -p storm-sim --example million [DEVICES INSTANCES]`.
 
 use std::time::{Duration, Instant};
 
@@ -6,10 +7,14 @@ use proxy_core::ids::TenantName;
 use storm_sim::{BootCurve, DpsModel, Fleet, Manner, Scenario, Tenant, run};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut arguments = std::env::args().skip(1);
+    let devices = arguments.next().map_or(Ok(1_000_000), |devices| devices.parse())?;
+    let instances = arguments.next().map_or(Ok(10), |instances| instances.parse())?;
     let tenant = Tenant {
         name: TenantName::parse("fleet")?,
-        devices: 1_000_000,
+        devices,
         boot: BootCurve::Within(Duration::from_secs(60)),
+        begins_after: Duration::ZERO,
         dedicated_instances: 0,
         weight: 1,
     };
@@ -21,7 +26,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let fleet = Fleet::new(vec![tenant])?;
     let began = Instant::now();
-    let report = run(&Scenario { fleet, instances: 10, dps, manner: Manner::Appointments, seed: 1 })?;
+    let (quotas, manner) = (Vec::new(), Manner::Appointments);
+    let report = run(&Scenario { fleet, instances, dps, quotas, manner, seed: 1 })?;
     println!("simulated in {:.1} s", began.elapsed().as_secs_f64());
     println!("requests per device {:.4}", report.requests_per_device());
     println!("finish {:.1} s, {:.4} of the ideal", report.finished_after.as_secs_f64(), report.finish_to_ideal());

@@ -11,9 +11,9 @@ use proxy_core::ids::TenantName;
 use proxy_core::placement::NoRoom;
 
 use crate::fleet::{BootCurve, Fleet, Newcomer, Tenant};
+use crate::inventory::Inventory;
 use crate::judge::Report;
 use crate::storm::{DpsModel, Manner, Retry, Scenario, run_newcomers};
-use crate::wiring::Inventory;
 
 /// Requests of the most talkative contender that are simulated at most, roughly.
 const REQUESTS_MAX: u64 = 70_000_000;
@@ -46,12 +46,13 @@ pub struct Comparison {
 /// # Errors
 /// [`NoRoom`] as for [`run`](crate::run).
 pub fn compare(scenario: &Scenario) -> Result<Comparison, NoRoom> {
-    let mut newcomers = busiest_line(scenario)?;
+    let (busiest, mut newcomers) = busiest_line(scenario)?;
+    let quota_in_full = scenario.quota_of(busiest);
     let devices = newcomers.len() as u64;
-    let (divided_by, quota) = division(devices, scenario.dps.quota_per_minute);
+    let (divided_by, quota) = division(devices, quota_in_full);
     if divided_by > 1 {
         // Every so many-th device, so that the boot curve keeps its shape.
-        let kept = devices * u64::from(quota) / u64::from(scenario.dps.quota_per_minute);
+        let kept = devices * u64::from(quota) / u64::from(quota_in_full);
         let kept = kept.max(1);
         newcomers = (0..kept).map(|number| newcomers[(number * devices / kept) as usize]).collect();
     }
@@ -67,18 +68,19 @@ pub fn compare(scenario: &Scenario) -> Result<Comparison, NoRoom> {
     let fleet = Fleet::new(vec![line]).expect("one tenant, and the busiest line has devices");
     let dps = DpsModel {
         quota_per_minute: quota,
-        enforced_per_minute: scaled(scenario.dps.enforced_per_minute),
+        enforced_per_minute: scaled(scenario.enforced_by(busiest)),
         ..scenario.dps
     };
     let newcomers = newcomers.as_slice();
     // Each contender runs on a thread of its own: they share nothing but what they read.
     let outcomes = std::thread::scope(|scope| {
-        let running: Vec<_> = contenders(devices, scenario.dps.quota_per_minute)
+        let running: Vec<_> = contenders(devices, quota_in_full)
             .into_iter()
             .map(|contender| {
                 let manner = contender.manner;
-                let scenario = Scenario { fleet: fleet.clone(), instances: 1, dps, manner, seed: scenario.seed };
-                let run = move || run_newcomers(&scenario, newcomers, Entropy::from_seed(scenario.seed));
+                let (fleet, quotas) = (fleet.clone(), Vec::new());
+                let scenario = Scenario { fleet, instances: 1, dps, quotas, manner, seed: scenario.seed };
+                let run = move || run_newcomers(&scenario, newcomers, Entropy::from_seed(scenario.seed), &mut ());
                 (contender, scope.spawn(run))
             })
             .collect();
@@ -99,19 +101,21 @@ fn division(devices: u64, quota_per_minute: u32) -> (u32, u32) {
     (by, quota_per_minute / by)
 }
 
-/// The devices of the line that has the most, in the order of their knocks, as if they had one owner.
-fn busiest_line(scenario: &Scenario) -> Result<Vec<Newcomer>, NoRoom> {
+/// The line that takes longest, and its devices in the order of their knocks, as if they had one owner.
+fn busiest_line(scenario: &Scenario) -> Result<(u16, Vec<Newcomer>), NoRoom> {
     let mut newcomers = scenario.fleet.boot(&mut Entropy::from_seed(scenario.seed));
     let mut order: Vec<u32> = (0..).take(newcomers.len()).collect();
     order.sort_by_key(|&device| newcomers[device as usize].knocks_at);
-    let mut inventory = Inventory::new(&scenario.fleet, scenario.instances, scenario.dps.quota_per_minute);
+    let mut inventory = Inventory::new(&scenario.fleet, scenario.instances);
     let mut lines: Vec<Vec<Newcomer>> = vec![Vec::new(); usize::from(scenario.instances)];
     for device in order {
         let newcomer = &mut newcomers[device as usize];
-        let instance = inventory.place(newcomer.tenant, device)?;
+        let instance = inventory.place(newcomer.tenant)?;
         lines[usize::from(instance)].push(Newcomer { tenant: 0, ..*newcomer });
     }
-    Ok(lines.into_iter().max_by_key(Vec::len).unwrap_or_default())
+    let minutes =
+        |(number, line): &(u16, Vec<Newcomer>)| line.len() as u64 * 1_000_000 / u64::from(scenario.quota_of(*number));
+    Ok((0..).zip(lines).max_by_key(minutes).unwrap_or_default())
 }
 
 /// Who is compared.

@@ -9,8 +9,8 @@ use proxy_core::time::Mono;
 
 use crate::fleet::INSTANCES_MAX;
 use crate::judge::Report;
-use crate::storm::{Scenario, run};
-use crate::wiring::{self, CAPACITY};
+use crate::storm::{Scenario, Watcher, run_watched};
+use crate::wiring;
 
 /// One simulated attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,14 +70,14 @@ pub enum OutOfReach {
 }
 
 /// Finds the fewest instances with which `scenario` ends within `deadline`; how many it names itself is not looked at. Each may take
-/// many seconds, so `tried` hears of every one.
+/// many seconds, so `watcher` hears of every one.
 ///
 /// # Errors
 /// [`OutOfReach`] if there is no such number.
 pub fn instances_needed(
     scenario: &Scenario,
     deadline: Duration,
-    tried: &mut dyn FnMut(&Trial),
+    watcher: &mut dyn Watcher,
 ) -> Result<Needed, OutOfReach> {
     let newcomers = scenario.fleet.boot(&mut Entropy::from_seed(scenario.seed));
     let last_knock = newcomers.iter().map(|newcomer| newcomer.knocks_at).max().unwrap_or_default();
@@ -86,7 +86,7 @@ pub fn instances_needed(
         return Err(OutOfReach::LateFleet { last_knock, dps_time });
     }
     let fewest_thinkable = fewest_thinkable(scenario, deadline)?;
-    let mut search = Search { scenario, deadline, trials: Vec::new(), best: None, tried };
+    let mut search = Search { scenario, deadline, trials: Vec::new(), best: None, watcher };
     // Usually the first or the second will do; else ever longer strides find a number that does, and halving the fewest.
     let (mut too_few, mut stride) = (fewest_thinkable - 1, 1);
     let mut enough = fewest_thinkable;
@@ -113,10 +113,14 @@ pub fn instances_needed(
 
 /// A lower bound that needs no simulation: what the quotas allow until the deadline, room for the records, an instance for everybody.
 fn fewest_thinkable(scenario: &Scenario, deadline: Duration) -> Result<u16, OutOfReach> {
-    let (fleet, quota) = (&scenario.fleet, scenario.dps.quota_per_minute);
-    let registrations_each = deadline.as_secs_f64() / 60.0 * f64::from(quota) + f64::from(wiring::burst(quota));
-    let for_quota = (fleet.devices() as f64 / registrations_each).ceil() as u64;
-    let for_room = fleet.devices().div_ceil(CAPACITY);
+    let (fleet, minutes) = (&scenario.fleet, deadline.as_secs_f64() / 60.0);
+    let each = |quota: u32| minutes * f64::from(quota) + f64::from(wiring::burst(quota));
+    let sums = (0..INSTANCES_MAX).scan(0.0, |sum, instance| {
+        *sum += each(scenario.quota_of(instance));
+        Some(*sum)
+    });
+    let too_few = sums.take_while(|sum| *sum < fleet.devices() as f64).count();
+    let (for_quota, for_room) = (too_few as u64 + 1, fleet.instances_for_room());
     let for_everybody = fleet.dedicated_instances() + u64::from(fleet.shares());
     let fewest = for_quota.max(for_room).max(for_everybody).max(1);
     u16::try_from(fewest).ok().filter(|&fewest| fewest <= INSTANCES_MAX).ok_or(OutOfReach::TooMany)
@@ -128,15 +132,15 @@ struct Search<'a> {
     trials: Vec<Trial>,
     /// The report of the fewest instances so far that meet the deadline.
     best: Option<Report>,
-    tried: &'a mut dyn FnMut(&Trial),
+    watcher: &'a mut dyn Watcher,
 }
 
 impl Search<'_> {
     fn meets(&mut self, instances: u16) -> Result<bool, OutOfReach> {
-        let report = run(&Scenario { instances, ..self.scenario.clone() })?;
+        let report = run_watched(&Scenario { instances, ..self.scenario.clone() }, self.watcher)?;
         let finished_after = report.finished_after;
         let trial = Trial { instances, finished_after };
-        (self.tried)(&trial);
+        self.watcher.tried(&trial);
         self.trials.push(trial);
         if finished_after <= self.deadline {
             self.best = Some(report);

@@ -9,6 +9,9 @@ use proxy_core::time::Mono;
 /// Most instances that a simulation takes.
 pub const INSTANCES_MAX: u16 = 1_000;
 
+/// Registration records that one instance holds (Microsoft's limit).
+pub const CAPACITY: u64 = 1_000_000;
+
 /// Most devices that a simulation takes.
 const DEVICES_MAX: u64 = 50_000_000;
 
@@ -123,6 +126,14 @@ impl Fleet {
     #[must_use]
     pub fn dedicated_instances(&self) -> u64 {
         self.tenants.iter().map(|tenant| u64::from(tenant.dedicated_instances)).sum()
+    }
+
+    /// The fewest instances that hold a record of every device, given those that are dedicated, and serve every tenant.
+    #[must_use]
+    pub fn instances_for_room(&self) -> u64 {
+        let own_room = |tenant: &Tenant| u64::from(tenant.dedicated_instances) * CAPACITY;
+        let rest = self.tenants.iter().map(|tenant| u64::from(tenant.devices).saturating_sub(own_room(tenant)));
+        self.dedicated_instances() + rest.sum::<u64>().div_ceil(CAPACITY)
     }
 
     /// Whether somebody needs an instance that is shared.

@@ -107,6 +107,7 @@ impl Progress {
 /// The line of one instance, seen from outside: devices that have knocked and whose registration DPS has not accepted.
 #[derive(Debug)]
 struct Queue {
+    quota: u32,
     ideal: Bucket,
     ideal_at: Mono,
     waiting: u64,
@@ -132,9 +133,9 @@ pub(crate) struct Judge {
 
 impl Judge {
     pub(crate) fn new(scenario: &Scenario) -> Self {
-        let quota = scenario.dps.quota_per_minute;
-        let queue = || Queue {
-            ideal: Bucket::new(quota, wiring::burst(quota)),
+        let queue = |instance| Queue {
+            quota: scenario.quota_of(instance),
+            ideal: Bucket::new(scenario.quota_of(instance), wiring::burst(scenario.quota_of(instance))),
             ideal_at: Mono::default(),
             waiting: 0,
             waiting_max: 0,
@@ -151,8 +152,13 @@ impl Judge {
             waits_millis: Vec::new(),
             fleet: progress(scenario.fleet.devices()),
             tenants: scenario.fleet.tenants().iter().map(|tenant| progress(tenant.devices.into())).collect(),
-            queues: (0..scenario.instances).map(|_| queue()).collect(),
+            queues: (0..scenario.instances).map(queue).collect(),
         }
+    }
+
+    /// Devices that have been told their hub.
+    pub(crate) const fn devices_told(&self) -> u64 {
+        self.fleet.told
     }
 
     /// A device asks somebody something.
@@ -201,9 +207,9 @@ impl Judge {
             Duration::from_millis(self.waits_millis.get(last * permille / 1000).copied().unwrap_or(0).into())
         };
         let (waits, since_start) = ([wait(500), wait(990), wait(1000)], |moment: Mono| moment.since(Mono::default()));
-        let busy: f64 = self.queues.iter().map(|queue| queue.busy.as_secs_f64()).sum();
         let accepted: u64 = self.queues.iter().map(|queue| queue.accepted).sum();
-        let allowed = busy / 60.0 * f64::from(scenario.dps.quota_per_minute);
+        let allowed = |queue: &Queue| queue.busy.as_secs_f64() / 60.0 * f64::from(queue.quota);
+        let allowed: f64 = self.queues.iter().map(allowed).sum();
         let ideal_at = self.queues.iter().map(|queue| queue.ideal_at).max().unwrap_or_default();
         let most = |count: fn(&Counts) -> u64| counts.iter().map(count).max().unwrap_or(0);
         let tenants = self.tenants.iter().zip(scenario.fleet.tenants());

@@ -8,7 +8,7 @@
 //! - One seed, one outcome: nothing asks the machine for time or randomness, and events at the same moment happen in the order in
 //!   which they were planned.
 //! - DPS's side and the judge share no code with the ledger that they judge.
-//! - Only `wiring` speaks to the line, the placement and the settings of `proxy-core`.
+//! - Only `wiring` speaks to the line and the settings of `proxy-core`; `inventory` follows its placement, and a test holds them together.
 
 mod agenda;
 mod alternatives;
@@ -16,12 +16,13 @@ mod bucket;
 mod deadline;
 mod dps;
 mod fleet;
+mod inventory;
 mod judge;
 mod storm;
 mod wiring;
 
 pub use alternatives::{Comparison, Contender, compare};
 pub use deadline::{Needed, OutOfReach, Trial, instances_needed};
-pub use fleet::{BootCurve, Fleet, FleetError, INSTANCES_MAX, Tenant};
+pub use fleet::{BootCurve, CAPACITY, Fleet, FleetError, INSTANCES_MAX, Tenant};
 pub use judge::{Report, TenantReport};
-pub use storm::{DpsModel, Manner, Retry, Scenario, run};
+pub use storm::{DpsModel, Manner, Retry, Scenario, Watcher, run, run_watched};

@@ -17,8 +17,9 @@ use crate::agenda::{Agenda, Event};
 use crate::bucket::Bucket;
 use crate::dps::{Counts, Dps};
 use crate::fleet::{Fleet, Newcomer};
+use crate::inventory::Inventory;
 use crate::judge::{Judge, Report};
-use crate::wiring::{self, CONNECTIONS_MAX, Inventory, POLL_INTERVAL, SimulatedLine, Slot, Stand, Turn};
+use crate::wiring::{self, CONNECTIONS_MAX, POLL_INTERVAL, SimulatedLine, Slot, Stand, Turn};
 
 /// How long DPS asks to wait before a registration is polled (its `Retry-After`, 3 s in Microsoft's documentation).
 const DPS_RETRY_AFTER: Duration = Duration::from_secs(3);
@@ -99,25 +100,70 @@ pub struct Scenario {
     pub instances: u16,
     /// How they behave.
     pub dps: DpsModel,
+    /// Registrations per minute of the first instances, where they differ from [`dps`](Self::dps); each at least 1.
+    pub quotas: Vec<u32>,
     /// How devices are served.
     pub manner: Manner,
     /// Where all randomness comes from.
     pub seed: u64,
 }
 
+impl Scenario {
+    /// Registrations per minute that we send to an instance (from 0).
+    #[must_use]
+    pub fn quota_of(&self, instance: u16) -> u32 {
+        self.quotas.get(usize::from(instance)).copied().unwrap_or(self.dps.quota_per_minute)
+    }
+
+    /// Registrations per minute that an instance (from 0) accepts.
+    pub(crate) fn enforced_by(&self, instance: u16) -> u32 {
+        self.quotas.get(usize::from(instance)).copied().unwrap_or(self.dps.enforced_per_minute)
+    }
+}
+
+/// Hears how far a simulation has come, which may take minutes.
+pub trait Watcher {
+    /// So many devices have been told their hub, in a simulation with so many instances. Said now and then.
+    fn told(&mut self, _instances: u16, _devices: u64) {}
+
+    /// A number of instances has been tried.
+    fn tried(&mut self, _trial: &crate::deadline::Trial) {}
+}
+
+/// Nobody watches.
+impl Watcher for () {}
+
+/// How often a [`Watcher`] hears of devices: after so many.
+const WATCHED_EVERY: u64 = 4096;
+
 /// Simulates a storm to its end.
 ///
 /// # Errors
-/// [`NoRoom`] if the instances cannot hold the fleet: one holds 1,000,000 devices, and somebody may have no shared one to go to.
+/// [`NoRoom`] if the instances cannot hold the fleet: one holds [`CAPACITY`](crate::CAPACITY) devices, and somebody may have no shared one
+/// to go to.
 pub fn run(scenario: &Scenario) -> Result<Report, NoRoom> {
+    run_watched(scenario, &mut ())
+}
+
+/// The same as [`run`], watched.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_watched(scenario: &Scenario, watcher: &mut dyn Watcher) -> Result<Report, NoRoom> {
     let mut entropy = Entropy::from_seed(scenario.seed);
     let newcomers = scenario.fleet.boot(&mut entropy);
-    run_newcomers(scenario, &newcomers, entropy)
+    run_newcomers(scenario, &newcomers, entropy, watcher)
 }
 
 /// Simulates a storm of devices whose first knocks are known already.
-pub(crate) fn run_newcomers(scenario: &Scenario, newcomers: &[Newcomer], entropy: Entropy) -> Result<Report, NoRoom> {
+pub(crate) fn run_newcomers(
+    scenario: &Scenario,
+    newcomers: &[Newcomer],
+    entropy: Entropy,
+    watcher: &mut dyn Watcher,
+) -> Result<Report, NoRoom> {
     let mut storm = Storm::new(scenario, newcomers, entropy);
+    let mut watched = 0;
     while let Some((moment, event)) = storm.agenda.next() {
         storm.now = moment;
         match event {
@@ -130,6 +176,10 @@ pub(crate) fn run_newcomers(scenario: &Scenario, newcomers: &[Newcomer], entropy
             Event::Answered(device) => storm.answered(device),
             Event::Poll(device) => storm.poll(device),
             Event::PollAnswered(device) => storm.poll_answered(device),
+        }
+        if storm.judge.devices_told() >= watched + WATCHED_EVERY {
+            watched = storm.judge.devices_told();
+            watcher.told(scenario.instances, watched);
         }
     }
     let counts: Vec<Counts> = storm.sites.iter().map(|site| site.dps.counts).collect();
@@ -192,12 +242,10 @@ struct Storm<'a> {
 
 impl<'a> Storm<'a> {
     fn new(scenario: &'a Scenario, newcomers: &[Newcomer], entropy: Entropy) -> Self {
-        let quota = scenario.dps.quota_per_minute;
-        let inventory = Inventory::new(&scenario.fleet, scenario.instances, quota);
-        let site = |line| Site {
+        let site = |(line, number)| Site {
             line,
-            bucket: Bucket::new(quota, wiring::burst(quota)),
-            dps: Dps::new(scenario.dps.enforced_per_minute),
+            bucket: Bucket::new(scenario.quota_of(number), wiring::burst(scenario.quota_of(number))),
+            dps: Dps::new(scenario.enforced_by(number)),
             calls: 0,
             polls_waiting: VecDeque::new(),
             rings_at: None,
@@ -223,8 +271,8 @@ impl<'a> Storm<'a> {
             now: Mono::default(),
             agenda,
             devices: newcomers.iter().map(device).collect(),
-            sites: inventory.lines(&scenario.fleet).into_iter().map(site).collect(),
-            inventory,
+            sites: wiring::lines(scenario).into_iter().zip(0..).map(site).collect(),
+            inventory: Inventory::new(&scenario.fleet, scenario.instances),
             judge: Judge::new(scenario),
             entropy,
         }
@@ -250,7 +298,7 @@ impl<'a> Storm<'a> {
         let came = self.devices[number as usize].stage == Stage::Absent;
         if came {
             let tenant = self.devices[number as usize].tenant;
-            let instance = self.inventory.place(tenant, number)?;
+            let instance = self.inventory.place(tenant)?;
             self.judge.came(instance, self.now);
             let device = &mut self.devices[number as usize];
             (device.instance, device.stage) = (instance, Stage::Waiting);

@@ -6,24 +6,21 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use proxy_core::entropy::Entropy;
-use proxy_core::ids::{IdScope, InstanceName, RegistrationId, TenantName};
+use proxy_core::ids::{IdScope, RegistrationId, TenantName};
 use proxy_core::lane::Errand;
 use proxy_core::lanes::{Class, Fairness, Place};
 use proxy_core::ledger::SlotId;
 use proxy_core::line::{Admission, LeftByEarlier, Line, Next};
-use proxy_core::placement::{NoRoom, Occupancy};
 use proxy_core::retry;
+#[cfg(test)]
 use proxy_core::secret::SymmetricKey;
-use proxy_core::settings::{
-    Credential, DeriveFrom, DeviceAttestation, Enrollment, Instance, LineSettings, Membership, RegistrationSettings,
-    UpstreamAttestation,
-};
+#[cfg(test)]
+use proxy_core::settings::{Credential, DeriveFrom, DeviceAttestation, Enrollment, Membership, UpstreamAttestation};
+use proxy_core::settings::{Instance, LineSettings, RegistrationSettings};
 use proxy_core::time::{BootId, Mono};
 
-use crate::fleet::Fleet;
-
-/// Registration records that one instance holds (Microsoft's limit).
-pub(crate) const CAPACITY: u64 = 1_000_000;
+use crate::fleet::{CAPACITY, Fleet};
+use crate::storm::Scenario;
 
 /// The default of `registration.connections_max`.
 pub(crate) const CONNECTIONS_MAX: usize = 256;
@@ -49,55 +46,22 @@ pub(crate) enum Turn {
     Idle,
 }
 
-/// The inventory, and how full it is.
-#[derive(Debug)]
-pub(crate) struct Inventory {
-    instances: BTreeMap<InstanceName, Instance>,
-    numbers: BTreeMap<InstanceName, u16>,
-    /// One per tenant, in the fleet's order.
-    enrollments: Vec<Enrollment>,
-    occupancy: Occupancy,
-}
-
-impl Inventory {
-    /// `instances` of equal weight. The first ones are dedicated to the tenants that have some, in order; the others are shared.
-    pub(crate) fn new(fleet: &Fleet, instances: u16, quota_per_minute: u32) -> Self {
-        let mut owners = fleet.tenants().iter().flat_map(|tenant| {
-            std::iter::repeat_n(&tenant.name, usize::try_from(tenant.dedicated_instances).unwrap_or(usize::MAX))
-        });
-        let mut inventory = Self {
-            instances: BTreeMap::new(),
-            numbers: BTreeMap::new(),
-            enrollments: fleet.tenants().iter().map(|tenant| enrollment(&tenant.name)).collect(),
-            occupancy: Occupancy::default(),
-        };
-        for number in 0..instances {
-            let name = InstanceName::parse(&format!("dps-{:04}", number + 1)).expect("letters, digits and a hyphen");
-            inventory.instances.insert(name.clone(), instance(quota_per_minute, owners.next()));
-            inventory.numbers.insert(name, number);
-        }
-        inventory
-    }
-
-    /// Gives a device of a tenant its instance.
-    pub(crate) fn place(&mut self, tenant: u16, device: u32) -> Result<u16, NoRoom> {
-        let enrollment = &self.enrollments[usize::from(tenant)];
-        let name = self.occupancy.place(&self.instances, enrollment, &id_of(device), &BTreeSet::new())?;
-        Ok(self.numbers[&name])
-    }
-
-    /// The empty line of every instance.
-    pub(crate) fn lines(&self, fleet: &Fleet) -> Vec<SimulatedLine> {
-        let boot = BootId("simulated".to_owned());
-        let rules = (&line_settings(), &registration_settings());
-        let tenants: Rc<[TenantName]> = fleet.tenants().iter().map(|tenant| tenant.name.clone()).collect();
-        let line = |instance: &Instance| {
-            let fairness = fairness(fleet, instance.tenant.is_none());
-            Line::new(instance, rules, fairness, LeftByEarlier::default(), &boot, Mono::default())
-        };
-        let lines = self.instances.values();
-        lines.map(|instance| SimulatedLine { line: line(instance), tenants: Rc::clone(&tenants) }).collect()
-    }
+/// The empty line of every instance of a scenario.
+pub(crate) fn lines(scenario: &Scenario) -> Vec<SimulatedLine> {
+    let fleet = &scenario.fleet;
+    let boot = BootId("simulated".to_owned());
+    let rules = (&line_settings(), &registration_settings());
+    let tenants: Rc<[TenantName]> = fleet.tenants().iter().map(|tenant| tenant.name.clone()).collect();
+    let mut owners = fleet.tenants().iter().flat_map(|tenant| {
+        std::iter::repeat_n(&tenant.name, usize::try_from(tenant.dedicated_instances).unwrap_or(usize::MAX))
+    });
+    let line = |number| {
+        let instance = instance(scenario.quota_of(number), owners.next());
+        let fairness = fairness(fleet, instance.tenant.is_none());
+        let line = Line::new(&instance, rules, fairness, LeftByEarlier::default(), &boot, Mono::default());
+        SimulatedLine { line, tenants: Rc::clone(&tenants) }
+    };
+    (0..scenario.instances).map(line).collect()
 }
 
 /// The line of one instance.
@@ -150,7 +114,7 @@ impl SimulatedLine {
     }
 }
 
-fn id_of(device: u32) -> RegistrationId {
+pub(crate) fn id_of(device: u32) -> RegistrationId {
     RegistrationId::parse(&device.to_string()).expect("digits")
 }
 
@@ -158,7 +122,7 @@ fn device_of(id: &RegistrationId) -> u32 {
     id.as_str().parse().expect("only numbers join")
 }
 
-fn instance(quota_per_minute: u32, tenant: Option<&TenantName>) -> Instance {
+pub(crate) fn instance(quota_per_minute: u32, tenant: Option<&TenantName>) -> Instance {
     Instance {
         id_scope: IdScope::parse("0ne00000000").expect("letters and digits"),
         endpoint: "https://global.azure-devices-provisioning.net".to_owned(),
@@ -178,7 +142,8 @@ fn instance(quota_per_minute: u32, tenant: Option<&TenantName>) -> Instance {
     }
 }
 
-fn enrollment(tenant: &TenantName) -> Enrollment {
+#[cfg(test)]
+pub(crate) fn enrollment(tenant: &TenantName) -> Enrollment {
     Enrollment {
         tenant: tenant.clone(),
         device: DeviceAttestation::SasToken { audiences: BTreeSet::new(), membership: Membership::Signature },

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use proxy_core::ids::TenantName;
 use storm_sim::{
-    BootCurve, DpsModel, Fleet, Manner, OutOfReach, Report, Scenario, Tenant, compare, instances_needed, run,
+    BootCurve, DpsModel, Fleet, Manner, OutOfReach, Report, Scenario, Tenant, Trial, Watcher, compare,
+    instances_needed, run,
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -31,6 +32,7 @@ fn scenario(tenants: Vec<Tenant>, instances: u16) -> Scenario {
         fleet: Fleet::new(tenants).expect("a sound fleet"),
         instances,
         dps,
+        quotas: Vec::new(),
         manner: Manner::Appointments,
         seed: 1,
     }
@@ -165,22 +167,53 @@ fn a_heavier_tenant_is_done_earlier_on_shared_instances() {
 }
 
 #[test]
+fn an_instance_of_a_smaller_quota_is_done_later_and_keeps_it() {
+    let mixed = Scenario { quotas: vec![400], ..scenario(vec![tenant("fleet", 6_000)], 2) };
+    let report = run(&mixed).unwrap();
+    assert_eq!((report.registrations, report.throttled), (6_000, 0));
+    let [slow, fast] = report.lines_finished_after[..] else { panic!("two") };
+    // Each has half of the devices.
+    assert!(slow > fast.mul_f64(2.2), "{:?}", report.lines_finished_after);
+    assert!(report.requests_per_device() <= 2.05 && report.finish_to_ideal() <= 1.05, "{report:?}");
+    let needed = instances_needed(&mixed, 6 * MINUTE, &mut ()).unwrap();
+    assert_eq!(needed.report.instances, 3, "with two the first one takes eight minutes");
+}
+
+/// Hears of everything.
+#[derive(Default)]
+struct Heard {
+    trials: Vec<Trial>,
+    devices_told: u64,
+}
+
+impl Watcher for Heard {
+    fn told(&mut self, _instances: u16, devices: u64) {
+        self.devices_told = devices;
+    }
+
+    fn tried(&mut self, trial: &Trial) {
+        self.trials.push(*trial);
+    }
+}
+
+#[test]
 fn a_deadline_finds_its_instances_or_says_why_there_are_none() {
     let scenario = scenario(vec![tenant("fleet", 20_000)], 1);
-    let mut heard = Vec::new();
-    let needed = instances_needed(&scenario, 5 * MINUTE, &mut |trial| heard.push(*trial)).unwrap();
+    let mut heard = Heard::default();
+    let needed = instances_needed(&scenario, 5 * MINUTE, &mut heard).unwrap();
     assert_eq!(needed.fewest_thinkable, 4);
-    assert_eq!(heard, needed.trials);
+    assert_eq!(heard.trials, needed.trials);
+    assert!(heard.devices_told > 0);
     let found = needed.report.instances;
     assert!(needed.report.finished_after <= 5 * MINUTE);
     let one_fewer = run(&Scenario { instances: found - 1, ..scenario.clone() }).unwrap();
     assert!(one_fewer.finished_after > 5 * MINUTE);
-    let too_soon = instances_needed(&scenario, Duration::from_secs(50), &mut |_| {}).unwrap_err();
+    let too_soon = instances_needed(&scenario, Duration::from_secs(50), &mut ()).unwrap_err();
     assert!(matches!(too_soon, OutOfReach::LateFleet { .. }), "{too_soon}");
 
     let mut dedicated = tenant("big", 20_000);
     dedicated.dedicated_instances = 1;
     let scenario = Scenario { fleet: Fleet::new(vec![dedicated, tenant("small", 10)]).unwrap(), ..scenario };
-    let stuck = instances_needed(&scenario, 10 * MINUTE, &mut |_| {}).unwrap_err();
+    let stuck = instances_needed(&scenario, 10 * MINUTE, &mut ()).unwrap_err();
     assert!(stuck.to_string().starts_with("tenant big has 1 dedicated instances"), "{stuck}");
 }

@@ -26,23 +26,82 @@ pub(super) fn seconds(seconds: usize) -> String {
     }
 }
 
-fn instances(number: u16) -> String {
+/// `1 instance`, `2 instances`.
+pub(super) fn instances(number: u16) -> String {
     format!("{number} {}", if number == 1 { "instance" } else { "instances" })
+}
+
+/// Registrations that so many instances accept until the deadline.
+fn registrations_until(scenario: &Scenario, instances: u16, deadline: Duration) -> u64 {
+    let per_minute: u64 = (0..instances).map(|instance| u64::from(scenario.quota_of(instance))).sum();
+    (per_minute as f64 * deadline.as_secs_f64() / 60.0) as u64
+}
+
+/// The quotas, as far as they are alike.
+fn quotas(scenario: &Scenario, instances: u16) -> String {
+    let all = || (0..instances).map(|instance| scenario.quota_of(instance));
+    match (all().min().unwrap_or(0), all().max().unwrap_or(0)) {
+        (least, most) if least == most => most.to_string(),
+        (least, most) => format!("{least} to {most}"),
+    }
+}
+
+/// What the quotas add up to, beside what is needed.
+fn sum(scenario: &Scenario, instances: u16, deadline: Duration) -> String {
+    format!(
+        "{instances} × {} per minute × {:.1} min = {} registrations, for {} devices",
+        quotas(scenario, instances),
+        deadline.as_secs_f64() / 60.0,
+        registrations_until(scenario, instances, deadline),
+        scenario.fleet.devices()
+    )
+}
+
+/// Whether a number of instances meets a deadline, and why; `instead` says how many do if it does not, or why none do.
+pub(super) fn yes_or_no(
+    report: &Report,
+    scenario: &Scenario,
+    deadline: Duration,
+    instead: Option<&Result<u16, String>>,
+) -> String {
+    let (finished, number) = (report.finished_after, report.instances);
+    let mut text = match finished <= deadline {
+        true => format!(
+            "Yes: {} within {}, done after {}, {} to spare\n",
+            instances(number),
+            time(deadline),
+            time(finished),
+            time(deadline - finished)
+        ),
+        false => format!(
+            "No: {} {} not done within {}, but after {}, {} too late\n",
+            instances(number),
+            if number == 1 { "is" } else { "are" },
+            time(deadline),
+            time(finished),
+            time(finished - deadline)
+        ),
+    };
+    let _ = writeln!(text, "  {}", sum(scenario, number, deadline));
+    let _ = match instead {
+        Some(Ok(needed)) => writeln!(text, "  it takes {}", instances(*needed)),
+        Some(Err(why)) => writeln!(text, "  {why}"),
+        None => Ok(()),
+    };
+    text.push('\n');
+    text
 }
 
 /// Why it takes so many instances.
 pub(super) fn explain(needed: &Needed, scenario: &Scenario, deadline: Duration) -> String {
-    let (fewest, quota) = (needed.fewest_thinkable, scenario.dps.quota_per_minute);
-    let minutes = deadline.as_secs_f64() / 60.0;
-    let found = needed.report.instances;
-    let registrations = |instances: u16| (f64::from(instances) * f64::from(quota) * minutes) as u64;
+    let (fewest, found) = (needed.fewest_thinkable, needed.report.instances);
+    let registrations = |instances| registrations_until(scenario, instances, deadline);
     let mut text = format!(
-        "{} within {}: {}\n  {found} × {quota} per minute × {minutes:.1} min = {} registrations, for {} devices\n",
+        "{} within {}: {}\n  {}\n",
         devices(scenario.fleet.devices()),
         time(deadline),
         instances(found),
-        registrations(found),
-        scenario.fleet.devices()
+        sum(scenario, found, deadline)
     );
     let _ = if registrations(fewest - 1) < scenario.fleet.devices() {
         writeln!(text, "  {} could accept {} until then: too few for certain", fewest - 1, registrations(fewest - 1))
@@ -70,13 +129,13 @@ pub(super) fn trial(trial: &Trial, deadline: Duration) -> String {
 }
 
 /// What a storm costs.
-pub(super) fn figures(report: &Report, scenario: &Scenario) -> String {
+pub(super) fn figures(report: &Report, scenario: &Scenario, names: &[String]) -> String {
     let subscriptions = report.instances.div_ceil(INSTANCES_PER_SUBSCRIPTION);
     let mut text = format!(
         "{} on {}, quota {} registrations per minute each\n",
         devices(report.devices),
         instances(report.instances),
-        scenario.dps.quota_per_minute
+        quotas(scenario, report.instances)
     );
     let mut row = |name: &str, value: String| {
         // Writing to a string cannot fail.
@@ -107,6 +166,22 @@ pub(super) fn figures(report: &Report, scenario: &Scenario) -> String {
     if report.tenants.len() > 1 {
         text.push_str(&tenants(report));
     }
+    if !names.is_empty() {
+        text.push_str(&named_instances(report, scenario, names));
+    }
+    text
+}
+
+/// The instances that were named, and the slowest of the others.
+fn named_instances(report: &Report, scenario: &Scenario, names: &[String]) -> String {
+    let mut text = format!("\n  {:<24}{:>12}{:>16}\n", "instance", "quota", "all after");
+    let done = report.lines_finished_after.iter().zip(0_u16..);
+    for ((finished, number), name) in done.clone().zip(names) {
+        let _ = writeln!(text, "  {name:<24}{:>12}{:>16}", scenario.quota_of(number), time(*finished));
+    }
+    if let Some((slowest, number)) = done.skip(names.len()).max_by_key(|(finished, _)| **finished) {
+        let _ = writeln!(text, "  {:<24}{:>12}{:>16}", "slowest other", scenario.quota_of(number), time(*slowest));
+    }
     text
 }
 
@@ -130,7 +205,7 @@ pub(super) fn table(comparison: &Comparison, scenario: &Scenario) -> String {
         "\nSide by side: the busiest of {} lines, {}, quota {}\n",
         scenario.instances,
         devices(comparison.devices),
-        scenario.dps.quota_per_minute
+        quotas(scenario, scenario.instances)
     );
     if comparison.divided_by > 1 {
         let _ = writeln!(
