@@ -56,6 +56,7 @@ FAULTS (--faults FILE, or POST /faults with one rule as JSON)
   name = "maintenance"        # shown in the journal
   call = "register"           # register | poll | lookup | any (default)
   registration-id = "dev-1"   # or registration-id-prefix
+  reused-connection = true    # only on connections that have carried a call before (false: on new ones)
   nth = 3                     # or every = 10, or probability = 0.05; default: always
   from-ms = 0                 # since the start; until-ms too
   times = 5                   # at most
@@ -64,6 +65,10 @@ FAULTS (--faults FILE, or POST /faults with one rule as JSON)
     status           status, retry-after, error-code, intermediary = true (empty body, not from the service)
     reset                                         TCP reset, nothing processed
     lose-reply                                    processed and counted, then TCP reset
+    silence                                       nothing processed, and no answer ever
+    web-page         status                       an HTML page (200 by default) of something in between; nothing processed
+    rewrite          set = { "registrationState.deviceId" = "x" }, remove = ["status"]
+                                                  processed; members of the JSON answer are changed or left out
     stuck-assigning                               assigning until the service gives up (--give-up-ms)
     fail             error-code, message          the operation ends failed (400207 400208 400209 404201 409203 …)
     malformed-body   body, content-type           half of the true body if `body` is absent

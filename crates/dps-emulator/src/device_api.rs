@@ -22,7 +22,7 @@ use crate::config::{
     check_quota,
 };
 use crate::enrollment::{Enrollments, Hubs, Terms};
-use crate::faults::{ActiveFault, Fault, FaultAction, FaultId, Faults, Picked};
+use crate::faults::{ActiveFault, Fault, FaultAction, FaultId, Faults, Picked, rewrite};
 use crate::journal::{Answered, CallKind, Journal, JournalEntry, RefusedCall, Stats, WindowJudge};
 use crate::operation::{Plan, Polled, Registration, Registry, guid};
 use crate::sas::Token;
@@ -56,6 +56,8 @@ pub struct Request<'a> {
     pub authorization: Option<&'a str>,
     /// `Content-Type`
     pub content_type: Option<&'a str>,
+    /// Whether the connection has carried a call before.
+    pub reused_connection: bool,
     /// The body. Whoever reads it may stop after [`MESSAGE_BYTES_MAX`] + 1 bytes.
     pub body: &'a [u8],
 }
@@ -91,6 +93,12 @@ impl Answer {
 }
 
 const JSON: &str = "application/json; charset=utf-8";
+
+/// What a captive portal would send.
+const WEB_PAGE: &[u8] = b"<!doctype html><html><head><title>Sign in to the network</title></head><body>Please sign in.</body></html>";
+
+/// How long a call that is not answered is left hanging, unless its client hangs up first.
+const SILENCE: Duration = Duration::from_secs(3600);
 
 /// An error answer in the making.
 struct Refusal {
@@ -227,7 +235,8 @@ impl Dps {
             unauthorized: None,
             refused: None,
         };
-        let Picked { delay, action, name } = self.faults.pick(kind, folded.as_deref(), now.monotonic_ns);
+        let Picked { delay, action, name } = self.faults.pick(kind, folded.as_deref(), request.reused_connection, now.monotonic_ns);
+        let delay = if action == Some(FaultAction::Silence) { SILENCE } else { delay };
         let (answer, answered) = self.serve_with(action, request, &route, &mut case);
         let refused = case.refused.clone();
         self.write_down(case, answered, name);
@@ -244,6 +253,17 @@ impl Dps {
     ) -> (Option<Answer>, Answered) {
         let answer = match action {
             Some(FaultAction::Reset) => return (None, Answered::Reset),
+            // To the client it is the same as an answer that was lost.
+            Some(FaultAction::Silence) => return (None, Answered::Lost),
+            Some(FaultAction::WebPage { code }) => {
+                let headers = vec![("Content-Type", "text/html; charset=utf-8".to_owned())];
+                Answer { status: code, headers, body: WEB_PAGE.to_vec() }
+            }
+            Some(FaultAction::Rewrite { set, remove }) => {
+                let mut answer = self.serve(request, route, case, Plan::Allocate, true);
+                answer.body = rewrite(&answer.body, &set, &remove);
+                answer
+            }
             Some(FaultAction::LoseReply) => {
                 self.serve(request, route, case, Plan::Allocate, false);
                 return (None, Answered::Lost);

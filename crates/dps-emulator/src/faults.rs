@@ -3,11 +3,13 @@
 //! A rule is looked at for every call of the device API. Delays add up; of all other rules the first that fits acts. Nothing
 //! is guessed: a rule with an unknown field or action, or with a field its action does not use, is refused.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::config::ConfigError;
 use crate::journal::CallKind;
@@ -62,6 +64,20 @@ pub enum FaultAction {
         /// The content type sent; JSON if absent.
         content_type: Option<String>,
     },
+    /// The call is processed, and the answer's JSON is changed: what is set is set, then what is removed is left out.
+    Rewrite {
+        /// New values by the path of the member, `registrationState.deviceId` for example.
+        set: BTreeMap<String, Value>,
+        /// Paths of members to leave out.
+        remove: Vec<String>,
+    },
+    /// Something in between answers with a web page: a captive portal, a block page. The service never hears of the call.
+    WebPage {
+        /// The status, 200 to 599.
+        code: u16,
+    },
+    /// Nothing comes back and nothing is processed, as if every packet were lost.
+    Silence,
     /// The operation ends at this hub, linked or not.
     WrongHub {
         /// Host name.
@@ -91,6 +107,9 @@ impl FaultAction {
             Self::StuckAssigning => "stuck-assigning",
             Self::Fail { .. } => "fail",
             Self::MalformedBody { .. } => "malformed-body",
+            Self::Rewrite { .. } => "rewrite",
+            Self::WebPage { .. } => "web-page",
+            Self::Silence => "silence",
             Self::WrongHub { .. } => "wrong-hub",
             Self::Disabled => "disabled",
             Self::Unassigned => "unassigned",
@@ -130,6 +149,8 @@ pub struct Fault {
     pub call: Option<CallKind>,
     /// Which devices; all if absent.
     pub registration_id: Option<IdMatch>,
+    /// Only calls on a connection that has carried calls before (`true`), or has not (`false`); all if absent.
+    pub reused_connection: Option<bool>,
     /// Which of the calls that fit.
     pub occurrence: Occurrence,
     /// Not before this time since the emulator started.
@@ -150,6 +171,7 @@ impl Fault {
             name: action.name().to_owned(),
             call: None,
             registration_id: None,
+            reused_connection: None,
             occurrence: Occurrence::Always,
             from: None,
             until: None,
@@ -176,6 +198,12 @@ impl Fault {
         Self { registration_id: Some(IdMatch::Exact(registration_id.to_ascii_lowercase())), ..self }
     }
 
+    /// Only calls on a connection that has carried calls before.
+    #[must_use]
+    pub fn on_reused_connections(self) -> Self {
+        Self { reused_connection: Some(true), ..self }
+    }
+
     /// Only the n-th call that fits, counted from 1.
     #[must_use]
     pub fn nth(self, n: u64) -> Self {
@@ -200,7 +228,10 @@ impl Fault {
         Self { times: Some(times), ..self }
     }
 
-    fn fits(&self, call: CallKind, registration_id: Option<&str>, now: u64) -> bool {
+    fn fits(&self, call: CallKind, registration_id: Option<&str>, reused: bool, now: u64) -> bool {
+        if self.reused_connection.is_some_and(|wanted| wanted != reused) {
+            return false;
+        }
         let call_fits = match self.call {
             Some(wanted) => wanted == call,
             None => !self.action.shapes_operation() || call == CallKind::Register,
@@ -270,7 +301,7 @@ impl Faults {
         self.rules.clone()
     }
 
-    pub(crate) fn pick(&mut self, call: CallKind, registration_id: Option<&str>, now: u64) -> Picked {
+    pub(crate) fn pick(&mut self, call: CallKind, registration_id: Option<&str>, reused: bool, now: u64) -> Picked {
         let mut picked = Picked::default();
         if call == CallKind::Other {
             return picked;
@@ -280,8 +311,8 @@ impl Faults {
             if picked.action.is_some() && !is_delay {
                 continue;
             }
-            if !rule.fault.fits(call, registration_id, now) || rule.fault.times.is_some_and(|times| rule.acted >= times)
-            {
+            let used_up = rule.fault.times.is_some_and(|times| rule.acted >= times);
+            if used_up || !rule.fault.fits(call, registration_id, reused, now) {
                 continue;
             }
             rule.matched += 1;
@@ -311,6 +342,32 @@ impl Faults {
     }
 }
 
+/// Changes the JSON of an answer; one that is not a JSON object stays as it is.
+pub(crate) fn rewrite(body: &[u8], set: &BTreeMap<String, Value>, remove: &[String]) -> Vec<u8> {
+    let Ok(mut answer @ Value::Object(_)) = serde_json::from_slice::<Value>(body) else { return body.to_vec() };
+    for (path, value) in set {
+        if let Some((parent, member)) = parent(&mut answer, path) {
+            parent.insert(member.to_owned(), value.clone());
+        }
+    }
+    for path in remove {
+        if let Some((parent, member)) = parent(&mut answer, path) {
+            parent.remove(member);
+        }
+    }
+    answer.to_string().into_bytes()
+}
+
+/// The object that holds the member at `path`, if there is one, and the member's name.
+fn parent<'v, 'p>(answer: &'v mut Value, path: &'p str) -> Option<(&'v mut serde_json::Map<String, Value>, &'p str)> {
+    let (parents, member) = path.rsplit_once('.').unwrap_or(("", path));
+    let mut object = answer;
+    for name in parents.split('.').filter(|name| !name.is_empty()) {
+        object = object.get_mut(name)?;
+    }
+    Some((object.as_object_mut()?, member))
+}
+
 /// The finaliser of splitmix64: a bijection that scatters well.
 pub(crate) fn mix(value: u64) -> u64 {
     let value = value.wrapping_add(0x9E37_79B9_7F4A_7C15);
@@ -326,7 +383,8 @@ pub struct FaultSpec {
     /// Shown in the journal; the action's name if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// What happens: delay, status, reset, lose-reply, stuck-assigning, fail, malformed-body, wrong-hub, disabled, unassigned.
+    /// What happens: delay, status, reset, lose-reply, silence, web-page, rewrite, malformed-body, stuck-assigning, fail, wrong-hub,
+    /// disabled, unassigned.
     pub action: String,
     /// register, poll, lookup or any.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -337,6 +395,9 @@ pub struct FaultSpec {
     /// Devices whose ID begins like this.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub registration_id_prefix: Option<String>,
+    /// Calls on a connection that has carried calls before, or has not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reused_connection: Option<bool>,
     /// The n-th call that fits, from 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nth: Option<u64>,
@@ -358,7 +419,7 @@ pub struct FaultSpec {
     /// delay: milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub delay_ms: Option<u64>,
-    /// status: the HTTP status.
+    /// status, web-page: the HTTP status.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub status: Option<u16>,
     /// status: `Retry-After` in seconds.
@@ -379,6 +440,12 @@ pub struct FaultSpec {
     /// malformed-body: its content type.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content_type: Option<String>,
+    /// rewrite: new values by the path of the member.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub set: Option<BTreeMap<String, Value>>,
+    /// rewrite: paths of members to leave out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remove: Option<Vec<String>>,
     /// wrong-hub: host name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,
@@ -446,6 +513,8 @@ impl TryFrom<FaultSpec> for Fault {
             ("message", spec.message.is_some()),
             ("body", spec.body.is_some()),
             ("content-type", spec.content_type.is_some()),
+            ("set", spec.set.is_some()),
+            ("remove", spec.remove.is_some()),
             ("host", spec.host.is_some()),
         ];
         if let Some((field, _)) = leftovers.iter().find(|(_, present)| *present) {
@@ -455,6 +524,7 @@ impl TryFrom<FaultSpec> for Fault {
             name: spec.name.unwrap_or_else(|| action.name().to_owned()),
             call,
             registration_id,
+            reused_connection: spec.reused_connection,
             occurrence,
             from: spec.from_ms.map(Duration::from_millis),
             until: spec.until_ms.map(Duration::from_millis),
@@ -503,13 +573,28 @@ fn take_action(spec: &mut FaultSpec) -> Result<FaultAction, ConfigError> {
         "malformed-body" => {
             FaultAction::MalformedBody { body: spec.body.take(), content_type: spec.content_type.take() }
         }
+        "rewrite" => {
+            let (set, remove) = (spec.set.take().unwrap_or_default(), spec.remove.take().unwrap_or_default());
+            if set.is_empty() && remove.is_empty() {
+                return Err(needs("set or remove"));
+            }
+            FaultAction::Rewrite { set, remove }
+        }
+        "web-page" => {
+            let code = spec.status.take().unwrap_or(200);
+            if !(200..600).contains(&code) {
+                return Err(ConfigError::new(format!("fault: status {code} is not within 200 to 599")));
+            }
+            FaultAction::WebPage { code }
+        }
+        "silence" => FaultAction::Silence,
         "wrong-hub" => FaultAction::WrongHub { host: spec.host.take().ok_or_else(|| needs("host"))? },
         "disabled" => FaultAction::Disabled,
         "unassigned" => FaultAction::Unassigned,
         other => {
             return Err(ConfigError::new(format!(
-                "fault: unknown action `{other}` (delay, status, reset, lose-reply, stuck-assigning, fail, malformed-body, \
-                 wrong-hub, disabled, unassigned)"
+                "fault: unknown action `{other}` (delay, status, reset, lose-reply, silence, web-page, rewrite, \
+                 malformed-body, stuck-assigning, fail, wrong-hub, disabled, unassigned)"
             )));
         }
     })
@@ -534,6 +619,7 @@ impl From<&Fault> for FaultSpec {
             name: Some(fault.name.clone()),
             action: fault.action.name().to_owned(),
             call: fault.call.map(|call| call.name().to_owned()),
+            reused_connection: fault.reused_connection,
             from_ms: millis(fault.from),
             until_ms: millis(fault.until),
             times: fault.times,
@@ -566,8 +652,14 @@ impl From<&Fault> for FaultSpec {
                 spec.body.clone_from(body);
                 spec.content_type.clone_from(content_type);
             }
+            FaultAction::Rewrite { set, remove } => {
+                spec.set = Some(set.clone());
+                spec.remove = Some(remove.clone());
+            }
+            FaultAction::WebPage { code } => spec.status = Some(*code),
             FaultAction::WrongHub { host } => spec.host = Some(host.clone()),
-            FaultAction::Reset
+            FaultAction::Silence
+            | FaultAction::Reset
             | FaultAction::LoseReply
             | FaultAction::StuckAssigning
             | FaultAction::Disabled
@@ -584,7 +676,7 @@ mod tests {
     fn acted(fault: Fault, calls: u64) -> Vec<u64> {
         let mut faults = Faults::new(7);
         faults.add(fault);
-        (1..=calls).filter(|_| faults.pick(CallKind::Register, Some("d"), 0).action.is_some()).collect()
+        (1..=calls).filter(|_| faults.pick(CallKind::Register, Some("d"), false, 0).action.is_some()).collect()
     }
 
     #[test]
@@ -608,13 +700,15 @@ mod tests {
             until: Some(Duration::from_nanos(20)),
             ..Fault::new(FaultAction::Reset).on(CallKind::Poll)
         };
-        assert!(fault.fits(CallKind::Poll, Some("th-1"), 10));
-        assert!(!fault.fits(CallKind::Poll, Some("th-1"), 9));
-        assert!(!fault.fits(CallKind::Poll, Some("th-1"), 20));
-        assert!(!fault.fits(CallKind::Poll, Some("x"), 10));
-        assert!(!fault.fits(CallKind::Register, Some("th-1"), 10));
+        assert!(fault.fits(CallKind::Poll, Some("th-1"), false, 10));
+        assert!(!fault.fits(CallKind::Poll, Some("th-1"), false, 9));
+        assert!(!fault.fits(CallKind::Poll, Some("th-1"), false, 20));
+        assert!(!fault.fits(CallKind::Poll, Some("x"), false, 10));
+        assert!(!fault.fits(CallKind::Register, Some("th-1"), false, 10));
+        let reused = Fault::new(FaultAction::Reset).on_reused_connections();
+        assert!(reused.fits(CallKind::Poll, None, true, 0) && !reused.fits(CallKind::Poll, None, false, 0));
         let shaping = Fault::new(FaultAction::StuckAssigning);
-        assert!(shaping.fits(CallKind::Register, None, 0) && !shaping.fits(CallKind::Poll, None, 0));
+        assert!(shaping.fits(CallKind::Register, None, false, 0) && !shaping.fits(CallKind::Poll, None, false, 0));
     }
 
     #[test]
@@ -624,21 +718,36 @@ mod tests {
         faults.add(Fault::new(FaultAction::Reset).named("first"));
         faults.add(Fault::new(FaultAction::LoseReply));
         faults.add(Fault::new(FaultAction::Delay { delay: Duration::from_millis(7) }));
-        let picked = faults.pick(CallKind::Lookup, None, 0);
+        let picked = faults.pick(CallKind::Lookup, None, false, 0);
         assert_eq!(picked.delay, Duration::from_millis(12));
         assert_eq!(picked.action, Some(FaultAction::Reset));
         assert_eq!(picked.name.as_deref(), Some("first"));
-        assert!(faults.pick(CallKind::Other, None, 0).action.is_none());
+        assert!(faults.pick(CallKind::Other, None, false, 0).action.is_none());
+    }
+
+    #[test]
+    fn an_answer_is_rewritten_member_by_member() {
+        let set = BTreeMap::from([
+            ("registrationState.deviceId".to_owned(), Value::from("another")),
+            ("absent.member".to_owned(), Value::from(1)),
+        ]);
+        let body = br#"{"status":"assigned","registrationState":{"deviceId":"d","substatus":"s"}}"#;
+        let rewritten = rewrite(body, &set, &["status".to_owned(), "registrationState.substatus".to_owned()]);
+        assert_eq!(rewritten, br#"{"registrationState":{"deviceId":"another"}}"#);
+        assert_eq!(rewrite(b"<html>", &set, &[]), b"<html>");
     }
 
     #[test]
     fn files_are_read_and_what_is_unknown_is_refused() {
         let faults = FaultFile::parse(
             "[[fault]]\naction = \"status\"\nstatus = 503\nretry-after = 7\ncall = \"register\"\nnth = 3\n\
-             [[fault]]\naction = \"fail\"\nerror-code = 400208\nregistration-id = \"Dev-1\"\n",
+             [[fault]]\naction = \"fail\"\nerror-code = 400208\nregistration-id = \"Dev-1\"\n\
+             [[fault]]\naction = \"web-page\"\nstatus = 403\n\
+             [[fault]]\naction = \"silence\"\nreused-connection = true\n\
+             [[fault]]\naction = \"rewrite\"\nremove = [\"status\"]\nset = { operationId = \"..\" }\n",
         )
         .unwrap();
-        assert_eq!(faults.len(), 2);
+        assert_eq!(faults.len(), 5);
         assert_eq!(faults[1].registration_id, Some(IdMatch::Exact("dev-1".to_owned())));
         assert_eq!(FaultFile::parse(r#"{"fault":[{"action":"reset"}]}"#).unwrap().len(), 1);
         for fault in &faults {
@@ -649,6 +758,8 @@ mod tests {
             "[[fault]]\naction = \"reset\"\nhow = 1",
             "[[fault]]\naction = \"reset\"\ndelay-ms = 1",
             "[[fault]]\naction = \"delay\"",
+            "[[fault]]\naction = \"rewrite\"",
+            "[[fault]]\naction = \"silence\"\nstatus = 200",
             "[[fault]]\naction = \"status\"\nstatus = 200",
             "[[fault]]\naction = \"status\"\nstatus = 503\nintermediary = true\nerror-code = 503001",
             "[[fault]]\naction = \"fail\"\nerror-code = 7",

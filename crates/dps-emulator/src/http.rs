@@ -6,6 +6,7 @@
 use std::any::Any;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use actix_tls::accept::rustls_0_23::TlsStream;
@@ -21,8 +22,11 @@ use crate::journal::RefusedCall;
 use crate::server::Shared;
 use crate::wire::MESSAGE_BYTES_MAX;
 
-/// A second handle to a connection's socket.
-struct Socket(socket2::Socket);
+/// A second handle to a connection's socket, and whether the connection has carried a call.
+struct Connection {
+    socket: socket2::Socket,
+    used: AtomicBool,
+}
 
 fn remember_socket(connection: &dyn Any, extensions: &mut Extensions) {
     let tcp = connection
@@ -30,7 +34,7 @@ fn remember_socket(connection: &dyn Any, extensions: &mut Extensions) {
         .map(|tls| tls.get_ref().0)
         .or_else(|| connection.downcast_ref::<TcpStream>());
     if let Some(socket) = tcp.and_then(|tcp| socket2::SockRef::from(tcp).try_clone().ok()) {
-        extensions.insert(Socket(socket));
+        extensions.insert(Connection { socket, used: AtomicBool::new(false) });
     }
 }
 
@@ -72,6 +76,8 @@ async fn handle(request: HttpRequest, mut payload: web::Payload, shared: web::Da
     if shared.is_paused() {
         return reset(&request);
     }
+    let connection = request.conn_data::<Connection>();
+    let reused_connection = connection.is_some_and(|connection| connection.used.swap(true, Ordering::Relaxed));
     let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
     let host = header("host").map_or_else(|| shared.addr().to_string(), str::to_owned);
     let origin = format!("{}://{host}", shared.scheme());
@@ -82,6 +88,7 @@ async fn handle(request: HttpRequest, mut payload: web::Payload, shared: web::Da
         origin: &origin,
         authorization: header("authorization"),
         content_type: header("content-type"),
+        reused_connection,
         body: &body,
     });
     if let (Some(refused), Some(answer)) = (&reply.refused, &reply.answer) {
@@ -132,8 +139,8 @@ fn respond(answer: Answer, unix_ms: u64) -> HttpResponse {
 }
 
 fn reset(request: &HttpRequest) -> HttpResponse {
-    if let Some(Socket(socket)) = request.conn_data::<Socket>()
-        && let Err(error) = socket.set_linger(Some(Duration::ZERO))
+    if let Some(connection) = request.conn_data::<Connection>()
+        && let Err(error) = connection.socket.set_linger(Some(Duration::ZERO))
     {
         tracing::warn!(%error, "cannot reset this connection; it is closed instead");
     }

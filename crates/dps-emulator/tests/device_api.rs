@@ -105,6 +105,7 @@ impl Bench {
                 origin: "https://localhost:8443",
                 authorization: call.authorization.as_deref(),
                 content_type: call.content_type,
+                reused_connection: false,
                 body: &call.body,
             },
             now,

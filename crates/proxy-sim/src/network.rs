@@ -257,6 +257,7 @@ impl Site {
             origin: "https://localhost",
             authorization: Some(&wire.authorization),
             content_type: wire.body.as_ref().map(|_| "application/json"),
+            reused_connection: false,
             body: wire.body.as_deref().unwrap_or_default(),
         };
         (self.state.lock().dps.handle(&request, now), now)
