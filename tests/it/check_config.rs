@@ -32,6 +32,8 @@ async fn all_problems_are_reported_at_once_with_their_keys_and_no_secret() {
         config
             .set("device.repeat_burst", "0")
             .set("device.request_timeout", "10")
+            .set("registration.connect_timeout", "\"20s\"")
+            .set("registration.upstream_max_delay", "\"5s\"")
             .set("device.tls_cert_file", "\"nowhere.pem\"")
             .set("instances.eu-1.quota_per_minute", "\"many\"")
             .set("instances.eu-1.burts", "5")
@@ -49,6 +51,7 @@ async fn all_problems_are_reported_at_once_with_their_keys_and_no_secret() {
     for key in [
         "device.repeat_burst",
         "device.request_timeout",
+        "registration.connect_timeout",
         "device.tls_cert_file",
         "instances.eu-1.quota_per_minute",
         "instances.eu-1.burts",

@@ -12,6 +12,7 @@ mod clocks;
 mod connections;
 mod credentials;
 mod demo;
+mod evidence;
 mod golden;
 mod hostile;
 mod import;

@@ -35,6 +35,7 @@ pub mod gateway;
 pub mod load;
 pub mod raw;
 pub mod recorder;
+pub mod relay;
 pub mod reply;
 pub mod sse;
 pub mod wait;

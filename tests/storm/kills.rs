@@ -177,7 +177,7 @@ async fn nothing_acknowledged_is_lost_and_no_quota_broken_by_kill_9() {
         emulators.push(emulator);
     }
     let [first, second, _shrunk, failing, _spare] = emulators.as_slice() else { unreachable!() };
-    let registration = "upstream_max_delay = \"1s\"\nconnect_timeout = \"2s\"\nrequest_timeout = \"5s\"".to_owned();
+    let registration = "upstream_max_delay = \"1s\"\nconnect_timeout = \"1s\"\nrequest_timeout = \"5s\"".to_owned();
     let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
     let enrollments = FLEETS.iter().map(|(name, instances, _)| ((*name).to_owned(), owned(instances))).collect();
     let line = "rebook_after = \"1s\"".to_owned();

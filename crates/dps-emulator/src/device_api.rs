@@ -95,7 +95,8 @@ impl Answer {
 const JSON: &str = "application/json; charset=utf-8";
 
 /// What a captive portal would send.
-const WEB_PAGE: &[u8] = b"<!doctype html><html><head><title>Sign in to the network</title></head><body>Please sign in.</body></html>";
+const WEB_PAGE: &[u8] =
+    b"<!doctype html><html><head><title>Sign in to the network</title></head><body>Please sign in.</body></html>";
 
 /// How long a call that is not answered is left hanging, unless its client hangs up first.
 const SILENCE: Duration = Duration::from_secs(3600);
@@ -235,7 +236,8 @@ impl Dps {
             unauthorized: None,
             refused: None,
         };
-        let Picked { delay, action, name } = self.faults.pick(kind, folded.as_deref(), request.reused_connection, now.monotonic_ns);
+        let Picked { delay, action, name } =
+            self.faults.pick(kind, folded.as_deref(), request.reused_connection, now.monotonic_ns);
         let delay = if action == Some(FaultAction::Silence) { SILENCE } else { delay };
         let (answer, answered) = self.serve_with(action, request, &route, &mut case);
         let refused = case.refused.clone();

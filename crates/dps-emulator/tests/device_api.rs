@@ -756,6 +756,7 @@ fn golden_requests_of_dps_proxy_are_accepted() {
             origin: "https://localhost:8443",
             authorization: header("authorization"),
             content_type: header("content-type"),
+            reused_connection: false,
             body: &body,
         };
         let reply = b.dps.handle(&request, now);

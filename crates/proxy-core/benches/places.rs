@@ -24,7 +24,7 @@ use proxy_core::settings::{
 use proxy_core::store::Store as _;
 use proxy_core::store::sled_store::{SledOptions, SledStore};
 use proxy_core::time::{Clock as _, SystemClock, WallTime};
-use proxy_core::upstream::{CallResult, Caller, Connect, NoAnswer, Upstream};
+use proxy_core::upstream::{CallResult, Caller, Connect, LastLook, NoAnswer, Upstream};
 use serde_json::Value;
 
 const HOST: &str = "gateway.example.com";
@@ -35,13 +35,13 @@ const EACH: Duration = Duration::from_secs(5);
 struct Silent;
 
 impl Upstream for Silent {
-    fn register<'a>(&'a self, _: &'a Caller, _: Option<&'a Value>) -> BoxFuture<'a, CallResult> {
+    fn register<'a>(&'a self, _: &'a Caller, _: Option<&'a Value>, _: &'a LastLook) -> BoxFuture<'a, CallResult> {
         Box::pin(std::future::pending())
     }
     fn poll<'a>(&'a self, _: &'a Caller, _: &'a OperationId) -> BoxFuture<'a, CallResult> {
         Box::pin(std::future::pending())
     }
-    fn lookup<'a>(&'a self, _: &'a Caller) -> BoxFuture<'a, CallResult> {
+    fn lookup<'a>(&'a self, _: &'a Caller, _: &'a LastLook) -> BoxFuture<'a, CallResult> {
         Box::pin(std::future::pending())
     }
     fn time(&self) -> BoxFuture<'_, Result<WallTime, NoAnswer>> {

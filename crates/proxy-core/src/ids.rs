@@ -142,16 +142,21 @@ text_type!(
 );
 
 text_type!(
-    /// DPS's name for one running registration. Opaque; it is not a GUID and must be escaped in a path.
+    /// DPS's name for one running registration. Opaque; it is not a GUID and must be escaped in a path. What a path would take for a step
+    /// (`.` and `..`) cannot be escaped, and is none.
     OperationId,
-    |text| bounded_text(text, 256, "an operation ID has 1 to 256 printable ASCII characters")
+    |text| {
+        const RULE: &str = "an operation ID has 1 to 256 printable ASCII characters and is neither . nor ..";
+        if matches!(text, "." | "..") { Err(InvalidName { rule: RULE }) } else { bounded_text(text, 256, RULE) }
+    }
 );
 
 text_type!(
-    /// Host name of an IoT hub, folded to lower case, without scheme or port.
+    /// Host name of an IoT hub, folded to lower case, without scheme, port or the dot that may end a host name.
     HubName,
     |text| {
         const RULE: &str = "a hub is a host name: letters, digits, - and . , at most 253 characters, no scheme or port";
+        let text = text.strip_suffix('.').unwrap_or(text);
         let sound = (1..=253).contains(&text.len())
             && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.')
             && text.split('.').all(|label| !label.is_empty() && !label.starts_with('-') && !label.ends_with('-'));
@@ -200,9 +205,18 @@ mod tests {
     }
 
     #[test]
+    fn an_operation_id_is_never_a_step_in_a_path() {
+        for (text, sound) in [("5.0123", true), ("a/b", true), ("...", true), (".", false), ("..", false), ("", false)]
+        {
+            assert_eq!(OperationId::parse(text).is_ok(), sound, "{text}");
+        }
+    }
+
+    #[test]
     fn hubs_are_host_names() {
         assert_eq!(HubName::parse("Hub-A.azure-devices.net").unwrap().as_str(), "hub-a.azure-devices.net");
-        for bad in ["", "https://hub", "hub:443", "hub..net", "-hub.net", "hub/x"] {
+        assert_eq!(HubName::parse("hub.example.").unwrap().as_str(), "hub.example");
+        for bad in ["", ".", "https://hub", "hub:443", "hub..net", "hub..", "-hub.net", "hub/x"] {
             assert!(HubName::parse(bad).is_err(), "{bad:?} is invalid");
         }
     }

@@ -357,12 +357,6 @@ impl Line {
         self.breaker.failures()
     }
 
-    /// Whether calls to the instance do not go through, or only one at a time to try.
-    #[must_use]
-    pub fn is_failing(&self) -> bool {
-        self.breaker.state() != BreakerState::Closed
-    }
-
     /// For how long calls to the instance have not gone through; `None` while they do, and when it is time to try again and nobody is
     /// here who would: then the next device does.
     #[must_use]
@@ -628,10 +622,13 @@ impl Line {
     /// Whether a departure may still send at `now`.
     ///
     /// # Errors
-    /// What holds it: DPS asked us to wait meanwhile, or the limit was lowered below what left meanwhile.
+    /// What holds it: DPS asked us to wait meanwhile, other calls failed meanwhile, or the limit was lowered below what left meanwhile.
     pub fn may_send(&mut self, slot: Option<SlotId>, now: Mono) -> Result<(), Holding> {
         if self.throttled_until > now {
             return Err(Holding::ThrottledByDps);
+        }
+        if self.breaker.state() == BreakerState::Open {
+            return Err(Holding::InstanceFailing);
         }
         if slot.is_some() && self.ledger.used(now) > self.ledger.quota() {
             return Err(Holding::Quota);

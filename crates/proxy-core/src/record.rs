@@ -219,6 +219,9 @@ pub struct Pending {
     /// Registrations sent for it so far.
     #[serde(default)]
     pub attempts: u32,
+    /// Of these, how many DPS gave no result for while it gave one to others.
+    #[serde(default)]
+    pub fruitless: u32,
     /// What the device wants DPS's allocation policy to know. The latest one wins until the registration is sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payload: Option<Value>,

@@ -211,7 +211,8 @@ pub struct RegistrationSettings {
     pub request_timeout: Duration,
     /// How long what we sign for DPS is good for, by DPS's own clock; longer than a call may take.
     pub token_life: Duration,
-    /// After we abandon a call, how much later DPS may still count it (default 30 s).
+    /// After we abandon a call, how much later DPS may still count it (default 30 s); the kernel sends no byte again after that. At least
+    /// `connect_timeout`.
     pub upstream_max_delay: Duration,
     /// Calls of any kind to one instance at the same time, and so connections in use; the others wait for one.
     pub connections_max: usize,
@@ -229,13 +230,13 @@ pub struct RegistrationSettings {
     pub throttle_wait_max: Duration,
     /// How long a registration may stay `assigning` before it is begun anew.
     pub assigning_max: Duration,
-    /// Failures in a row after which nobody goes for a while; at least 2.
+    /// Failures in a row after which the circuit opens: one trial request at a time. At least 2.
     pub breaker_threshold: u32,
     /// First wait after a failure; doubles from there, with full jitter.
     pub backoff_min: Duration,
-    /// Longest wait after failures.
+    /// Longest wait after failures, and so between the trial requests of an open circuit.
     pub backoff_max: Duration,
-    /// Sends without a clear outcome after which a device is refused for `refusal_ttl`.
+    /// Registrations that DPS gave no result for, while it gave one to others, after which a device is refused for `refusal_ttl`.
     pub attempts_max: u32,
     /// Whether a status lookup spends a registration. Microsoft's pages disagree; `true` is the cautious reading.
     pub lookup_spends: bool,

@@ -10,10 +10,13 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use serde_json::Value;
 
-use crate::ids::{DeviceId, HubName, InstanceName, OperationId};
+use crate::ids::{DeviceId, HubName, InstanceName, OperationId, RegistrationId};
 use crate::settings::{Instance, RegistrationSettings};
 use crate::time::WallTime;
 
+pub mod answer;
+mod connections;
+pub mod evidence;
 pub mod https;
 pub mod time;
 pub mod verdict;
@@ -57,6 +60,10 @@ pub struct RegistrationState {
     pub assigned_hub: Option<HubName>,
     /// The device's name at the hub.
     pub device_id: Option<DeviceId>,
+    /// Whose registration it is, in DPS's words.
+    pub registration_id: Option<RegistrationId>,
+    /// DPS named the device in a way that is no name, so one of the two above is missing.
+    pub odd_name: bool,
     /// What DPS did.
     pub substatus: Option<String>,
     /// From a custom allocation policy.
@@ -93,6 +100,8 @@ pub struct DpsError {
     pub tracking_id: Option<String>,
     /// Its words, shortened.
     pub message: String,
+    /// There was no body at all.
+    pub body_is_empty: bool,
 }
 
 /// What DPS said.
@@ -102,16 +111,23 @@ pub enum Said {
     Progress(Progress),
     /// It refused or failed.
     Error(DpsError),
-    /// Something answered as DPS would, but not in its words.
+    /// DPS answered, but its words cannot be made sense of.
     Unreadable {
         /// The HTTP status.
         http_status: u16,
         /// What does not fit.
         detail: String,
     },
+    /// A success that is not DPS's: something in between answered in its stead.
+    Foreign {
+        /// The HTTP status.
+        http_status: u16,
+        /// What came instead.
+        detail: String,
+    },
 }
 
-/// An answer that counts as DPS's.
+/// An answer in DPS's name; whether it is DPS's is for [`evidence`] to say.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Answer {
     /// Its content.
@@ -133,21 +149,82 @@ pub enum NoAnswer {
     /// The call left, or may have: reset, time-out, or an error status from something between us and DPS.
     #[error("no answer from DPS: {0}")]
     Lost(String),
+    /// The same on a connection that had been used before: it may have been dead for long.
+    #[error("no answer on a connection that had been used before: {0}")]
+    OldConnection(String),
+    /// This machine could not make a connection, for lack of descriptors, ports or memory; the call never left.
+    #[error("this machine cannot open a connection: {0}")]
+    NoMeans(String),
+    /// The last look held it back; the call never left.
+    #[error("not sent: {0}")]
+    Withheld(&'static str),
+}
+
+impl NoAnswer {
+    /// Whether the call surely never left this machine.
+    #[must_use]
+    pub const fn never_left(&self) -> bool {
+        matches!(self, Self::NeverLeft(_) | Self::NoMeans(_) | Self::Withheld(_))
+    }
+}
+
+/// An error with all its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+/// Asked when the connection of a call is there, right before its first byte: while it came up, DPS may have asked us to wait, or the
+/// quota may have been lowered.
+#[derive(Clone)]
+pub struct LastLook(Arc<dyn Fn() -> Result<(), &'static str> + Send + Sync>);
+
+impl LastLook {
+    /// `look` says what holds the call back, in words for its timeline.
+    pub fn new(look: impl Fn() -> Result<(), &'static str> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(look))
+    }
+
+    /// Whether the call may leave now.
+    ///
+    /// # Errors
+    /// What holds it back.
+    pub fn ask(&self) -> Result<(), &'static str> {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for LastLook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LastLook")
+    }
 }
 
 /// The result of one call.
 pub type CallResult = Result<Answer, NoAnswer>;
 
-/// The three device calls of one DPS instance, and the question for its time. Each method sends at most one request and never repeats it.
+/// The three device calls of one DPS instance, and the question for its time. Each method sends at most one request and never repeats it;
+/// those that may spend a registration ask for the last look right before.
 ///
 /// Not cancel-safe for the ledger: a dropped call may have left. Callers run it to its end.
 pub trait Upstream: Send + Sync + fmt::Debug {
     /// `PUT …/register`.
-    fn register<'a>(&'a self, caller: &'a Caller, payload: Option<&'a Value>) -> BoxFuture<'a, CallResult>;
+    fn register<'a>(
+        &'a self,
+        caller: &'a Caller,
+        payload: Option<&'a Value>,
+        last_look: &'a LastLook,
+    ) -> BoxFuture<'a, CallResult>;
     /// `GET …/operations/{operationId}`.
     fn poll<'a>(&'a self, caller: &'a Caller, operation_id: &'a OperationId) -> BoxFuture<'a, CallResult>;
     /// `POST …/registrations/{registrationId}`: the stored assignment, without a new allocation.
-    fn lookup<'a>(&'a self, caller: &'a Caller) -> BoxFuture<'a, CallResult>;
+    fn lookup<'a>(&'a self, caller: &'a Caller, last_look: &'a LastLook) -> BoxFuture<'a, CallResult>;
     /// What DPS's clock reads, to the second. A call without a credential, which registers nothing and spends nothing.
     fn time(&self) -> BoxFuture<'_, Result<WallTime, NoAnswer>>;
 }

@@ -22,6 +22,7 @@ use proxy_core::gateway::operator::InstanceView;
 use proxy_core::learner::Learning;
 use proxy_core::store::Health;
 use proxy_core::time::WallTime;
+use proxy_core::upstream::evidence::Blame;
 
 mod connections;
 mod text;
@@ -304,6 +305,7 @@ impl Collector for Core {
         self.encode_states(&mut encoder, ("instance_learning_state", help), |view| {
             Learning::ALL.map(|state| (state.as_str(), view.learning == state))
         })?;
+        self.encode_blamed(&mut encoder)?;
         self.encode_drains(&mut encoder)?;
         self.encode_clocks(&mut encoder)?;
         self.encode_tenants(&mut encoder)?;
@@ -343,6 +345,19 @@ impl Core {
         for (plane, end) in &self.server.certificate_ends {
             let left = end.unix_seconds() - self.now.unix_seconds();
             ConstGauge::new(left).encode(family.encode_family(&[("plane", plane.as_str())])?)?;
+        }
+        Ok(())
+    }
+
+    fn encode_blamed(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let help = "Calls that failed, by who is to blame if the device is not";
+        let kind = ConstCounter::new(0_u64).metric_type();
+        let mut family = encoder.encode_descriptor("instance_calls_failed", help, None, kind)?;
+        for view in &self.instances {
+            for blame in Blame::ALL {
+                let labels = [("instance", view.name.as_str()), ("blame", blame.as_str())];
+                ConstCounter::new(view.counts.blamed.of(blame)).encode(family.encode_family(&labels)?)?;
+            }
         }
         Ok(())
     }

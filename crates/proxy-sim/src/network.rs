@@ -20,7 +20,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use proxy_core::ids::{InstanceName, OperationId};
 use proxy_core::settings::{Instance as InstanceSettings, RegistrationSettings};
 use proxy_core::time::WallTime;
-use proxy_core::upstream::{CallResult, Caller, Connect, NoAnswer, Upstream, https};
+use proxy_core::upstream::{CallResult, Caller, Connect, LastLook, NoAnswer, Upstream, answer};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -363,7 +363,7 @@ impl Client {
         log.add(Event::Heard { number, status: answer.as_ref().map(|heard| heard.status), retry_after });
         let Some(heard) = answer else { return Err(NoAnswer::Lost("no answer".to_owned())) };
         let deaf = self.mutant == Some(Mutant::IgnoreRetryAfter) && heard.status == 429;
-        https::read(heard.status, |name| heard.header(name).filter(|_| !(deaf && name == "retry-after")), &heard.body)
+        answer::read(heard.status, |name| heard.header(name).filter(|_| !(deaf && name == "retry-after")), &heard.body)
     }
 
     /// There and back, if the way lets it.
@@ -423,7 +423,15 @@ impl Heard {
 }
 
 impl Upstream for Client {
-    fn register<'a>(&'a self, caller: &'a Caller, payload: Option<&'a Value>) -> BoxFuture<'a, CallResult> {
+    fn register<'a>(
+        &'a self,
+        caller: &'a Caller,
+        payload: Option<&'a Value>,
+        last_look: &'a LastLook,
+    ) -> BoxFuture<'a, CallResult> {
+        if let Err(held) = last_look.ask() {
+            return async move { Err(NoAnswer::Withheld(held)) }.boxed();
+        }
         let mut body = json!({ "registrationId": caller.registration_id });
         if let Some(payload) = payload {
             body["payload"] = payload.clone();
@@ -441,7 +449,10 @@ impl Upstream for Client {
         self.call(self.wire(Call::Poll, caller, "GET", &suffix, None)).boxed()
     }
 
-    fn lookup<'a>(&'a self, caller: &'a Caller) -> BoxFuture<'a, CallResult> {
+    fn lookup<'a>(&'a self, caller: &'a Caller, last_look: &'a LastLook) -> BoxFuture<'a, CallResult> {
+        if let Err(held) = last_look.ask() {
+            return async move { Err(NoAnswer::Withheld(held)) }.boxed();
+        }
         let body = json!({ "registrationId": caller.registration_id });
         self.call(self.wire(Call::Lookup, caller, "POST", "", Some(&body))).boxed()
     }

@@ -15,6 +15,8 @@ use super::dispatch::{Dispatcher, count};
 use crate::dps_clock;
 use crate::time::{Mono, Now, WallTime};
 use crate::upstream::NoAnswer;
+use crate::upstream::evidence::{self, Evidence, weigh};
+use crate::upstream::verdict::Call;
 
 /// Our wall clock is off if it differs from DPS's by more than this.
 const OFF_MIN_MILLIS: i64 = 30_000;
@@ -159,7 +161,7 @@ impl Gateway {
             }
             Err(failure) => {
                 let counts = &dispatcher.counts;
-                count(if matches!(failure, NoAnswer::Lost(_)) { &counts.lost } else { &counts.unreachable });
+                count(if failure.never_left() { &counts.unreachable } else { &counts.lost });
                 *last_failure = Some((self.now().mono, failure.clone()));
                 Err(failure)
             }
@@ -170,7 +172,11 @@ impl Gateway {
     pub(super) async fn learn_time(&self, dispatcher: &Dispatcher) {
         dispatcher.line.lock().tries();
         if let Err(failure) = self.know_time(dispatcher).await {
-            self.instance_failed(dispatcher, &failure.to_string());
+            let result = Err(failure);
+            if let Evidence::Against(blame) = weigh(Call::Lookup, &result) {
+                count(dispatcher.counts.blamed.of(blame));
+                self.instance_failed(dispatcher, blame, &evidence::words(&result));
+            }
         }
     }
 

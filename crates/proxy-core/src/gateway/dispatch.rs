@@ -15,6 +15,7 @@ use crate::line::{Holding, Line, LineStatus, Next};
 use crate::settings::{Instance, Settings};
 use crate::store::{Expect, Key, Table, Write};
 use crate::time::Mono;
+use crate::upstream::evidence::Blame;
 use crate::upstream::{NoAnswer, Upstream};
 
 /// How often things happened at one instance since the process started.
@@ -34,10 +35,35 @@ pub struct Counts {
     pub unreachable: AtomicU64,
     /// Registrations and lookups that DPS throttled.
     pub throttled: AtomicU64,
+    /// Calls that failed, by who is to blame.
+    pub blamed: Blamed,
     /// Devices assigned.
     pub assigned: AtomicU64,
     /// Devices refused.
     pub refused: AtomicU64,
+}
+
+/// Calls that failed on nobody's fault but these.
+#[derive(Debug, Default)]
+pub struct Blamed {
+    /// DPS itself.
+    pub instance: AtomicU64,
+    /// What is between us and DPS.
+    pub path: AtomicU64,
+    /// This machine, or its configuration.
+    pub ourselves: AtomicU64,
+}
+
+impl Blamed {
+    /// The counter of one of them.
+    #[must_use]
+    pub const fn of(&self, blame: Blame) -> &AtomicU64 {
+        match blame {
+            Blame::Instance => &self.instance,
+            Blame::Path => &self.path,
+            Blame::Ourselves => &self.ourselves,
+        }
+    }
 }
 
 /// Adds one; the counters are independent of each other.
@@ -78,6 +104,10 @@ pub struct Dispatcher {
     pub(super) dps_clock: Mutex<DpsClock>,
     /// Held while the instance is asked for its time: when that last failed, and how.
     pub(super) asking_time: tokio::sync::Mutex<Option<(Mono, NoAnswer)>>,
+    /// Who was last said to be to blame, while calls fail.
+    pub(super) trouble: Mutex<Option<Blame>>,
+    /// When DPS last came to a result about a device.
+    pub(super) last_result: Mutex<Option<Mono>>,
     /// Held while what DPS let us know is written down, so that the last word stays.
     pub(super) keeping: tokio::sync::Mutex<()>,
     /// What happened so far.
@@ -101,6 +131,8 @@ impl Dispatcher {
             recovered: Notify::new(),
             dps_clock: Mutex::default(),
             asking_time: tokio::sync::Mutex::default(),
+            trouble: Mutex::default(),
+            last_result: Mutex::default(),
             keeping: tokio::sync::Mutex::default(),
             counts: Counts::default(),
             up: AtomicBool::new(false),
@@ -184,23 +216,24 @@ pub(super) fn slot_of(name: &[u8]) -> Option<(InstanceName, SlotId)> {
 }
 
 impl Gateway {
-    /// A call failed in a way that blames the instance.
-    pub(super) fn instance_failed(&self, dispatcher: &Dispatcher, why: &str) {
+    /// A call failed, and no device is to blame.
+    pub(super) fn instance_failed(&self, dispatcher: &Dispatcher, blame: Blame, why: &str) {
         let now = self.now().mono;
-        let (failed_before, opened) = {
+        let opened = {
             let mut entropy = self.entropy.lock();
-            let mut line = dispatcher.line.lock();
-            (line.is_failing(), line.instance_failed(now, &mut entropy))
+            dispatcher.line.lock().instance_failed(now, &mut entropy)
         };
+        let instance = &dispatcher.name;
         // A long outage is one line here and one when it is over; what happens meanwhile is for whoever wants to see each call.
         let Some(until) = opened else {
-            return tracing::debug!(instance = %dispatcher.name, why, "a call to the instance failed");
+            return tracing::debug!(%instance, blame = blame.as_str(), why, "a call to the instance failed");
         };
         let wait_seconds = until.since(now).as_secs_f64();
-        if failed_before {
-            tracing::debug!(instance = %dispatcher.name, why, wait_seconds, "calls to the instance still fail");
+        if dispatcher.trouble.lock().replace(blame) == Some(blame) {
+            tracing::debug!(%instance, blame = blame.as_str(), why, wait_seconds, "a trial request failed");
         } else {
-            tracing::warn!(instance = %dispatcher.name, why, wait_seconds, "calls to the instance fail; nobody goes for a while, then one device tries");
+            let (blame, to_blame) = (blame.as_str(), blame.in_words());
+            tracing::warn!(%instance, blame, why, wait_seconds, "calls to the instance fail, and {to_blame}: the circuit is open, with one trial request at a time until one gets through");
         }
     }
 

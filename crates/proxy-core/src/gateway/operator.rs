@@ -22,6 +22,7 @@ use crate::secret::SymmetricKey;
 use crate::settings::{Settings, UpstreamAttestation};
 use crate::store::{CommitError, Expect, Write};
 use crate::time::{Mono, Now, StoredMoment, WallTime};
+use crate::upstream::evidence::Blame;
 
 /// One instance as operators see it.
 #[derive(Debug, Clone, Serialize)]
@@ -141,8 +142,33 @@ pub struct CountsView {
     pub lost: u64,
     pub unreachable: u64,
     pub throttled: u64,
+    pub blamed: BlamedView,
     pub assigned: u64,
     pub refused: u64,
+}
+
+/// Calls that failed, by who is to blame if the device is not.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BlamedView {
+    /// DPS itself.
+    pub instance: u64,
+    /// What is between us and DPS.
+    pub path: u64,
+    /// This machine, or its configuration.
+    pub ourselves: u64,
+}
+
+impl BlamedView {
+    /// The number of one of them.
+    #[must_use]
+    pub const fn of(&self, blame: Blame) -> u64 {
+        match blame {
+            Blame::Instance => self.instance,
+            Blame::Path => self.path,
+            Blame::Ourselves => self.ourselves,
+        }
+    }
 }
 
 impl CountsView {
@@ -156,6 +182,11 @@ impl CountsView {
             lost: read(&counts.lost),
             unreachable: read(&counts.unreachable),
             throttled: read(&counts.throttled),
+            blamed: BlamedView {
+                instance: read(&counts.blamed.instance),
+                path: read(&counts.blamed.path),
+                ourselves: read(&counts.blamed.ourselves),
+            },
             assigned: read(&counts.assigned),
             refused: read(&counts.refused),
         }

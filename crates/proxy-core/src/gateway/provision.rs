@@ -420,6 +420,7 @@ impl Gateway {
             first_there,
             request_id: joining.request_id.or_else(|| about::request_id().map(|id| id.to_string())),
             attempts: 0,
+            fruitless: 0,
             payload: joining.payload,
             home: joining.home.filter(|home| home.instance != instance),
             rebooked: joining.rebooked,

@@ -4,11 +4,14 @@
 //! - The ledger's slot and the *sent* mark are durable in one commit before the call; the answer's time goes to disk with the next commit.
 //! - A record that is no longer at this departure's place (blocked, moved, deleted meanwhile) is left alone; the answer is dropped.
 //! - However a call ends, its slot is settled exactly once and the place is finished or back in line exactly once.
+//! - What a call's end is evidence of is decided in [`crate::upstream::evidence`] alone, and acted upon in `trouble` alone.
 //!
 //! Here: departure, the call, and what follows from the answer. The rest: `poll`, `lookup` (an outcome nobody told us), `back` (another
-//! try from the same place), `ends` (assigned or refused), `durable` (how the record is edited).
+//! try from the same place), `ends` (assigned or refused), `trouble` (calls fail, or go through again), `durable` (how the record is
+//! edited).
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::dispatch::{Connection, Dispatcher, count};
@@ -22,14 +25,16 @@ use crate::line::{Admission, Departure, Holding};
 use crate::record::{Record, Stage};
 use crate::store::Write;
 use crate::time::{Mono, Now, StoredMoment};
-use crate::upstream::verdict::{Call, RefusalWords, Verdict, judge};
-use crate::upstream::{Answer, CallResult, Caller, DpsError, NoAnswer, Said, Upstream};
+use crate::upstream::evidence::{Blame, Evidence};
+use crate::upstream::verdict::{Call, Named, RefusalWords, Verdict, judge};
+use crate::upstream::{Answer, CallResult, Caller, DpsError, LastLook, NoAnswer, Said, Upstream};
 
 mod back;
 mod durable;
 mod ends;
 mod lookup;
 mod poll;
+mod trouble;
 
 /// After "another registration of this device is running" (409203): 1 to 3 s, as the SDKs' own tests do.
 const REQUEUE_WAIT_MIN: Duration = Duration::from_secs(1);
@@ -75,6 +80,13 @@ struct Settled {
     free_after: Option<SlotId>,
 }
 
+/// What DPS called an answer that gave no result, if that may be held against the device: not what somebody else answered, and not that a
+/// proof of ours was not believed.
+fn no_result(answer: &Answer, evidence: Evidence) -> Option<Named> {
+    let not_believed = matches!(answer.said, Said::Error(DpsError { http_status: 401, .. }));
+    (evidence != Evidence::Against(Blame::Path) && !not_believed).then(|| Named::of(answer))
+}
+
 /// What an answer shows of the quota.
 fn admission(said: &Said) -> Admission {
     match said {
@@ -82,7 +94,7 @@ fn admission(said: &Said) -> Admission {
         Said::Progress(_) => Admission::Admitted,
         // DPS has judged the device.
         Said::Error(DpsError { http_status: ..500, error_code: Some(_), .. }) => Admission::Admitted,
-        Said::Error(_) | Said::Unreadable { .. } => Admission::Unclear,
+        Said::Error(_) | Said::Unreadable { .. } | Said::Foreign { .. } => Admission::Unclear,
     }
 }
 
@@ -174,29 +186,28 @@ impl Trip {
                 return self.not_going(&departure, error).await;
             }
         };
-        if let Err(held) = self.may_send(&departure) {
-            drop((connection, on_the_wire));
-            let settled = self.nothing_left(&departure);
-            return self.stay(held, Errand::Register, ready.sent_before, settled).await;
-        }
-        count(&self.dispatcher.counts.registrations);
-        if ready.repeated {
-            count(&self.dispatcher.counts.repeated);
-        }
-        tracing::debug!(registration_id = %self.id, instance = %self.dispatcher.name, "registration sent");
-        let sent = self.now().mono;
-        let result = self.upstream().register(&ready.caller, ready.payload.as_ref()).await;
+        tracing::debug!("registration sent");
+        let (sent, last_look) = (self.now().mono, self.last_look(Call::Register, &departure, ready.repeated));
+        let result = self.upstream().register(&ready.caller, ready.payload.as_ref(), &last_look).await;
         drop((connection, on_the_wire));
-        let settled = self.settle(&departure, sent, &result);
+        let evidence = self.learn_from(Call::Register, &result);
+        let settled = self.settle(&departure, sent, &result, evidence);
         match result {
             Ok(answer) => {
                 let verdict = self.judge(Call::Register, &answer, &ready.caller);
-                if let Some((operation_id, wait)) = self.follow(Call::Register, verdict, &answer, settled).await {
+                let judged = (verdict, &answer, evidence);
+                if let Some((operation_id, wait)) = self.follow(Call::Register, judged, settled).await {
                     self.poll(operation_id, wait).await;
                 }
             }
-            Err(NoAnswer::NeverLeft(why)) => self.unreachable(&why, ready.sent_before, settled).await,
-            Err(NoAnswer::Lost(why)) => self.outcome_unknown(&why, settled).await,
+            Err(NoAnswer::Withheld(held)) => self.stay(held, Errand::Register, ready.sent_before, settled).await,
+            Err(NoAnswer::NeverLeft(why) | NoAnswer::NoMeans(why)) => {
+                self.unreachable(&why, ready.sent_before, settled).await;
+            }
+            Err(NoAnswer::Lost(why)) => self.outcome_unknown(&why, lookup::LOOKUP_WAIT, settled).await,
+            Err(NoAnswer::OldConnection(why)) => {
+                self.outcome_unknown(&why, lookup::OLD_CONNECTION_WAIT, settled).await;
+            }
         }
     }
 
@@ -274,13 +285,14 @@ impl Trip {
         }
     }
 
-    /// Tells the ledger how a call ended, and returns the write that keeps it.
-    fn settle(&self, departure: &Departure, sent: Mono, result: &CallResult) -> Settled {
+    /// Tells the ledger how a call ended, and returns the write that keeps it. Only DPS's own answer tells when DPS has counted the call:
+    /// what somebody else answered is no answer.
+    fn settle(&self, departure: &Departure, sent: Mono, result: &CallResult, evidence: Evidence) -> Settled {
         let now = self.now().mono;
         let spent_at = departure.slot.map(|_| sent);
         let mut line = self.dispatcher.line.lock();
         match result {
-            Ok(answer) => {
+            Ok(answer) if evidence != Evidence::Against(Blame::Path) => {
                 let admission = admission(&answer.said);
                 line.answered(self.place, departure.slot, sent, admission, now);
                 drop(line);
@@ -296,19 +308,23 @@ impl Trip {
                     .pop();
                 Settled { spent_at, write, free_after: None }
             }
-            Err(NoAnswer::Lost(_)) => {
+            Ok(_) | Err(NoAnswer::Lost(_) | NoAnswer::OldConnection(_)) => {
                 line.abandoned(self.place, departure.slot, now);
                 drop(line);
                 self.dispatcher.bell.notify_one();
-                count(&self.dispatcher.counts.lost);
+                if result.is_err() {
+                    count(&self.dispatcher.counts.lost);
+                }
                 let write = self
                     .slot_writes(departure, |boot| SlotRecord { boot, sent, answered: None, abandoned: Some(now) })
                     .pop();
                 Settled { spent_at, write, free_after: None }
             }
-            Err(NoAnswer::NeverLeft(_)) => {
+            Err(no_answer @ (NoAnswer::NeverLeft(_) | NoAnswer::NoMeans(_) | NoAnswer::Withheld(_))) => {
                 drop(line);
-                count(&self.dispatcher.counts.unreachable);
+                if !matches!(no_answer, NoAnswer::Withheld(_)) {
+                    count(&self.dispatcher.counts.unreachable);
+                }
                 self.nothing_left(departure)
             }
         }
@@ -320,16 +336,27 @@ impl Trip {
         Settled { write, free_after: departure.slot, ..Settled::default() }
     }
 
-    /// Asked right before each send: writing the mark takes time, in which DPS may have asked us to wait, or the quota been lowered.
-    ///
-    /// # Errors
-    /// What holds it, in words for the timeline.
-    fn may_send(&self, departure: &Departure) -> Result<(), &'static str> {
-        let now = self.now().mono;
-        let held = self.dispatcher.line.lock().may_send(departure.slot, now);
-        held.map_err(|held| match held {
-            Holding::ThrottledByDps => "DPS throttled the instance before it had left",
-            _ => "the limit came down before it had left",
+    /// Asked right before each send: writing the mark and connecting take time, in which DPS may have asked us to wait, other calls may
+    /// have failed, or the quota been lowered. Counts the call if it may leave.
+    fn last_look(&self, call: Call, departure: &Departure, repeated: bool) -> LastLook {
+        let (gateway, dispatcher, slot) = (Arc::clone(&self.gateway), Arc::clone(&self.dispatcher), departure.slot);
+        // A connection that was closed while idle is replaced, and then asks once more.
+        let counted = AtomicBool::new(false);
+        LastLook::new(move || {
+            let now = gateway.now().mono;
+            dispatcher.line.lock().may_send(slot, now).map_err(|held| match held {
+                Holding::ThrottledByDps => "DPS throttled the instance before it had left",
+                Holding::InstanceFailing => "other calls to the instance failed before it had left",
+                _ => "the limit came down before it had left",
+            })?;
+            if !counted.swap(true, Ordering::Relaxed) {
+                let counts = &dispatcher.counts;
+                count(if call == Call::Lookup { &counts.lookups } else { &counts.registrations });
+                if repeated {
+                    count(&counts.repeated);
+                }
+            }
+            Ok(())
         })
     }
 
@@ -357,23 +384,13 @@ impl Trip {
     async fn follow(
         &self,
         call: Call,
-        verdict: Verdict,
-        answer: &Answer,
+        (verdict, answer, evidence): (Verdict, &Answer, Evidence),
         settled: Settled,
     ) -> Option<(OperationId, Duration)> {
-        tracing::debug!(?call, "DPS answered");
-        // Only DPS's own words show that the instance works, and only about a call of the kind that failed.
-        if call != Call::Poll
-            && !matches!(verdict, Verdict::Retry { .. } | Verdict::Throttled { .. } | Verdict::Unknown { .. })
-        {
-            if self.dispatcher.line.lock().instance_works() {
-                tracing::info!(instance = %self.dispatcher.name, "calls to the instance go through again");
-                self.dispatcher.recover();
-            }
-            self.dispatcher.bell.notify_one();
-        }
+        tracing::debug!(?call, ?evidence, "DPS answered");
+        let no_result = no_result(answer, evidence);
         match verdict {
-            Verdict::Assigned(state) => self.assign(state, settled).await,
+            Verdict::Assigned(state) => self.assign(state, Named::of(answer), settled).await,
             Verdict::Assigning { operation_id: Some(operation_id) } => {
                 return self.assigning(operation_id, answer.retry_after, settled).await;
             }
@@ -384,20 +401,25 @@ impl Trip {
                 self.throttled(call, (retry_after, tracking_id), settled).await;
             }
             // What became of the registration is still unknown: nothing is sent again before that is clear.
-            Verdict::Requeue { why } if call == Call::Lookup => self.look_up_later(call, &why, settled).await,
-            Verdict::Retry { why } if call == Call::Lookup => {
-                self.pause_instance(&why);
+            Verdict::Requeue { why } | Verdict::Retry { why } if call == Call::Lookup => {
                 self.look_up_later(call, &why, settled).await;
             }
             Verdict::Requeue { why } => {
                 let wait = REQUEUE_WAIT_MIN + self.gateway.spread(REQUEUE_WAIT_SPREAD);
-                self.go_again(&why, wait, settled).await;
+                self.go_again(&why, wait, no_result, settled).await;
             }
-            Verdict::Retry { why } => self.failed(&why, settled).await,
-            Verdict::Refused(words) => self.refuse(words, settled).await,
+            Verdict::Retry { why } => self.failed(&why, no_result, settled).await,
+            Verdict::Refused(words) => {
+                *self.dispatcher.last_result.lock() = Some(self.now().mono);
+                self.refuse(words, settled).await;
+            }
             Verdict::Unknown { why } => self.look_up_later(call, &why, settled).await,
             Verdict::NotRegistered => {
-                self.go_again("DPS holds no registration of the device", Duration::ZERO, settled).await;
+                self.go_again_in_time("DPS holds no registration of the device", settled).await;
+            }
+            Verdict::NoLookups => {
+                let why = "this DPS has no status lookups, so the device is registered again";
+                self.go_again_in_time(why, settled).await;
             }
         }
         None

@@ -400,6 +400,7 @@ fn connection_changed(old: &Settings, new: &Settings, name: &InstanceName) -> bo
             registration.api_version.clone(),
             registration.connect_timeout,
             registration.request_timeout,
+            registration.upstream_max_delay,
             registration.idle_connections_max,
             registration.idle_timeout,
         )

@@ -1,7 +1,7 @@
 //! Asking DPS for the time: a poll of nobody's operation, without a credential. DPS refuses it, registers nothing, counts nothing against
 //! the registration quota, and dates its refusal.
 
-use super::https::read;
+use super::answer::{parse_http_date, read};
 use super::{NoAnswer, Said};
 use crate::time::WallTime;
 
@@ -26,7 +26,7 @@ pub fn read_date<'h>(
     }
     let no_page = body.is_empty() || serde_json::from_slice::<serde::de::IgnoredAny>(body).is_ok();
     let refuses = matches!(&answer.said, Said::Error(_)) && matches!(http_status, 400 | 401 | 404 | 405);
-    let date = header("date").filter(|_| refuses && no_page).and_then(super::https::parse_http_date);
+    let date = header("date").filter(|_| refuses && no_page).and_then(parse_http_date);
     date.ok_or_else(|| {
         NoAnswer::Lost(format!("HTTP {http_status} to the question for the time, not in DPS's words or without a date"))
     })

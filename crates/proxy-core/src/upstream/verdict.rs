@@ -1,4 +1,4 @@
-//! What to do about an answer of DPS: every known code has one line here.
+//! What to do about an answer of DPS: every known code has one line here. Whom a failure is held against is said in [`super::evidence`].
 //!
 //! Sources: the device API's published error codes and the SDKs' own handling. Codes are classified by what is known of the six
 //! digits, else by the HTTP status in front of them, because Microsoft publishes only some. Every error of DPS has such a code: a
@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use super::evidence::knows_no_lookups;
 use super::{Answer, DpsError, Progress, RegistrationState, Said, Status};
 use crate::ids::OperationId;
 
@@ -45,6 +46,30 @@ pub enum Verdict {
     },
     /// DPS holds no registration of this device.
     NotRegistered,
+    /// This DPS has no status lookups.
+    NoLookups,
+}
+
+/// What DPS called a failure, for whoever asks Microsoft about it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Named {
+    /// Its six digits.
+    pub error_code: Option<i64>,
+    /// Its tracking ID.
+    pub tracking_id: Option<String>,
+}
+
+impl Named {
+    /// As `answer` named it.
+    #[must_use]
+    pub fn of(answer: &Answer) -> Self {
+        let error_code = match &answer.said {
+            Said::Error(error) => error.error_code,
+            Said::Progress(progress) => progress.state.error_code,
+            Said::Unreadable { .. } | Said::Foreign { .. } => None,
+        };
+        Self { error_code, tracking_id: tracking_id(answer).map(str::to_owned) }
+    }
 }
 
 /// A refusal in words for the operator who must mend it.
@@ -58,6 +83,14 @@ pub struct RefusalWords {
     pub error_code: Option<i64>,
     /// DPS's name for the failure.
     pub tracking_id: Option<String>,
+}
+
+impl RefusalWords {
+    /// A refusal of ours about an answer that DPS named so.
+    #[must_use]
+    pub fn of_ours(code: &'static str, detail: String, named: Named) -> Self {
+        Self { code, detail, error_code: named.error_code, tracking_id: named.tracking_id }
+    }
 }
 
 /// Which call was answered.
@@ -80,6 +113,9 @@ pub fn judge(call: Call, answer: &Answer) -> Verdict {
         Said::Unreadable { http_status, detail } => {
             Verdict::Unknown { why: format!("DPS answered {http_status} with a body that cannot be read: {detail}") }
         }
+        Said::Foreign { http_status, detail } => {
+            Verdict::Unknown { why: format!("HTTP {http_status} from something between us and DPS: {detail}") }
+        }
     };
     // Every event that Microsoft could be asked about carries DPS's name for it.
     let traced = |why: String| format!("{why}{}", trace(tracking_id(answer)));
@@ -96,7 +132,7 @@ pub fn judge(call: Call, answer: &Answer) -> Verdict {
 pub fn tracking_id(answer: &Answer) -> Option<&str> {
     let of_error = match &answer.said {
         Said::Error(error) => error.tracking_id.as_deref(),
-        Said::Progress(_) | Said::Unreadable { .. } => None,
+        Said::Progress(_) | Said::Unreadable { .. } | Said::Foreign { .. } => None,
     };
     of_error.or(answer.request_id.as_deref())
 }
@@ -166,6 +202,9 @@ fn judge_failed(state: &RegistrationState, tracking_id: Option<&str>) -> Verdict
 fn judge_error(call: Call, error: &DpsError, answer: &Answer) -> Verdict {
     let tracking_id = tracking_id(answer);
     let words = error.message.as_str();
+    if knows_no_lookups(call, error) {
+        return Verdict::NoLookups;
+    }
     match (error.http_status, call) {
         // Whatever DPS refuses carries its six digits. Without them something in between spoke, which no device is to blame for.
         (300..=428 | 430..=499, _) if error.error_code.is_none() => Verdict::Retry {
@@ -191,12 +230,21 @@ fn judge_error(call: Call, error: &DpsError, answer: &Answer) -> Verdict {
         (404, Call::Lookup) => Verdict::NotRegistered,
         (404, Call::Poll) => Verdict::Requeue { why: "DPS does not know the operation any more".to_owned() },
         (404, Call::Register) => not_enrolled(error.error_code, tracking_id, words),
-        (403, _) => refused_with(
-            "forbidden-by-dps",
-            "DPS forbids the call: check the instance's network rules (IP filter, private endpoint)",
-            error,
-            tracking_id,
-        ),
+        (403, _) => Verdict::Retry {
+            why: with_words(
+                "DPS answered 403 and forbids the call: check the instance's network rules (IP filter, private endpoint)",
+                words,
+            ),
+        },
+        (405 | 415, _) => Verdict::Retry {
+            why: with_words(
+                &format!(
+                    "DPS answered {} to a call of ours: check the instance's endpoint and registration.api_version",
+                    error.http_status
+                ),
+                words,
+            ),
+        },
         (status, _) => refused_with(
             "rejected-by-dps",
             &format!(
@@ -251,7 +299,13 @@ mod tests {
 
     fn error(http_status: u16, error_code: Option<i64>) -> Answer {
         Answer {
-            said: Said::Error(DpsError { http_status, error_code, tracking_id: None, message: "words".to_owned() }),
+            said: Said::Error(DpsError {
+                http_status,
+                error_code,
+                tracking_id: None,
+                message: "words".to_owned(),
+                body_is_empty: false,
+            }),
             retry_after: Some(Duration::from_secs(7)),
             date: None,
             request_id: Some("request".to_owned()),
@@ -274,6 +328,7 @@ mod tests {
             Verdict::Refused(words) => words.code,
             Verdict::Unknown { .. } => "unknown",
             Verdict::NotRegistered => "not-registered",
+            Verdict::NoLookups => "no-lookups",
         }
     }
 
@@ -289,10 +344,10 @@ mod tests {
             (Lookup, error(404, Some(404_201)), "not-registered"),
             (Register, error(409, Some(409_203)), "requeue"),
             (Register, error(412, Some(412_001)), "requeue"),
-            (Register, error(403, Some(403_001)), "forbidden-by-dps"),
+            (Register, error(403, Some(403_001)), "retry"),
             (Register, error(400, Some(400_004)), "rejected-by-dps"),
-            (Lookup, error(405, Some(405_001)), "rejected-by-dps"),
-            (Register, error(415, Some(415_001)), "rejected-by-dps"),
+            (Lookup, error(405, Some(405_001)), "retry"),
+            (Register, error(415, Some(415_001)), "retry"),
             (Register, error(500, Some(500_001)), "retry"),
             (Register, error(503, Some(503_001)), "retry"),
             (Poll, failed(400_207), "custom-allocation-failed"),
@@ -307,6 +362,19 @@ mod tests {
         ] {
             assert_eq!(kind(&judge(call, &answer)), expected, "{call:?} {answer:?}");
         }
+    }
+
+    #[test]
+    fn a_lookup_that_this_dps_does_not_know_is_told_from_a_device_that_it_does_not_know() {
+        let mut answer = error(404, None);
+        let Said::Error(said) = &mut answer.said else { panic!("an error") };
+        said.body_is_empty = true;
+        assert_eq!(judge(Call::Lookup, &answer), Verdict::NoLookups);
+        assert_eq!(
+            kind(&judge(Call::Register, &answer)),
+            "retry",
+            "a registration that is not there is somebody else's"
+        );
     }
 
     #[test]

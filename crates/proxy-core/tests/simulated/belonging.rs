@@ -29,7 +29,8 @@ use serde_json::json;
 use crate::support::clock::TestClock;
 use crate::support::dps::{Call, Dps, Fate, Network, Process};
 use crate::support::{
-    AUDIENCE, Ask, World, enrollment, enrollment_name, group_key, id, instance, name, seconds, settings, sleep,
+    AUDIENCE, Ask, World, enrollment, enrollment_name, group_key, id, individual, instance, name, seconds, settings,
+    sleep,
 };
 
 const FIXED: Fixed = Fixed { parked_max: 10, repeat_burst: 5, repeat_interval: Duration::from_secs(1) };
@@ -272,7 +273,11 @@ async fn an_instance_that_records_refer_to_keeps_its_id_scope_across_a_restart()
 async fn a_device_is_found_by_the_name_it_has_now_and_its_old_one_is_free() {
     let mut inventory = settings(&[("a", 60)]);
     inventory.enrollments.insert(enrollment_name("second"), of_tenant("second"));
+    let mut inventory = individual(inventory);
     let mut world = World::new(inventory.clone()).await;
+    world.list("device-1", "plant").await;
+    world.list("device-2", "plant").await;
+    world.list("device-3", "second").await;
     let found = async |world: &World, device_id: &str| match world.gateway.find(device_id, None).await.unwrap() {
         Found::Assignment(view) => view.registration_id.to_string(),
         Found::Ambiguous(tenants) => format!("{} tenants", tenants.len()),

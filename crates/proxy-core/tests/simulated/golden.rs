@@ -7,9 +7,10 @@ use std::path::PathBuf;
 use proxy_core::ids::{HubName, IdScope, OperationId};
 use proxy_core::sas;
 use proxy_core::time::WallTime;
-use proxy_core::upstream::https::{self, DpsClient};
+use proxy_core::upstream::answer;
+use proxy_core::upstream::https::DpsClient;
 use proxy_core::upstream::verdict::{Call, Verdict, judge};
-use proxy_core::upstream::{Answer, Caller, Said, Status, Upstream as _};
+use proxy_core::upstream::{Answer, Caller, LastLook, Said, Status, Upstream as _};
 use serde_json::{Map, Value, json};
 
 use crate::support::{group_key, seconds, settings};
@@ -35,7 +36,7 @@ fn understood(name: &str) -> Answer {
         headers.iter().find(|(name, _)| name.eq_ignore_ascii_case(wanted)).and_then(|(_, value)| value.as_str())
     };
     let status = u16::try_from(message["status"].as_u64().unwrap()).unwrap();
-    https::read(status, header, message["body"].to_string().as_bytes()).unwrap()
+    answer::read(status, header, message["body"].to_string().as_bytes()).unwrap()
 }
 
 #[test]
@@ -132,11 +133,11 @@ async fn what_we_send_is_what_is_written_down() {
     let operation_id = operation_id.unwrap().unwrap();
 
     let recording = tokio::task::spawn_blocking(move || [(); 4].map(|()| record(&listener)));
-    let payload = json!({ "model": "th-1" });
+    let (payload, last_look) = (json!({ "model": "th-1" }), LastLook::new(|| Ok(())));
     drop(client.time().await);
-    drop(client.register(&caller, Some(&payload)).await);
+    drop(client.register(&caller, Some(&payload), &last_look).await);
     drop(client.poll(&caller, &operation_id).await);
-    drop(client.lookup(&caller).await);
+    drop(client.lookup(&caller, &last_look).await);
     for (name, message) in
         ["proxy-time", "proxy-register", "proxy-poll", "proxy-lookup"].iter().zip(recording.await.unwrap())
     {

@@ -6,6 +6,7 @@
 
 mod belonging;
 mod clocks;
+mod evidence;
 mod full_line;
 mod golden;
 mod learning;

@@ -80,7 +80,7 @@ pub(super) fn registration(root: &Section<'_>) -> RegistrationSettings {
         assigning_max: section.duration("assigning_max", "5m", "10s", "1d"),
         breaker_threshold: section.whole("breaker_threshold", 2, 2..=1_000),
         backoff_min: section.duration("backoff_min", "500ms", "10ms", "10m"),
-        backoff_max: section.duration("backoff_max", "60s", "100ms", "1d"),
+        backoff_max: section.duration("backoff_max", "10s", "100ms", "1d"),
         attempts_max: section.whole("attempts_max", 8, 1..=1_000),
         lookup_spends: section.flag("lookup_spends", true),
         refusal_ttl: section.duration("refusal_ttl", "1h", "1s", "30d"),
@@ -98,6 +98,12 @@ pub(super) fn registration(root: &Section<'_>) -> RegistrationSettings {
     }
     in_order(&section, ("poll_interval", settings.poll_interval), ("poll_interval_max", settings.poll_interval_max));
     in_order(&section, ("backoff_min", settings.backoff_min), ("backoff_max", settings.backoff_max));
+    // The kernel's bound on unacknowledged bytes follows upstream_max_delay, and ends an attempt to connect as well.
+    in_order(
+        &section,
+        ("connect_timeout", settings.connect_timeout),
+        ("upstream_max_delay", settings.upstream_max_delay),
+    );
     in_order(&section, ("poll_interval_max", settings.poll_interval_max), ("assigning_max", settings.assigning_max));
     section.check_unknown();
     settings

@@ -8,10 +8,10 @@ use super::{Settled, Trip};
 use crate::gateway::dispatch::count;
 use crate::gateway::tasks::NOTES;
 use crate::lane::Errand;
-use crate::record::{Record, Stage};
+use crate::record::{Pending, Record, Stage};
 use crate::retry;
 use crate::time::StoredMoment;
-use crate::upstream::verdict::{Call, RefusalWords, trace};
+use crate::upstream::verdict::{Call, Named, RefusalWords, trace};
 
 /// Least wait after DPS throttled us, whatever it asked for.
 const THROTTLE_WAIT_MIN: Duration = Duration::from_secs(1);
@@ -49,7 +49,7 @@ impl Trip {
     }
 
     pub(super) async fn unreachable(&self, why: &str, sent_before: Option<StoredMoment>, settled: Settled) {
-        self.pause_instance(why);
+        tracing::debug!(why, "the instance cannot be reached");
         let what = format!("{} cannot be reached: {why}", self.dispatcher.name);
         self.stay(&what, Errand::Register, sent_before, settled).await;
     }
@@ -70,37 +70,57 @@ impl Trip {
         }
     }
 
-    /// DPS failed. The device goes again after a growing wait, unless it alone keeps failing while others succeed.
-    pub(super) async fn failed(&self, why: &str, settled: Settled) {
-        self.pause_instance(why);
+    /// The call failed. The device goes again after a growing wait. `no_result`: what DPS called the failure, if it was DPS that spoke.
+    pub(super) async fn failed(&self, why: &str, no_result: Option<Named>, settled: Settled) {
+        let wait = self.growing_wait(self.own(|pending| pending.attempts).await);
+        self.go_again(why, wait, no_result, settled).await;
+    }
+
+    fn growing_wait(&self, attempts: u32) -> Duration {
         let settings = self.gateway.settings();
-        let attempts = self.attempts().await;
-        let wait = retry::full_jitter(
-            attempts,
-            settings.registration.backoff_min,
-            settings.registration.backoff_max,
-            &mut self.gateway.entropy.lock(),
-        );
-        self.go_again(why, wait, settled).await;
+        let (min, max) = (settings.registration.backoff_min, settings.registration.backoff_max);
+        retry::full_jitter(attempts, min, max, &mut self.gateway.entropy.lock())
     }
 
-    async fn attempts(&self) -> u32 {
+    /// A number of the device's place; 0 if it has none any more.
+    async fn own(&self, read: impl Fn(&Pending) -> u32) -> u32 {
         let record = self.gateway.load(&self.id).await.ok().flatten();
-        record.and_then(|versioned| versioned.record.pending).map_or(1, |pending| pending.attempts)
+        record.and_then(|versioned| versioned.record.pending).map_or(0, |pending| read(&pending))
     }
 
-    /// Back to the place, for another registration.
-    pub(super) async fn go_again(&self, why: &str, wait: Duration, settled: Settled) {
+    /// Back to the place, for another registration: at once after a first one that got lost, and after a growing wait if that goes on.
+    pub(super) async fn go_again_in_time(&self, why: &str, settled: Settled) {
+        let attempts = self.own(|pending| pending.attempts).await;
+        let wait = if attempts > 1 { self.growing_wait(attempts) } else { Duration::ZERO };
+        self.go_again(why, wait, None, settled).await;
+    }
+
+    /// Back to the place, for another registration. `no_result`: DPS itself gave none, and called that so. A device that this happens to
+    /// again and again while others get a result is refused; what is not DPS's doing is never held against it.
+    pub(super) async fn go_again(&self, why: &str, wait: Duration, no_result: Option<Named>, settled: Settled) {
+        let held_against = no_result.filter(|_| self.others_get_results());
+        let fruitless = self.own(|pending| pending.fruitless).await + u32::from(held_against.is_some());
         let attempts_max = self.gateway.settings().registration.attempts_max;
-        let others_succeed = self.dispatcher.line.lock().failures() <= 1;
-        if others_succeed && self.attempts().await >= attempts_max {
+        if let Some(named) = held_against.filter(|_| fruitless >= attempts_max) {
             let detail = format!("{attempts_max} registrations had no result, while others did: {why}");
-            return self
-                .refuse(RefusalWords { code: "no-result", detail, error_code: None, tracking_id: None }, settled)
-                .await;
+            return self.refuse(RefusalWords::of_ours("no-result", detail, named), settled).await;
         }
-        if self.move_to_stage(Stage::Waiting, why, settled).await {
+        let back = |record: &mut Record| {
+            set_stage(record, Some(Stage::Waiting));
+            if let Some(pending) = &mut record.pending {
+                pending.fruitless = fruitless;
+            }
+        };
+        if self.edit_mine(settled, why, back).await {
             self.come_back(Errand::Register, self.now().mono.after(wait));
         }
+    }
+
+    /// Whether DPS came to results about devices not long ago, and calls to it do not fail.
+    fn others_get_results(&self) -> bool {
+        let within = self.gateway.settings().registration.assigning_max;
+        let last = *self.dispatcher.last_result.lock();
+        let now = self.now().mono;
+        self.dispatcher.line.lock().failures() <= 1 && last.is_some_and(|last| now.since(last) <= within)
     }
 }

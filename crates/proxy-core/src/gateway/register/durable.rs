@@ -86,11 +86,6 @@ impl Trip {
         }
     }
 
-    /// A call failed in a way that blames the instance.
-    pub(super) fn pause_instance(&self, why: &str) {
-        self.gateway.instance_failed(&self.dispatcher, why);
-    }
-
     pub(super) fn come_back(&self, errand: Errand, not_before: Mono) {
         let now = self.now().mono;
         self.dispatcher.line.lock().come_back(self.place, errand, not_before, now);

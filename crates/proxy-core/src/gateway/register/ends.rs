@@ -6,14 +6,21 @@ use super::{Settled, Trip};
 use crate::gateway::dispatch::count;
 use crate::gateway::{Gateway, StoreError};
 use crate::ids::{DeviceId, HubName, RegistrationId, TenantName};
-use crate::record::{Assignment, AssignmentState, Refusal, Versioned};
+use crate::record::{Assignment, AssignmentState, Record, Refusal, Versioned};
+use crate::settings::UpstreamAttestation;
 use crate::time::StoredMoment;
 use crate::upstream::RegistrationState;
-use crate::upstream::verdict::{RefusalWords, trace};
+use crate::upstream::verdict::{Named, RefusalWords, trace};
 
 impl Trip {
     /// The assignment goes to disk, then everybody hears of it.
-    pub(super) async fn assign(&self, state: RegistrationState, settled: Settled) {
+    pub(super) async fn assign(&self, state: RegistrationState, named: Named, settled: Settled) {
+        let Some(record) = self.own_record().await else { return self.finish(false) };
+        if let Some(detail) = self.names_another(&record, &state) {
+            tracing::error!(registration_id = %self.id, instance = %self.dispatcher.name, detail, "DPS named another device than ours");
+            let words = RefusalWords::of_ours("unexpected-device-id", detail, named);
+            return self.refuse(words, settled).await;
+        }
         let Some(hub) = state.assigned_hub.clone() else { return self.finish(false) };
         let settings = self.gateway.settings();
         let allowed = settings
@@ -26,8 +33,7 @@ impl Trip {
                 "DPS assigned {hub}, which is not among the hubs configured for {}: correct the list or the enrollment's linked hubs",
                 self.dispatcher.name
             );
-            let words = RefusalWords { code: "unexpected-hub", detail, error_code: None, tracking_id: None };
-            return self.refuse(words, settled).await;
+            return self.refuse(RefusalWords::of_ours("unexpected-hub", detail, named), settled).await;
         }
         let device_id = match &state.device_id {
             Some(device_id) => device_id.clone(),
@@ -40,10 +46,49 @@ impl Trip {
             let detail = format!(
                 "DPS named the device {device_id}, which registration {other} of the same tenant has already: give one of the enrollments another deviceId"
             );
-            let words = RefusalWords { code: "device-id-taken", detail, error_code: None, tracking_id: None };
-            return self.refuse(words, settled).await;
+            return self.refuse(RefusalWords::of_ours("device-id-taken", detail, named), settled).await;
         }
         self.store_assignment(&hub, &device_id, &state, settled).await;
+    }
+
+    /// The device's record. Does not give up while the store cannot be read. `None` if there is none any more, or the service stops.
+    async fn own_record(&self) -> Option<Record> {
+        let mut failures = 0;
+        loop {
+            match self.gateway.load(&self.id).await {
+                Ok(found) => return found.map(|versioned| versioned.record),
+                Err(error) => {
+                    failures += 1;
+                    tracing::error!(registration_id = %self.id, instance = %self.dispatcher.name, %error, "the record of an assigned device cannot be read yet");
+                }
+            }
+            if !self.wait_for_the_store(failures).await {
+                return None;
+            }
+        }
+    }
+
+    /// Whether DPS answered about another device, in words for an operator. The device of an enrollment group has its registration ID for a
+    /// name at the hub, in a spelling that is DPS's to choose; an individual enrollment may give it any.
+    fn names_another(&self, record: &Record, state: &RegistrationState) -> Option<String> {
+        let instance = &self.dispatcher.name;
+        if let Some(other) = state.registration_id.as_ref().filter(|other| **other != self.id) {
+            return Some(format!(
+                "{instance} answered with the registration of {other}, not of {}: look for a proxy or cache between us and DPS that mixes answers up",
+                self.id
+            ));
+        }
+        if state.odd_name {
+            return Some(format!("{instance} named the device in a way that is no device or registration ID"));
+        }
+        let settings = self.gateway.settings();
+        let upstream = &settings.enrollments.get(&record.enrollment)?.upstream;
+        let other = state.device_id.as_ref().filter(|name| !name.as_str().eq_ignore_ascii_case(self.id.as_str()))?;
+        matches!(upstream, UpstreamAttestation::Group { .. }).then(|| {
+            format!(
+                "{instance} named the device {other}, but a device of an enrollment group is named by its registration ID: if DPS holds an individual enrollment with another deviceId for it, remove that or configure an enrollment with upstream = \"individual\""
+            )
+        })
     }
 
     /// Claims the device ID, and does not give up while the store cannot be read. `None` if the service stops.
@@ -98,6 +143,7 @@ impl Trip {
             .await;
         if stored {
             count(&self.dispatcher.counts.assigned);
+            *self.dispatcher.last_result.lock() = Some(self.now().mono);
             tracing::info!(registration_id = %self.id, instance = %self.dispatcher.name, assigned_hub = %hub, "assigned");
         }
         self.finish(stored);

@@ -2,29 +2,36 @@
 
 use std::time::Duration;
 
-use super::{Settled, Trip};
-use crate::gateway::dispatch::{Connection, count};
+use super::{Settled, Trip, no_result};
+use crate::gateway::dispatch::Connection;
 use crate::lane::Errand;
 use crate::ledger::SlotRecord;
 use crate::line::Departure;
 use crate::record::{Record, Stage};
 use crate::time::Now;
+use crate::upstream::evidence::Evidence;
 use crate::upstream::verdict::{Call, Verdict};
-use crate::upstream::{Answer, NoAnswer, RegistrationState, Said, Status};
+use crate::upstream::{Answer, CallResult, Caller, NoAnswer, RegistrationState, Said, Status};
 
 /// Least wait before looking up what became of a call without a clear answer: DPS needs a moment to have recorded it.
-const LOOKUP_WAIT: Duration = Duration::from_secs(2);
+pub(super) const LOOKUP_WAIT: Duration = Duration::from_secs(2);
+
+/// The same after an old connection broke: most likely DPS has never heard of the call.
+pub(super) const OLD_CONNECTION_WAIT: Duration = Duration::from_secs(1);
 
 impl Trip {
-    pub(super) async fn outcome_unknown(&self, why: &str, settled: Settled) {
+    pub(super) async fn outcome_unknown(&self, why: &str, wait: Duration, settled: Settled) {
         tracing::debug!(why, "the outcome of a registration is unknown");
-        self.pause_instance(why);
-        self.look_up_later(Call::Register, why, settled).await;
+        self.look_up_after(wait, why, settled).await;
     }
 
     /// Keeps the *sent* mark and asks DPS what became of the registration, after `call` did not tell.
     pub(super) async fn look_up_later(&self, call: Call, why: &str, settled: Settled) {
         let wait = if call == Call::Lookup { self.next_lookup_wait().await } else { LOOKUP_WAIT };
+        self.look_up_after(wait, why, settled).await;
+    }
+
+    async fn look_up_after(&self, wait: Duration, why: &str, settled: Settled) {
         let what = format!("outcome unknown ({why}); asking {} what it holds", self.dispatcher.name);
         if self.edit_mine(settled, &what, |_| {}).await {
             self.come_back(Errand::Lookup, self.now().mono.after(wait));
@@ -32,11 +39,15 @@ impl Trip {
     }
 
     /// As long as the registration is old already, so that the waits double: a lookup may cost as much of the quota as a registration.
+    /// While calls fail, the circuit sees to that, and needs somebody who tries.
     async fn next_lookup_wait(&self) -> Duration {
         let record = self.gateway.load(&self.id).await.ok().flatten();
         let sent = record.and_then(|versioned| versioned.record.last_sent);
         let age = sent.map_or(LOOKUP_WAIT, |sent| sent.age(self.now()));
-        age.clamp(LOOKUP_WAIT, self.gateway.settings().registration.poll_interval_max.max(LOOKUP_WAIT))
+        let failing = self.dispatcher.line.lock().failures() > 0;
+        let registration = &self.gateway.settings().registration;
+        let most = if failing { registration.backoff_max } else { registration.poll_interval_max };
+        age.clamp(LOOKUP_WAIT, most.max(LOOKUP_WAIT))
     }
 
     pub(super) async fn look_up(self, departure: Departure, connection: Connection) {
@@ -54,41 +65,51 @@ impl Trip {
                 return self.not_going(&departure, error).await;
             }
         };
-        if let Err(held) = self.may_send(&departure) {
-            drop(connection);
-            let settled = self.nothing_left(&departure);
-            return self.stay(held, Errand::Lookup, None, settled).await;
-        }
-        count(&self.dispatcher.counts.lookups);
-        let sent = self.now().mono;
-        let result = self.upstream().lookup(&ready.caller).await;
+        let (sent, last_look) = (self.now().mono, self.last_look(Call::Lookup, &departure, false));
+        let result = self.upstream().lookup(&ready.caller, &last_look).await;
         drop(connection);
-        let settled = self.settle(&departure, sent, &result);
+        let evidence = self.learn_from(Call::Lookup, &result);
+        let settled = self.settle(&departure, sent, &result, evidence);
+        self.follow_lookup((result, evidence), &ready.caller, &before, settled).await;
+    }
+
+    async fn follow_lookup(
+        self,
+        (result, evidence): (CallResult, Evidence),
+        caller: &Caller,
+        before: &Record,
+        settled: Settled,
+    ) {
+        let now = self.now();
         match result {
-            Ok(answer) => match self.judge(Call::Lookup, &answer, &ready.caller) {
-                Verdict::Assigned(state) if !self.is_news(&before, &state) => {
-                    self.go_again("DPS holds an older registration only", Duration::ZERO, settled).await;
-                }
-                // The failure of an earlier registration says nothing about this one, whatever it was.
-                _ if failure(&answer).is_some_and(|state| !is_after_send(&before, state)) => {
-                    self.go_again("DPS holds an older failure only", Duration::ZERO, settled).await;
-                }
-                Verdict::Retry { why } if self.lookups_are_over(&before, now) => self.failed(&why, settled).await,
-                Verdict::Assigning { .. } | Verdict::Requeue { .. } | Verdict::Unknown { .. }
-                    if self.lookups_are_over(&before, now) =>
-                {
-                    self.go_again("DPS gave no result in time", Duration::ZERO, settled).await;
-                }
-                verdict => {
-                    if let Some((operation_id, wait)) = self.follow(Call::Lookup, verdict, &answer, settled).await {
-                        self.poll(operation_id, wait).await;
+            Ok(answer) => {
+                let no_result = no_result(&answer, evidence);
+                match self.judge(Call::Lookup, &answer, caller) {
+                    Verdict::Assigned(state) if !self.is_news(before, &state) => {
+                        self.go_again_in_time("DPS holds an older registration only", settled).await;
+                    }
+                    // The failure of an earlier registration says nothing about this one, whatever it was.
+                    _ if failure(&answer).is_some_and(|state| !is_after_send(before, state)) => {
+                        self.go_again_in_time("DPS holds an older failure only", settled).await;
+                    }
+                    Verdict::Retry { why } if self.lookups_are_over(before, now) => {
+                        self.failed(&why, no_result, settled).await;
+                    }
+                    Verdict::Assigning { .. } | Verdict::Requeue { .. } | Verdict::Unknown { .. }
+                        if self.lookups_are_over(before, now) =>
+                    {
+                        self.go_again("DPS gave no result in time", Duration::ZERO, no_result, settled).await;
+                    }
+                    verdict => {
+                        let judged = (verdict, &answer, evidence);
+                        if let Some((operation_id, wait)) = self.follow(Call::Lookup, judged, settled).await {
+                            self.poll(operation_id, wait).await;
+                        }
                     }
                 }
-            },
-            Err(NoAnswer::NeverLeft(why) | NoAnswer::Lost(why)) => {
-                self.pause_instance(&why);
-                self.look_up_later(Call::Lookup, &why, settled).await;
             }
+            Err(NoAnswer::Withheld(held)) => self.stay(held, Errand::Lookup, None, settled).await,
+            Err(no_answer) => self.look_up_later(Call::Lookup, &no_answer.to_string(), settled).await,
         }
     }
 
@@ -114,7 +135,7 @@ fn failure(answer: &Answer) -> Option<&RegistrationState> {
         Said::Progress(progress) if matches!(progress.status, Status::Failed | Status::Disabled) => {
             Some(&progress.state)
         }
-        Said::Progress(_) | Said::Error(_) | Said::Unreadable { .. } => None,
+        Said::Progress(_) | Said::Error(_) | Said::Unreadable { .. } | Said::Foreign { .. } => None,
     }
 }
 

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use super::{NotGoing, RESUME_SPREAD_MIN, Settled, Trip};
+use super::{NotGoing, RESUME_SPREAD_MIN, Settled, Trip, no_result};
 use crate::gateway::dispatch::count;
 use crate::ids::OperationId;
 use crate::retry;
-use crate::upstream::verdict::{Call, Verdict, trace};
-use crate::upstream::{Answer, NoAnswer, Said, Status};
+use crate::upstream::verdict::{Call, Named, Verdict, trace};
+use crate::upstream::{Answer, Said, Status};
 
 /// Least wait between two polls of one device: DPS allows 5 per 10 s.
 const POLL_WAIT_MIN: Duration = Duration::from_secs(2);
@@ -28,6 +28,8 @@ impl Trip {
         let begun = self.now().mono;
         let mut wait = first_wait;
         let (mut unread, mut failures, mut events) = (0, 0, 0);
+        // What DPS called its last answer; none if somebody else spoke last, or nobody.
+        let mut last_named = Some(Named::default());
         let mut recoveries = self.dispatcher.recoveries();
         loop {
             tokio::select! {
@@ -44,7 +46,8 @@ impl Trip {
             }
             let settings = self.gateway.settings();
             if self.now().mono.since(begun) > settings.registration.assigning_max {
-                return self.go_again("DPS gave no result in time", Duration::ZERO, Settled::default()).await;
+                let why = "DPS gave no result in time";
+                return self.go_again(why, Duration::ZERO, last_named, Settled::default()).await;
             }
             let record = match self.gateway.load(&self.id).await {
                 Ok(Some(versioned)) => versioned.record,
@@ -85,15 +88,14 @@ impl Trip {
             let sent = self.now().mono;
             let result = self.upstream().poll(&ready.caller, &operation_id).await;
             drop(connection);
+            let evidence = self.learn_from(Call::Poll, &result);
             let answer = match result {
                 Ok(answer) => answer,
                 Err(no_answer) => {
                     let counts = &self.dispatcher.counts;
-                    let (counter, why) = match no_answer {
-                        NoAnswer::NeverLeft(why) => (&counts.unreachable, why),
-                        NoAnswer::Lost(why) => (&counts.lost, why),
-                    };
-                    count(counter);
+                    count(if no_answer.never_left() { &counts.unreachable } else { &counts.lost });
+                    let why = no_answer.to_string();
+                    last_named = None;
                     failures += 1;
                     if !self.poll_failed(failures, &mut events, &why).await {
                         return;
@@ -103,6 +105,7 @@ impl Trip {
                 }
             };
             tracing::trace!("DPS answered a poll");
+            last_named = no_result(&answer, evidence);
             if let Some(date) = answer.date {
                 self.gateway.hear_date(&self.dispatcher, date, sent);
             }
@@ -129,7 +132,8 @@ impl Trip {
                     wait = self.poll_backoff(failures);
                 }
                 verdict => {
-                    let _nothing_to_poll = self.follow(Call::Poll, verdict, &answer, Settled::default()).await;
+                    let judged = (verdict, &answer, evidence);
+                    let _nothing_to_poll = self.follow(Call::Poll, judged, Settled::default()).await;
                     return;
                 }
             }

@@ -16,7 +16,8 @@ use proxy_core::sas::SasToken;
 use proxy_core::settings::{Instance as InstanceSettings, RegistrationSettings};
 use proxy_core::time::WallTime;
 use proxy_core::upstream::{
-    Answer, CallResult, Caller, Connect, DpsError, NoAnswer, Progress, RegistrationState, Said, Status, Upstream,
+    Answer, CallResult, Caller, Connect, DpsError, LastLook, NoAnswer, Progress, RegistrationState, Said, Status,
+    Upstream,
 };
 use serde_json::Value;
 use tokio::time::Instant;
@@ -35,6 +36,10 @@ pub(crate) enum Reply {
     Error { http_status: u16, error_code: Option<i64>, retry_after: Option<u64> },
     /// Its job, and an answer that cannot be read.
     Unreadable,
+    /// A web page in DPS's stead, which never hears of the call.
+    WebPage,
+    /// Nothing there, said without a word.
+    NotThere,
     /// Accepts the registration, which then ends as failed with this code.
     Fail(i64),
     /// Accepts the registration, which then stays `assigning`.
@@ -219,6 +224,7 @@ struct Inner {
     operations: BTreeMap<String, Operation>,
     operations_begun: u64,
     commits: u64,
+    takes_nobody: bool,
     /// Registrations and lookups it takes in any minute; more are throttled and do not count.
     takes_per_minute: Option<usize>,
     taken: VecDeque<Duration>,
@@ -256,6 +262,7 @@ impl Dps {
                 operations: BTreeMap::new(),
                 operations_begun: 0,
                 commits: 0,
+                takes_nobody: false,
                 takes_per_minute: None,
                 taken: VecDeque::new(),
                 tells_time: true,
@@ -299,6 +306,18 @@ impl Dps {
 
     pub(crate) fn device_id(&self, id: &str, device_id: &str) {
         self.inner.lock().device_ids.insert(id.to_owned(), DeviceId::parse(device_id).unwrap());
+    }
+
+    /// A web page comes in place of every answer, and no call arrives, or not any more.
+    pub(crate) fn takes_nobody(&self, takes_nobody: bool) {
+        self.inner.lock().takes_nobody = takes_nobody;
+    }
+
+    /// Nothing that was said about the fates of calls to come holds any more.
+    pub(crate) fn forget_fates(&self) {
+        let mut inner = self.inner.lock();
+        inner.next.clear();
+        inner.script.clear();
     }
 
     /// The fate of the next call of this kind, whoever makes it; called again, of the one after that.
@@ -358,6 +377,9 @@ impl Dps {
         let mut inner = self.inner.lock();
         if !inner.reachable {
             return Fate::NeverLeft;
+        }
+        if inner.takes_nobody {
+            return Fate::reply(Reply::WebPage);
         }
         if let Some(fate) = inner.script.get_mut(&(call, id.to_owned())).and_then(VecDeque::pop_front) {
             return fate;
@@ -451,8 +473,14 @@ impl Inner {
     }
 
     fn serve(&mut self, call: Call, id: &str, operation: Option<&str>, reply: &Reply, now: WallTime) -> Said {
-        if let Reply::Error { http_status, error_code, .. } = reply {
-            return error(*http_status, *error_code);
+        match reply {
+            Reply::Error { http_status, error_code, .. } => return error(*http_status, *error_code),
+            Reply::WebPage => return Said::Foreign { http_status: 200, detail: "a web page".to_owned() },
+            Reply::NotThere => {
+                let (http_status, error_code, tracking_id, message) = (404, None, None, String::new());
+                return Said::Error(DpsError { http_status, error_code, tracking_id, message, body_is_empty: true });
+            }
+            _ => {}
         }
         self.complete(id, now);
         let said = match call {
@@ -536,8 +564,8 @@ impl Inner {
 }
 
 fn error(http_status: u16, error_code: Option<i64>) -> Said {
-    let tracking_id = Some("tracking-1".to_owned());
-    Said::Error(DpsError { http_status, error_code, tracking_id, message: "in DPS's words".to_owned() })
+    let (tracking_id, message) = (Some("tracking-1".to_owned()), "in DPS's words".to_owned());
+    Said::Error(DpsError { http_status, error_code, tracking_id, message, body_is_empty: false })
 }
 
 fn to_the_second(time: WallTime) -> WallTime {
@@ -612,7 +640,15 @@ impl Client {
 }
 
 impl Upstream for Client {
-    fn register<'a>(&'a self, caller: &'a Caller, payload: Option<&'a Value>) -> BoxFuture<'a, CallResult> {
+    fn register<'a>(
+        &'a self,
+        caller: &'a Caller,
+        payload: Option<&'a Value>,
+        last_look: &'a LastLook,
+    ) -> BoxFuture<'a, CallResult> {
+        if let Err(held) = last_look.ask() {
+            return async move { Err(NoAnswer::Withheld(held)) }.boxed();
+        }
         self.call(Call::Register, caller, More { payload, operation: None })
     }
 
@@ -620,7 +656,10 @@ impl Upstream for Client {
         self.call(Call::Poll, caller, More { payload: None, operation: Some(operation_id.as_str()) })
     }
 
-    fn lookup<'a>(&'a self, caller: &'a Caller) -> BoxFuture<'a, CallResult> {
+    fn lookup<'a>(&'a self, caller: &'a Caller, last_look: &'a LastLook) -> BoxFuture<'a, CallResult> {
+        if let Err(held) = last_look.ask() {
+            return async move { Err(NoAnswer::Withheld(held)) }.boxed();
+        }
         self.call(Call::Lookup, caller, More { payload: None, operation: None })
     }
 

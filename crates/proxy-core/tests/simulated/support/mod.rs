@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use proxy_core::attestation::Presented;
 use proxy_core::entropy::Entropy;
+use proxy_core::gateway::operator::ImportRow;
 use proxy_core::gateway::provision::{Answered, Assigned, ProvisionError, Question, Queued};
 use proxy_core::gateway::{Fixed, Gateway};
 use proxy_core::ids::{EnrollmentName, IdScope, InstanceName, RegistrationId, TenantName};
@@ -101,6 +102,14 @@ pub(crate) fn enrollment() -> Enrollment {
 }
 
 /// The defaults of the service, for these instances and their quotas.
+/// The same with individual enrollments at DPS: devices have keys of their own, and any device ID.
+pub(crate) fn individual(mut settings: Settings) -> Settings {
+    for enrollment in settings.enrollments.values_mut() {
+        enrollment.upstream = UpstreamAttestation::Individual;
+    }
+    settings
+}
+
 pub(crate) fn settings(instances: &[(&str, u32)]) -> Settings {
     let plant = enrollment_name("plant");
     Settings {
@@ -245,6 +254,14 @@ impl World {
             reprovision: false,
             wait: Duration::ZERO,
         }
+    }
+
+    /// Lists a device of an individual enrollment, with the key that its tokens are signed with.
+    pub(crate) async fn list(&self, device: &str, enrollment: &str) {
+        let key = proxy_core::sas::derive_device_key(&group_key(), device).expose_base64();
+        let (hardware_id, enrollment) = (device.to_owned(), enrollment.to_owned());
+        let row = ImportRow { hardware_id, enrollment, tenant: None, batch: None, key: Some(key) };
+        self.gateway.import(vec![row]).await.unwrap();
     }
 
     pub(crate) async fn provision(&self, ask: Ask) -> Result<Answered, ProvisionError> {
