@@ -193,3 +193,13 @@ async fn head_is_answered_like_get_without_a_body_on_every_plane() {
     let post = ask(Plane::Backend, Method::HEAD, "/v1/assignments/lookup").await;
     assert_eq!((post.status, post.header("allow")), (405, "POST"));
 }
+
+#[tokio::test]
+async fn a_list_of_blank_lines_without_end_is_413() {
+    let dps = TestDps::start().await;
+    let gateway = TestGateway::builder().instance("eu-1", &dps).set("operator.import_rows_max", "1").start().await;
+    let import = gateway.operator(Method::POST, "/v1/registrations/import").header("Content-Encoding", "gzip");
+    let blank = gateway.send(import.header("Content-Type", "text/csv").body(gzip(&vec![b'\n'; 3 << 20]))).await;
+    let blank = blank.problem(413, "body-too-large");
+    assert!(blank.detail().contains("operator.import_rows_max"), "{}", blank.body);
+}

@@ -84,7 +84,7 @@ async fn read(
     bytes_max: usize,
     timeout: Duration,
 ) -> Result<Bytes, Problem> {
-    let mut body = Body::new(request, payload, bytes_max as u64)?;
+    let mut body = Body::new(request, payload, bytes_max as u64, "body_max_bytes of this listener")?;
     let reading = async {
         let mut whole = BytesMut::new();
         while let Some(bytes) = body.next().await? {
@@ -104,16 +104,22 @@ pub struct Body {
     /// Bytes so far, as they came and decoded.
     taken: [u64; 2],
     bytes_max: u64,
+    bound: &'static str,
 }
 
 impl Body {
-    /// A body that may have `bytes_max`, before and after decoding.
+    /// A body that may have `bytes_max`, before and after decoding; `bound` is what that is called in the configuration.
     ///
     /// # Errors
     /// 415 for a coding that is not known.
-    pub fn new(request: &HttpRequest, payload: web::Payload, bytes_max: u64) -> Result<Self, Problem> {
+    pub fn new(
+        request: &HttpRequest,
+        payload: web::Payload,
+        bytes_max: u64,
+        bound: &'static str,
+    ) -> Result<Self, Problem> {
         let decoder = Decoder::of(request)?;
-        Ok(Self { payload, decoder, received: Bytes::new(), ended: false, taken: [0; 2], bytes_max })
+        Ok(Self { payload, decoder, received: Bytes::new(), ended: false, taken: [0; 2], bytes_max, bound })
     }
 
     /// The next bytes; `None` at the end. Cancel-safe.
@@ -168,7 +174,7 @@ impl Body {
             return Ok(());
         }
         let decoded = if which == 1 && self.taken[0] <= self.bytes_max { ", decoded," } else { "" };
-        let detail = format!("the body{decoded} exceeds {} bytes (body_max_bytes of this listener)", self.bytes_max);
+        let detail = format!("the body{decoded} exceeds {} bytes ({})", self.bytes_max, self.bound);
         Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", detail))
     }
 }

@@ -200,7 +200,8 @@ pub async fn import(app: web::Data<App>, request: HttpRequest, payload: web::Pay
     let limits = &app.server.operator;
     // No row is longer, so no sound file is larger; and a file of blank lines ends as well.
     let bytes_max = limits.import_rows_max.saturating_mul(limits.import_line_max_bytes as u64).max(1 << 20);
-    let mut body = Body::new(&request, payload, bytes_max)?;
+    let bound = "operator.import_rows_max rows of operator.import_line_max_bytes";
+    let mut body = Body::new(&request, payload, bytes_max, bound)?;
     let format = Format::new(media_type, limits.import_line_max_bytes);
     let mut import = Import { limits, format, writing: Writing::new(&app), tally: Tally::default() };
     let mut has_text = false;
