@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dps_proxy_tests::gateway::{GatewayBuilder, Plane};
+use dps_proxy_tests::gateway::{BACKEND_TOKEN, GatewayBuilder, OPERATOR_TOKEN, Plane};
 use dps_proxy_tests::raw::{self, provision_request};
 use dps_proxy_tests::{TestDevice, TestDps, TestGateway, eventually, test_ca};
 use reqwest::Method;
@@ -394,6 +394,17 @@ async fn all_of_a_shutdown_has_one_drain_timeout() {
             stream.write_all(rest.as_bytes()).await.unwrap();
             stuck.push(stream);
         }
+        let (target, token, content_type) = match plane {
+            Plane::Device => ("/v1/provision", "", "application/json"),
+            Plane::Backend => ("/v1/assignments/lookup", BACKEND_TOKEN, "application/json"),
+            Plane::Operator => ("/v1/registrations/import", OPERATOR_TOKEN, "text/csv"),
+        };
+        let half = format!(
+            "POST {target} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\nContent-Type: {content_type}\r\nContent-Length: 100\r\n\r\nx"
+        );
+        let mut stream = TcpStream::connect(gateway.address(plane)).await.unwrap();
+        stream.write_all(half.as_bytes()).await.unwrap();
+        stuck.push(stream);
     }
     let began = std::time::Instant::now();
     gateway.signal(Signal::TERM);

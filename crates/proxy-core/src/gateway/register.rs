@@ -137,7 +137,7 @@ impl Gateway {
         let trip = Trip { gateway: self, dispatcher, id: departure.id.clone(), place: departure.place };
         match departure.errand {
             Errand::Register => trip.register(departure, connection).await,
-            Errand::Lookup => trip.look_up(departure, connection).await,
+            Errand::Lookup => Box::pin(trip.look_up(departure, connection)).await,
         }
     }
 

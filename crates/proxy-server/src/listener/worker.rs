@@ -105,7 +105,8 @@ async fn attend(accepted: Accepted, shared: Rc<Shared>, serve: Serve) {
     let Ok(stream) = stream.set_nodelay(true).and_then(|()| TcpStream::from_std(stream)) else { return };
     let transport = match &shared.handshakes {
         None => Transport::Plain(stream),
-        Some(handshakes) => match connection.run(handshakes.shake(stream)).await {
+        // What a handshake needs is large, and given back when it is over.
+        Some(handshakes) => match connection.run(Box::pin(handshakes.shake(stream))).await {
             Ok(Ok(stream)) => Transport::Tls(Box::new(stream)),
             Ok(Err(_)) => return shared.metrics.dropped(Reason::HandshakeFailed),
             Err(End { reason, .. }) => return reason.into_iter().for_each(|reason| shared.metrics.dropped(reason)),
