@@ -22,10 +22,11 @@ fn counted(journal: &[JournalEntry]) -> Vec<u64> {
     journal.iter().filter(|entry| entry.counted).map(|entry| entry.at_ns / 1_000_000).collect()
 }
 
-/// Both at the same time, because both mostly wait.
+/// All at the same time, because they mostly wait.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_quota_is_used_up_never_broken_and_edited_in_mid_storm() {
     tokio::join!(
+        Box::pin(tenants_that_come_back_together_need_two_requests_per_device_too()),
         Box::pin(an_overload_is_drained_at_the_quota_in_two_requests_per_device()),
         Box::pin(a_quota_edited_in_mid_storm_holds_from_the_edit_on()),
     );
@@ -90,6 +91,43 @@ async fn an_overload_is_drained_at_the_quota_in_two_requests_per_device() {
         assert!(stats.registrations_max_sliding <= QUOTA && stats.registrations_max_fixed <= QUOTA);
         assert_eq!(stats.registrations_counted, stats.devices_registered, "one registration each");
     }
+    service.stop().await;
+}
+
+/// Two tenants of unequal size come back together: the small one is let in before most of the large one's devices.
+async fn tenants_that_come_back_together_need_two_requests_per_device_too() {
+    const QUOTA: u32 = 120;
+    const LARGE: usize = 150;
+    const SMALL: usize = 30;
+    let mut dice = Dice::new("tenants");
+    let emulator = slow_emulator("eu-1", QUOTA).await;
+    let instances = vec![Instance { name: "eu-1".to_owned(), endpoint: emulator.url(), quota: QUOTA, burst: 10 }];
+    let enrollments = ["large", "small"].map(|name| (name.to_owned(), vec!["eu-1".to_owned()])).to_vec();
+    let site = Site::new(&Plan { instances, enrollments, tenants: true, ..Plan::default() });
+    let service = site.start().await;
+    let large = (0..LARGE).map(|number| (site.device_of("large", &format!("large-{number}")), dice.millis(0, 10_000)));
+    let mut fleet: Vec<_> = large.collect();
+    fleet
+        .extend((0..SMALL).map(|number| (site.device_of("small", &format!("small-{number}")), dice.millis(0, 10_000))));
+    let lives = fleet.iter().map(async |(device, knock)| {
+        tokio::time::sleep(*knock).await;
+        let mut requests = 0_u32;
+        loop {
+            requests += 1;
+            match device.ask().await {
+                Said::Hub(_) => return requests,
+                Said::Queued { wait, .. } => tokio::time::sleep(wait).await,
+                other => panic!("{}: {other:?}", device.id),
+            }
+        }
+    });
+    let outcomes = tokio::time::timeout(Duration::from_secs(200), join_all(lives)).await.expect("the line is drained");
+    let requests = f64::from(outcomes.iter().sum::<u32>()) / outcomes.len() as f64;
+    let stats = emulator.stats();
+    println!("tenants: {requests:.3} requests per device, {} throttled", stats.throttled);
+    assert!(requests <= 2.05, "{requests} requests per device");
+    assert_eq!((stats.over_quota_sliding, stats.throttled), (0, 0));
+    assert_eq!(stats.registrations_counted, stats.devices_registered, "one registration each");
     service.stop().await;
 }
 
