@@ -110,6 +110,8 @@ async fn an_outage_costs_nobody_a_place_or_an_answer() {
     let counts = site.instance("eu-1").await["counts"].clone();
     let own = |name: &str| usize::try_from(counts[name].as_u64().unwrap()).unwrap();
     println!("outage: the service's own counts: {counts}");
-    assert_eq!(own("registrations"), sent[0] + own("unreachable"), "every try is accounted for: {counts}");
+    // A try on a connection that DPS had closed counts as sent, and may find no other one.
+    let accounted = sent[0]..=sent[0] + own("unreachable");
+    assert!(accounted.contains(&own("registrations")), "{} at DPS; every try is accounted for: {counts}", sent[0]);
     service.stop().await;
 }
