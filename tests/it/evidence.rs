@@ -96,14 +96,16 @@ async fn when_a_firewall_forgets_idle_connections_one_call_is_lost_and_nothing_i
         } else {
             relay.forget();
         }
-        let before = relay.accepted();
+        // On a busy machine a call may have timed out while connections were held up.
+        let (before, calm, warned) = (relay.accepted(), counts(&gateway).await, warnings(&gateway));
         gateway.assigned(&TestDevice::of_fleet("late")).await;
         let view = gateway.instance_view("eu-1").await;
-        assert_eq!(view["counts"]["lost"], 1, "resets: {resets}: the other idle connections are not tried");
+        let lost = calm["lost"].as_u64().unwrap() + 1;
+        assert_eq!(view["counts"]["lost"], lost, "resets: {resets}: the other idle connections are not tried");
         assert_eq!((&view["breaker"], &view["consecutiveFailures"]), (&json!("closed"), &json!(0)));
-        assert_eq!(view["counts"]["blamed"], json!({ "instance": 0, "path": 0, "ourselves": 0 }));
+        assert_eq!(view["counts"]["blamed"], calm["blamed"]);
         assert!(relay.accepted() > before, "a new connection");
-        assert_eq!(warnings(&gateway), Vec::<Value>::new());
+        assert_eq!(warnings(&gateway), warned);
     }
 }
 
