@@ -136,6 +136,13 @@ async fn chunks_that_are_garbage_or_disagree_with_a_length_are_not_taken() {
         ("no end of a chunk", format!("Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{body}GARBAGE0\r\n\r\n", body.len())),
         ("an unknown coding", format!("Transfer-Encoding: gzip\r\n\r\n{body}")),
         (
+            "an ambiguous length, the other way round",
+            format!(
+                "Content-Length: {}\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /v1/time HTTP/1.1\r\nHost: a\r\n\r\n",
+                body.len()
+            ),
+        ),
+        (
             "an ambiguous length",
             format!(
                 "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\nGET /v1/time HTTP/1.1\r\nHost: a\r\n\r\n",

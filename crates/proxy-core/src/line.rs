@@ -661,6 +661,13 @@ impl Line {
         self.call_ended(place);
     }
 
+    /// Whoever looked after the call that holds `slot` is gone. If the call had ended before, its slot was settled then, and may be
+    /// another call's by now.
+    pub fn deserted(&mut self, place: Place, slot: Option<SlotId>, now: Mono) {
+        let calling = self.under_way.get(&place).is_some_and(|under_way| under_way.calling);
+        self.abandoned(place, slot.filter(|_| calling), now);
+    }
+
     /// The call that holds `slot` never left this machine.
     pub fn never_left(&mut self, slot: Option<SlotId>) {
         if let Some(slot) = slot {

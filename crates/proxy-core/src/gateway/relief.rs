@@ -69,6 +69,11 @@ impl Away {
         }
     }
 
+    /// The places at `instance` that devices would come back to.
+    pub(super) fn places_at(&self, instance: &InstanceName) -> impl Iterator<Item = Place> {
+        self.homes.get(instance).into_iter().flatten().map(|(place, _)| *place)
+    }
+
     /// Whether any device would come back to `instance`.
     fn any_from(&self, instance: &InstanceName) -> bool {
         self.homes.contains_key(instance)
@@ -304,6 +309,13 @@ impl Gateway {
         }
     }
 
+    /// Whether the device's enrollment allows it at `instance`, which it may have come to exclude.
+    fn still_fits(&self, record: &Record, instance: &InstanceName) -> bool {
+        let settings = self.settings.load();
+        let found = settings.enrollments.get(&record.enrollment).zip(settings.instances.get(instance));
+        found.is_some_and(|(enrollment, at)| placement::fits(enrollment, instance, at))
+    }
+
     /// Whether the device's enrollment allows it at any other instance.
     fn fits_another(&self, record: &Record, instance: &InstanceName) -> bool {
         let settings = self.settings.load();
@@ -346,9 +358,20 @@ impl Gateway {
         let why =
             format!("calls to {} go through again: back from {} to its place there", home.instance, left.instance);
         new.record.note(now.wall, self.settings().registration.timeline_max, why);
+        if !self.still_fits(&old.record, &home.instance) {
+            return;
+        }
         let Ok((dispatcher, reserved)) = self.choose(&new.record, Some(&home.instance), now) else { return };
         let (tenant, ago) = (new.record.tenant.clone(), home.joined_at.age(now));
-        dispatcher.line.lock().reserve_returning(&tenant, home.place, id.clone(), ago, now.mono);
+        // The number of a place means something in its own line only.
+        let returns = dispatcher.name == home.instance
+            && dispatcher.line.lock().reserve_returning(&tenant, home.place, id.clone(), ago, now.mono);
+        if !returns {
+            if reserved {
+                self.occupancy.lock().remove(&dispatcher.name);
+            }
+            return;
+        }
         let seat = Seat { dispatcher, reserved, place: home.place, joined_at: home.joined_at };
         let joining = Joining::again(left);
         let span = about::registration_span(id, &home.instance);

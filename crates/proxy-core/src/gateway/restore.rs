@@ -319,6 +319,8 @@ impl Gateway {
             }
             match self.make_dispatcher(new, name, left.remove(name).unwrap_or_default()) {
                 Ok((dispatcher, slots)) => {
+                    // Devices that wait elsewhere since it was here before have places that are given to no other.
+                    self.away.lock().places_at(name).for_each(|place| dispatcher.line.lock().seen(place));
                     let dispatcher = Arc::new(dispatcher);
                     dispatchers.insert(name.clone(), Arc::clone(&dispatcher));
                     added.push(dispatcher);

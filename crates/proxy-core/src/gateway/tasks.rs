@@ -174,7 +174,7 @@ impl Gateway {
     async fn settle_died(self: &Arc<Self>, dispatcher: &Arc<Dispatcher>, held: Held) {
         let Held { id, place, slot } = held;
         tracing::error!(registration_id = %id, instance = %dispatcher.name, "a registration under way died; its place is kept, and the device goes again in a minute");
-        dispatcher.line.lock().abandoned(place, slot, self.now().mono);
+        dispatcher.line.lock().deserted(place, slot, self.now().mono);
         let stage = match self.load(&id).await {
             Ok(found) => found
                 .and_then(|versioned| versioned.record.pending)

@@ -37,8 +37,9 @@ impl Line {
         Some(appointment.after(failing.saturating_sub(next_try.since(now))))
     }
 
-    /// Gives a device its earlier place back, which nobody else can have: it has waited for `ago`. Holds up those behind it until
-    /// [`confirm`](Self::confirm) or [`leave`](Self::leave).
+    /// Gives a device its earlier place back: it has waited for `ago`. Holds up those behind it until [`confirm`](Self::confirm) or
+    /// [`leave`](Self::leave). False, and nothing is changed, if this line has not given that place or somebody is at it.
+    #[must_use]
     pub fn reserve_returning(
         &mut self,
         tenant: &TenantName,
@@ -46,10 +47,18 @@ impl Line {
         id: RegistrationId,
         ago: Duration,
         now: Mono,
-    ) {
+    ) -> bool {
+        let given = place.sequence < self.next_sequence[place.class as usize];
+        let taken = self.lanes.joined(tenant, place).is_some()
+            || self.deferred_until.contains_key(&place)
+            || self.under_way.contains_key(&place);
+        if !given || taken {
+            return false;
+        }
         let joined = self.joined(now, ago);
         self.outside.came_in(tenant);
         self.lanes.insert(tenant, place, &Waiting { id, errand: Errand::Register, confirmed: false, joined });
+        true
     }
 
     /// Whether nothing speaks against the instance.

@@ -116,13 +116,11 @@ impl DpsClient {
         if let Some(HeldBack(held)) = cause(error) {
             return NoAnswer::Withheld(held);
         }
-        if lacks_means(error) {
-            return NoAnswer::NoMeans(why);
-        }
-        // Without a connection nothing can have left on a new client, whichever time-out ended the call.
+        // Without a connection nothing can have left on a new client, whichever time-out ended the call. On a connection that is up, the
+        // machine may run short when part of the call has left.
         let connected = link.has_connected();
         if error.is_connect() || !(link.is_used() || connected) {
-            return NoAnswer::NeverLeft(why);
+            return if lacks_means(error) { NoAnswer::NoMeans(why) } else { NoAnswer::NeverLeft(why) };
         }
         let old = link.is_used() && !connected;
         self.connections.distrust(old);

@@ -261,3 +261,20 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_place_is_given_back_by_the_line_that_gave_it_only_and_to_one_device_at_a_time() {
+    let mut line = line(60, 1000, 100);
+    let place = line.reserve(&tenant(), id("sn-1"), Class::First, at(0)).unwrap();
+    line.confirm(&tenant(), place);
+    assert!(!line.reserve_returning(&tenant(), place, id("sn-2"), seconds(0), at(1)), "somebody stands there");
+    line.leave(&tenant(), place);
+    assert!(line.reserve_returning(&tenant(), place, id("sn-1"), seconds(0), at(1)));
+    let foreign = Place { sequence: 7, ..place };
+    assert!(!line.reserve_returning(&tenant(), foreign, id("sn-3"), seconds(0), at(1)), "this line has not given it");
+    // A line that is made anew is told which places devices elsewhere have in it, and gives them to no other.
+    line.seen(foreign);
+    let next = line.reserve(&tenant(), id("sn-4"), Class::First, at(1)).unwrap();
+    assert!(next.sequence > foreign.sequence);
+    assert!(line.reserve_returning(&tenant(), foreign, id("sn-3"), seconds(0), at(1)));
+}

@@ -6,6 +6,7 @@
 //! - No message quotes a value: it may be a secret.
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
@@ -58,10 +59,9 @@ impl Members {
             Parsed::Object(members) => members,
             Parsed::Other(kind) => return Err(format!("must be a JSON object {{…}}, but is {kind}")),
         };
-        for (index, (name, _)) in members.iter().enumerate() {
-            if members[..index].iter().any(|(earlier, _)| earlier == name) {
-                return Err(format!("has the member {} twice; say it once", quoted(name)));
-            }
+        let mut names = HashSet::with_capacity(members.len());
+        if let Some((name, _)) = members.iter().find(|(name, _)| !names.insert(name)) {
+            return Err(format!("has the member {} twice; say it once", quoted(name)));
         }
         Ok(Self { members, asked: RefCell::default() })
     }

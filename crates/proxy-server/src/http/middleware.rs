@@ -7,7 +7,7 @@ use actix_http::ConnectionType;
 use actix_web::body::BoxBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::StatusCode;
-use actix_web::http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
+use actix_web::http::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING};
 use actix_web::middleware::Next;
 use actix_web::{Error, ResponseError as _, web};
 use proxy_core::gateway::about;
@@ -67,6 +67,7 @@ pub async fn observe(
         let began = Instant::now();
         let (method, app) = (request.method().clone(), request.app_data::<web::Data<App>>().cloned());
         let route = route(plane, request.path());
+        let ambiguous = has_two_lengths(request.headers());
         let mut response = answer(bounds, request, next).await?;
         if let Some(value) = header_value {
             response.headers_mut().insert(HeaderName::from_static("x-request-id"), value);
@@ -74,7 +75,7 @@ pub async fn observe(
         let head = response.response_mut().head_mut();
         // Libraries on devices look for `Retry-After` and `Content-Length` exactly so.
         head.set_camel_case_headers(plane == Plane::Device);
-        if answering.as_ref().is_some_and(Answering::is_last) {
+        if ambiguous || answering.as_ref().is_some_and(Answering::is_last) {
             head.set_connection_type(ConnectionType::Close);
         }
         let status = response.status().as_u16();
@@ -121,6 +122,11 @@ async fn answer(
     }
 }
 
+/// Whether two things say where the body ends, so that nobody knows where the next request begins.
+fn has_two_lengths(headers: &HeaderMap) -> bool {
+    headers.contains_key(TRANSFER_ENCODING) && headers.contains_key(CONTENT_LENGTH)
+}
+
 /// What no plane takes, whatever the request is about.
 fn refused(bounds: HeaderBounds, headers: &HeaderMap) -> Option<Problem> {
     let HeaderBounds { headers_max, header_bytes_max } = bounds;
@@ -130,6 +136,11 @@ fn refused(bounds: HeaderBounds, headers: &HeaderMap) -> Option<Problem> {
             "a request has at most {headers_max} header fields and {header_bytes_max} bytes of them (headers_max, header_bytes_max of this listener)"
         );
         return Some(Problem::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "headers-too-large", detail));
+    }
+    // Something in between may have gone by the length and taken the rest for a request of its own (RFC 9112, section 6.1).
+    if has_two_lengths(headers) {
+        let detail = "a request has a Content-Length or a Transfer-Encoding; this one has both";
+        return Some(Problem::bad_request("two-lengths", detail));
     }
     // Something in between may have looked at the other one.
     (headers.get_all(AUTHORIZATION).count() > 1).then(|| {
