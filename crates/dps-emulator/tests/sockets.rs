@@ -335,6 +335,7 @@ async fn the_program_tells_each_refusal_in_one_line_without_colours() {
             break rest.split_whitespace().next().unwrap().to_owned();
         }
         assert!(waited.elapsed() < Duration::from_secs(20), "it does not start: {started}");
+        // Between two looks: nobody tells when a file grows.
         tokio::time::sleep(Duration::from_millis(20)).await;
     };
     let client = reqwest::Client::new();
