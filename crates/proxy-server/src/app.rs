@@ -26,7 +26,8 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 
 use crate::config::{
-    ConfigWatcher, FilesRead, HttpSettings, LiveServer, Loaded, ServerSettings, StoreBackend, StoreSettings,
+    ConfigWatcher, FilesRead, HttpSettings, LiveServer, Loaded, ServedChains, ServerSettings, StoreBackend,
+    StoreSettings,
 };
 use crate::ending;
 use crate::http::connection;
@@ -103,6 +104,12 @@ impl App {
         if let Some(watcher) = &*self.watcher.lock() {
             watcher.set_files(files);
         }
+    }
+
+    /// The certificates that the listeners serve.
+    #[must_use]
+    pub fn served_chains(&self) -> ServedChains {
+        self.certificates.iter().map(|certificate| (certificate.plane().as_str(), certificate.chain())).collect()
     }
 
     /// Reads the listeners' certificates anew; those in use stay until [`renew`](Renewal::renew).

@@ -20,6 +20,8 @@ const DAY_SECONDS: u64 = 86_400;
 pub(crate) enum Finding {
     /// Clients will not connect.
     Problem(String),
+    /// They will not either, because of the time it is: a certificate that was sound once becomes so by itself.
+    OutOfTime(String),
     /// They may not, or not for long.
     Warning(String),
 }
@@ -78,7 +80,7 @@ fn is_root(certificate: &X509Certificate<'_>) -> bool {
 fn time(certificate: &X509Certificate<'_>, index: usize, now: WallTime) -> Option<Finding> {
     let (begin, end) = (certificate.validity().not_before.timestamp(), certificate.validity().not_after.timestamp());
     let (begin, end, name) = (seconds(begin), seconds(end), name_of(index));
-    let finding = if index > 0 && is_root(certificate) { Finding::Warning } else { Finding::Problem };
+    let finding = if index > 0 && is_root(certificate) { Finding::Warning } else { Finding::OutOfTime };
     if now > end {
         let days = days_left(now, end);
         return Some(finding(format!("{name} expired on {end}, {days} days ago; renew it")));

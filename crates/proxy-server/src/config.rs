@@ -16,6 +16,7 @@ use std::time::Duration;
 use proxy_core::ids::{InstanceName, TenantName};
 use proxy_core::secret::TokenDigest;
 use proxy_core::settings::Settings;
+use rustls_pki_types::CertificateDer;
 
 mod enrollments;
 mod instances;
@@ -250,11 +251,26 @@ pub enum OperatorRole {
     Operate,
 }
 
+/// The certificate chains that the listeners of a running service serve, by section.
+pub type ServedChains = BTreeMap<&'static str, Vec<CertificateDer<'static>>>;
+
 /// Loads the configuration in `path`. `env` is the environment; what does not begin with `DPS_PROXY__` is ignored.
 ///
 /// # Errors
 /// [`Problems`]: everything that is wrong, at once.
 pub fn load(path: &Path, env: impl IntoIterator<Item = (String, String)>) -> Result<Loaded, Problems> {
+    load_for_service(path, env, ServedChains::new())
+}
+
+/// The same for a service that runs, and serves these certificates: that one of them has expired meanwhile is a warning.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_for_service(
+    path: &Path,
+    env: impl IntoIterator<Item = (String, String)>,
+    served: ServedChains,
+) -> Result<Loaded, Problems> {
     let mut files = FilesRead::default();
     let read = reader::read_bounded(path);
     files.note(path, read.as_ref().ok().map(Vec::as_slice));
@@ -262,7 +278,7 @@ pub fn load(path: &Path, env: impl IntoIterator<Item = (String, String)>) -> Res
         .map_err(|error| format!("cannot be read: {error}"))
         .and_then(|bytes| String::from_utf8(bytes).map_err(|_| "is not a text file in UTF-8".to_owned()));
     match text {
-        Ok(text) => load_text(text.trim_start_matches('\u{feff}'), path, files, env),
+        Ok(text) => load_text(text.trim_start_matches('\u{feff}'), path, files, env, served),
         Err(message) => {
             let problem = Problem { key: String::new(), line: None, variable: None, message };
             Err(Problems { file: path.to_owned(), problems: vec![problem], warnings: Vec::new(), files })
@@ -275,7 +291,7 @@ pub fn load(path: &Path, env: impl IntoIterator<Item = (String, String)>) -> Res
 /// # Errors
 /// [`Problems`]: everything that is wrong, at once.
 pub fn load_str(text: &str, path: &Path, env: impl IntoIterator<Item = (String, String)>) -> Result<Loaded, Problems> {
-    load_text(text, path, FilesRead::default(), env)
+    load_text(text, path, FilesRead::default(), env, ServedChains::new())
 }
 
 fn load_text(
@@ -283,8 +299,9 @@ fn load_text(
     path: &Path,
     files: FilesRead,
     env: impl IntoIterator<Item = (String, String)>,
+    served: ServedChains,
 ) -> Result<Loaded, Problems> {
-    let mut document = Document::parse(text, path.parent().unwrap_or(Path::new("")), files);
+    let mut document = Document::parse(text, path.parent().unwrap_or(Path::new("")), files).for_service(served);
     // Of a document that is not TOML, everything else would only seem to be missing.
     let draft = document.is_sound().then(|| {
         document.overlay(env);

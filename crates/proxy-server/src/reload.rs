@@ -44,7 +44,8 @@ async fn try_reload(app: &App) -> Result<Applied, Vec<String>> {
     let Some(source) = &app.source else {
         return Err(vec!["this service was started without a configuration file".to_owned()]);
     };
-    let loaded = config::load(&source.path, source.environment.clone()).map_err(|problems| {
+    let loading = config::load_for_service(&source.path, source.environment.clone(), app.served_chains());
+    let loaded = loading.map_err(|problems| {
         app.watch(problems.files.clone());
         problems.problems.iter().map(ToString::to_string).collect::<Vec<_>>()
     })?;

@@ -11,6 +11,7 @@ use rustls::ServerConfig;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use rustls_pki_types::CertificateDer;
 
 use crate::certificate;
 use crate::config::{TlsFiles, read_bounded};
@@ -56,6 +57,12 @@ impl Certificate {
     #[must_use]
     pub fn end(&self) -> Option<WallTime> {
         certificate::end(&self.current.load().cert)
+    }
+
+    /// The chain in use.
+    #[must_use]
+    pub fn chain(&self) -> Vec<CertificateDer<'static>> {
+        self.current.load().cert.clone()
     }
 
     fn tell_end(&self, now: WallTime) {

@@ -13,8 +13,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use proxy_core::ids::InvalidName;
+use rustls_pki_types::CertificateDer;
 use toml::{Table, Value};
 
+use super::ServedChains;
 use super::problem::{FilesRead, Problem};
 use crate::rows::BYTE_ORDER_MARK;
 
@@ -49,6 +51,7 @@ pub(crate) struct Document {
     lines: BTreeMap<String, usize>,
     overrides: BTreeMap<String, Override>,
     base: PathBuf,
+    served: ServedChains,
     report: RefCell<Report>,
 }
 
@@ -72,6 +75,7 @@ impl Document {
             lines: BTreeMap::new(),
             overrides: BTreeMap::new(),
             base: if base.as_os_str().is_empty() { PathBuf::from(".") } else { base.to_owned() },
+            served: ServedChains::default(),
             report: RefCell::new(Report { files, ..Report::default() }),
         };
         let (tree, errors) = toml::de::DeTable::parse_recoverable(text);
@@ -89,6 +93,16 @@ impl Document {
             }
         }
         document
+    }
+
+    /// The service that it is for runs already, with these certificates.
+    pub(crate) fn for_service(self, served: ServedChains) -> Self {
+        Self { served, ..self }
+    }
+
+    /// Whether the listener of this section serves exactly this chain.
+    pub(crate) fn is_served(&self, section: &str, chain: &[CertificateDer<'_>]) -> bool {
+        self.served.get(section).is_some_and(|served| served == chain)
     }
 
     fn syntax_problem(&mut self, text: &str, error: &toml::de::Error) {

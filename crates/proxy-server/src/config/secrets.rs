@@ -76,9 +76,16 @@ pub(super) fn tls_files(section: &Section<'_>, host_names: &[String]) -> Option<
     let key = section.file("tls_key_file", KINDS[1], Secrecy::Secret);
     let chain = chain.and_then(|file| read(section, "tls_cert_file", &file, pem::certificates));
     let key = key.and_then(|file| read(section, "tls_key_file", &file, pem::private_key));
-    for finding in certificate::check(chain.as_deref().unwrap_or_default(), host_names, SystemClock::wall()) {
+    let certificates = chain.as_deref().unwrap_or_default();
+    let is_served = section.document().is_served(section.path(), certificates);
+    for finding in certificate::check(certificates, host_names, SystemClock::wall()) {
         match finding {
-            Finding::Problem(message) => section.problem("tls_cert_file", message),
+            // Refusing the configuration would not get clients another one, and would keep everything else in it from being changed.
+            Finding::OutOfTime(message) if is_served => {
+                let message = format!("{message}. It is the one in use, so everything else is taken over");
+                section.warning("tls_cert_file", message);
+            }
+            Finding::Problem(message) | Finding::OutOfTime(message) => section.problem("tls_cert_file", message),
             Finding::Warning(message) => section.warning("tls_cert_file", message),
         }
     }
