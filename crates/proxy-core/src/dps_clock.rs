@@ -2,17 +2,21 @@
 //!
 //! Each answer bounds the difference between DPS's clock and our boot-time clock: `Date` was true, to the second, at some moment
 //! between sending and receiving. The bounds of all answers intersect, so a few answers narrow it to the network's latency. Our
-//! wall clock does not enter, so a jump of it changes nothing.
+//! wall clock does not enter.
 //!
-//! The bounds widen with the time since the last answer, because the two clocks do not run alike, and after an hour without one they
-//! are not relied on.
+//! The bounds widen with the time since the last answer, because the two clocks do not run alike. They are not relied on after an hour
+//! without one, nor after the wall clock and the boot-time clock have parted: the boot-time clock may have stood still.
 
 use std::time::Duration;
 
-use crate::time::{Mono, WallTime};
+use crate::time::{Mono, Now, WallLead, WallTime};
 
 /// After so long without an answer DPS is asked anew before anything is signed.
 pub const GOOD_FOR: Duration = Duration::from_secs(3600);
+
+/// After so long without an answer DPS is asked anew if somebody has the time to. It leaves ten tries, a minute apart, before the clock is
+/// not relied on.
+pub const REFRESH_AFTER: Duration = Duration::from_secs(3000);
 
 /// How far two clocks may drift apart, in millionths: twice what ordinary crystals do.
 const DRIFT_PER_MILLION: i64 = 100;
@@ -23,6 +27,8 @@ struct Bounds {
     least: i64,
     most: i64,
     heard: Mono,
+    /// What our own clocks read against each other then.
+    lead: WallLead,
 }
 
 impl Bounds {
@@ -48,7 +54,8 @@ fn millis(moment: Mono) -> i64 {
 
 impl DpsClock {
     /// An answer that was dated `date` came to a call sent and received at these moments.
-    pub fn observe(&mut self, date: WallTime, sent: Mono, received: Mono) {
+    pub fn observe(&mut self, date: WallTime, sent: Mono, received_at: Now) {
+        let received = received_at.mono;
         let least = date.unix_millis() - millis(received) - 1;
         let most = date.unix_millis() + 1000 - millis(sent);
         let known = self.bounds.map(|bounds| bounds.at(received));
@@ -57,25 +64,43 @@ impl DpsClock {
             Some((low, high)) if low.max(least) <= high.min(most) => (low.max(least), high.min(most)),
             Some(_) | None => (least, most),
         };
-        self.bounds = Some(Bounds { least, most, heard: received });
+        self.bounds = Some(Bounds { least, most, heard: received, lead: WallLead::of(received_at) });
     }
 
-    /// Whether DPS was heard of lately enough to sign by its clock.
+    /// Whether DPS was heard of lately enough to sign by its clock, and our clocks have run alike since.
     #[must_use]
-    pub fn is_known(&self, now: Mono) -> bool {
-        self.bounds.is_some_and(|bounds| now.since(bounds.heard) < GOOD_FOR)
+    pub fn is_known(&self, now: Now) -> bool {
+        self.is_younger_than(GOOD_FOR, now)
     }
 
-    /// The earliest that DPS's clock can read at `moment`. `None` before DPS was heard of.
+    /// Whether DPS is to be asked, so that its clock stays known.
     #[must_use]
-    pub fn earliest_at(&self, moment: Mono) -> Option<WallTime> {
-        self.bounds.map(|bounds| WallTime::from_unix_millis(bounds.at(moment).0 + millis(moment)))
+    pub fn is_due(&self, now: Now) -> bool {
+        !self.is_younger_than(REFRESH_AFTER, now)
     }
 
-    /// The latest that DPS's clock can read at `moment`. `None` before DPS was heard of.
+    fn is_younger_than(&self, age: Duration, now: Now) -> bool {
+        self.bounds.is_some_and(|bounds| now.mono.since(bounds.heard) < age && !bounds.lead.has_jumped(now))
+    }
+
+    /// The earliest that DPS's clock can read. `None` if it is not [known](Self::is_known).
     #[must_use]
-    pub fn latest_at(&self, moment: Mono) -> Option<WallTime> {
-        self.bounds.map(|bounds| WallTime::from_unix_millis(bounds.at(moment).1 + millis(moment)))
+    pub fn earliest(&self, now: Now) -> Option<WallTime> {
+        self.known_at(now).map(|(earliest, _)| earliest)
+    }
+
+    /// The latest that DPS's clock can read. `None` if it is not [known](Self::is_known).
+    #[must_use]
+    pub fn latest(&self, now: Now) -> Option<WallTime> {
+        self.known_at(now).map(|(_, latest)| latest)
+    }
+
+    fn known_at(&self, now: Now) -> Option<(WallTime, WallTime)> {
+        let (least, most) = self.bounds.filter(|_| self.is_known(now))?.at(now.mono);
+        Some((
+            WallTime::from_unix_millis(least + millis(now.mono)),
+            WallTime::from_unix_millis(most + millis(now.mono)),
+        ))
     }
 
     /// The middle of the bounds of `DPS's clock − our boot-time clock`, in milliseconds. `None` before DPS was heard of.
@@ -88,36 +113,58 @@ impl DpsClock {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::time::{BootId, BootTag, Process};
 
     fn at(millis: u64) -> Mono {
         Mono::from_nanos(millis * 1_000_000)
+    }
+
+    /// With a wall clock that is `lead` milliseconds ahead of the boot-time clock.
+    fn led(millis: u64, lead: i64) -> Now {
+        let process = Process { boot: BootTag::of(&BootId("a".to_owned())), began: at(0) };
+        Now { mono: at(millis), wall: WallTime::from_unix_millis(i64::try_from(millis).unwrap() + lead), process }
+    }
+
+    fn now(millis: u64) -> Now {
+        led(millis, 500_000)
     }
 
     #[test]
     fn answers_narrow_the_bounds_and_a_set_clock_starts_anew() {
         let dps = |moment: u64| i64::try_from(moment).unwrap() + 500_300;
         let mut clock = DpsClock::default();
-        assert_eq!((clock.earliest_at(at(0)), clock.latest_at(at(0)), clock.is_known(at(0))), (None, None, false));
+        assert_eq!((clock.earliest(now(0)), clock.latest(now(0)), clock.is_known(now(0))), (None, None, false));
         for moment in (0..20_000).step_by(130) {
             let date = WallTime::from_unix_millis(dps(moment + 5) / 1000 * 1000);
-            clock.observe(date, at(moment), at(moment + 10));
+            clock.observe(date, at(moment), now(moment + 10));
         }
-        let latest = clock.latest_at(at(30_000)).unwrap().unix_millis();
+        let latest = clock.latest(now(30_000)).unwrap().unix_millis();
         assert!((dps(30_000)..dps(30_000) + 150).contains(&latest), "{latest}");
-        let earliest = clock.earliest_at(at(30_000)).unwrap().unix_millis();
+        let earliest = clock.earliest(now(30_000)).unwrap().unix_millis();
         assert!((dps(30_000) - 150..=dps(30_000)).contains(&earliest), "{earliest}");
-        clock.observe(WallTime::from_unix_millis(9_000_000), at(40_000), at(40_010));
-        assert_eq!(clock.latest_at(at(40_010)), Some(WallTime::from_unix_millis(9_001_010)));
-        assert_eq!(clock.earliest_at(at(40_010)), Some(WallTime::from_unix_millis(8_999_999)));
+        clock.observe(WallTime::from_unix_millis(9_000_000), at(40_000), now(40_010));
+        assert_eq!(clock.latest(now(40_010)), Some(WallTime::from_unix_millis(9_001_010)));
+        assert_eq!(clock.earliest(now(40_010)), Some(WallTime::from_unix_millis(8_999_999)));
     }
 
     #[test]
     fn silence_widens_the_bounds_until_they_are_not_relied_on() {
         let mut clock = DpsClock::default();
-        clock.observe(WallTime::from_unix_millis(1_000_000), at(0), at(0));
-        let width = |moment| clock.latest_at(moment).unwrap().since(clock.earliest_at(moment).unwrap());
-        let hour = at(3_600_000);
-        assert_eq!(width(hour) - width(at(0)), Duration::from_millis(720));
-        assert!(clock.is_known(at(3_599_999)) && !clock.is_known(hour));
+        clock.observe(WallTime::from_unix_millis(1_000_000), at(0), now(0));
+        let width = |moment| clock.latest(now(moment)).unwrap().since(clock.earliest(now(moment)).unwrap());
+        assert_eq!(width(3_599_999) - width(0), Duration::from_millis(718));
+        assert!(clock.is_known(now(3_599_999)) && !clock.is_known(now(3_600_000)));
+        assert!(clock.is_due(now(3_000_000)) && !clock.is_due(now(2_999_999)), "asked before it lapses");
+    }
+
+    #[test]
+    fn a_clock_of_ours_that_jumped_makes_it_unknown_until_dps_is_heard_of() {
+        let mut clock = DpsClock::default();
+        clock.observe(WallTime::from_unix_millis(1_000_000), at(0), now(0));
+        for lead in [500_000 + 7_200_000, 500_000 - 7_200_000] {
+            assert!(clock.is_known(now(10)) && !clock.is_known(led(10, lead)) && clock.is_due(led(10, lead)));
+        }
+        clock.observe(WallTime::from_unix_millis(1_000_000), at(20), led(20, 0));
+        assert!(clock.is_known(led(30, 0)) && !clock.is_known(now(30)));
     }
 }

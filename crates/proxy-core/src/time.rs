@@ -9,8 +9,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+mod lead;
 mod stored;
 
+pub use lead::WallLead;
 pub use stored::{BootTag, Process, StoredMoment};
 
 /// A moment of the boot-time clock, in nanoseconds since boot. Comparable only within one boot.

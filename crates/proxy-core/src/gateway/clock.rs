@@ -1,80 +1,54 @@
 //! What time it is: DPS's clock for what is signed for DPS, and a check of our own wall clock against it.
 //!
 //! Invariants:
-//! - No token leaves for an instance whose clock was not read within the last hour ([`dps_clock::GOOD_FOR`]). It is read by a call that
-//!   carries no credential and spends nothing.
-//! - When DPS's clocks agree that ours is off, credentials are judged and made by their time; everything else of the wall clock is
-//!   for people. Nobody is refused because our clock is wrong.
+//! - No token leaves for an instance whose clock was not read within the last hour ([`crate::dps_clock::GOOD_FOR`]), or since a clock of ours
+//!   jumped. It is read by a call that carries no credential and spends nothing.
+//! - When DPS's clocks agree that ours is off (`agreement`), credentials are judged and made by their time; everything else of the wall
+//!   clock is for people. Nobody is refused because our clock is wrong.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use super::Gateway;
 use super::dispatch::{Dispatcher, count};
-use crate::dps_clock;
-use crate::time::{Mono, Now, WallTime};
+use crate::dps_clock::DpsClock;
+use crate::time::{Mono, Now, WallLead, WallTime};
 use crate::upstream::NoAnswer;
 use crate::upstream::evidence::{self, Evidence, weigh};
 use crate::upstream::verdict::Call;
 
-/// Our wall clock is off if it differs from DPS's by more than this.
-const OFF_MIN_MILLIS: i64 = 30_000;
+mod agreement;
 
-/// Two readings of clocks that agree differ by less than this: answers are dated to the second.
-const ALIKE_MILLIS: i64 = 2_000;
+use agreement::{Agreement, OFF_MIN_MILLIS, Standing};
 
-/// Between two questions for the time while DPS does not answer them and nobody waits for it.
-const ASK_AGAIN: Duration = Duration::from_secs(60);
-
-/// DPS was not heard of, or its instances contradict each other.
-const UNKNOWN: i64 = i64::MIN;
+/// Between two looks at whether the clock of an instance has to be read again, and between two tries to read it while nobody waits for it.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
 
 /// What DPS's clocks say together.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Agreed {
-    /// Their time less our boot-time clock, in milliseconds.
-    ahead_of_boot: AtomicI64,
+    agreement: Mutex<Agreement>,
     /// Our wall clock is off; told in the log when it changes.
     off: AtomicBool,
-}
-
-impl Default for Agreed {
-    fn default() -> Self {
-        Self { ahead_of_boot: AtomicI64::new(UNKNOWN), off: AtomicBool::new(false) }
-    }
-}
-
-impl Agreed {
-    /// DPS's time less our wall clock, in milliseconds.
-    fn offset_millis(&self, now: Now) -> Option<i64> {
-        let ahead = self.ahead_of_boot.load(Ordering::Relaxed);
-        (ahead != UNKNOWN).then(|| offset_millis(ahead, now))
-    }
-}
-
-fn offset_millis(ahead_of_boot: i64, now: Now) -> i64 {
-    let boot = i64::try_from(now.mono.as_nanos() / 1_000_000).unwrap_or(i64::MAX);
-    ahead_of_boot.saturating_add(boot).saturating_sub(now.wall.unix_millis())
-}
-
-/// The middle one of the readings, if most of them are near it.
-fn agree(mut readings: Vec<i64>) -> Option<i64> {
-    readings.sort_unstable();
-    let middle = *readings.get(readings.len() / 2)?;
-    let near = readings.iter().filter(|reading| reading.abs_diff(middle) <= OFF_MIN_MILLIS.unsigned_abs()).count();
-    (near * 2 > readings.len()).then_some(middle)
+    /// Rung when clocks may have to be read before their time.
+    look: Notify,
+    /// Rung when a doubt may be over.
+    settled: Notify,
 }
 
 impl Dispatcher {
     /// Whether what is signed for the instance can end by its own clock.
-    pub(super) fn knows_time(&self, now: Mono) -> bool {
+    pub(super) fn knows_time(&self, now: Now) -> bool {
         self.dps_clock.lock().is_known(now)
     }
 
     /// The instance's time less our wall clock, in milliseconds; `None` before it was heard of.
     pub(super) fn offset_millis(&self, now: Now) -> Option<i64> {
-        Some(offset_millis(self.dps_clock.lock().ahead_of_boot_millis()?, now))
+        Some(self.dps_clock.lock().ahead_of_boot_millis()?.saturating_sub(WallLead::of(now).millis()))
     }
 
     /// In words, if that says that our clock is off.
@@ -86,11 +60,42 @@ impl Dispatcher {
 }
 
 impl Gateway {
-    /// The time that credentials are judged and made by: DPS's, if its clocks agree that ours is off.
+    /// The time that credentials are judged and made by: DPS's, if its clocks agree that ours is off. Ours while that is in doubt.
     #[must_use]
     pub fn credential_time(&self, now: Now) -> WallTime {
-        let off = self.agreed_time.offset_millis(now).filter(|offset| offset.abs() > OFF_MIN_MILLIS);
+        let Standing::Settled(offset) = self.standing(now) else { return now.wall };
+        let off = offset.filter(|offset| offset.abs() > OFF_MIN_MILLIS);
         off.map_or(now.wall, |offset| WallTime::from_unix_millis(now.wall.unix_millis().saturating_add(offset)))
+    }
+
+    /// Waits until that time is not in doubt: for as long as it takes to ask DPS, and no longer than a bound. Cancel-safe.
+    pub(super) async fn settle_time(&self) {
+        loop {
+            let settled = self.agreed_time.settled.notified();
+            let Standing::Doubtful { left, .. } = self.standing(self.now()) else { return };
+            let _ = tokio::time::timeout(left, settled).await;
+        }
+    }
+
+    /// Looks at what is agreed. Has the instances asked if that has come into doubt.
+    fn standing(&self, now: Now) -> Standing {
+        let standing = self.agreed_time.agreement.lock().look(now);
+        match standing {
+            Standing::Doubtful { news: true, .. } => self.look_at_clocks(),
+            Standing::GivenUp => {
+                self.agreed_time.off.store(false, Ordering::Relaxed);
+                tracing::warn!(
+                    "our wall clock was set, or this machine stood still, and no instance tells the time: credentials go by our wall clock until one does"
+                );
+            }
+            Standing::Doubtful { .. } | Standing::Settled(_) => {}
+        }
+        standing
+    }
+
+    /// The clocks of instances that are not known any more are read now.
+    pub(super) fn look_at_clocks(&self) {
+        self.agreed_time.look.notify_waiters();
     }
 
     /// An answer of DPS was dated `date`; its call was sent at `sent`.
@@ -98,26 +103,26 @@ impl Gateway {
         let now = self.now();
         let ahead = {
             let mut clock = dispatcher.dps_clock.lock();
-            clock.observe(date, sent, now.mono);
+            clock.observe(date, sent, now);
             clock.ahead_of_boot_millis()
         };
-        let agreed = self.agreed_time.ahead_of_boot.load(Ordering::Relaxed);
         // Asked of all instances only when this one has news: it is seldom, and answers are many.
-        if agreed == UNKNOWN || ahead.is_some_and(|ahead| ahead.abs_diff(agreed) > ALIKE_MILLIS.unsigned_abs()) {
+        if ahead.is_some_and(|ahead| self.agreed_time.agreement.lock().is_news(ahead, now)) {
             let dispatchers = self.dispatchers.load();
             let known = |dispatcher: &Arc<Dispatcher>| {
                 let clock = *dispatcher.dps_clock.lock();
-                clock.ahead_of_boot_millis().filter(|_| clock.is_known(now.mono))
+                clock.ahead_of_boot_millis().filter(|_| clock.is_known(now))
             };
-            let agreed = agree(dispatchers.values().filter_map(known).collect());
-            self.agreed_time.ahead_of_boot.store(agreed.unwrap_or(UNKNOWN), Ordering::Relaxed);
+            let readings = dispatchers.values().filter_map(known).collect();
+            self.agreed_time.agreement.lock().take(readings, dispatchers.len(), now);
+            self.agreed_time.settled.notify_waiters();
         }
         self.tell_change(now);
     }
 
     /// One line when our clock goes wrong, one when it is right again.
     fn tell_change(&self, now: Now) {
-        let Some(offset) = self.agreed_time.offset_millis(now) else { return };
+        let Standing::Settled(Some(offset)) = self.standing(now) else { return };
         let off = offset.abs() > OFF_MIN_MILLIS;
         if self.agreed_time.off.swap(off, Ordering::Relaxed) == off {
             return;
@@ -138,17 +143,23 @@ impl Gateway {
     /// # Errors
     /// Nobody who speaks for DPS answered.
     pub(super) async fn know_time(&self, dispatcher: &Dispatcher) -> Result<(), NoAnswer> {
-        let asked = self.now().mono;
-        if dispatcher.knows_time(asked) {
+        self.read_time(dispatcher, |clock, now| !clock.is_known(now)).await
+    }
+
+    /// Reads the instance's clock if it is `wanted`.
+    async fn read_time(&self, dispatcher: &Dispatcher, wanted: fn(&DpsClock, Now) -> bool) -> Result<(), NoAnswer> {
+        let is_wanted = |now| wanted(&dispatcher.dps_clock.lock(), now);
+        let asked = self.now();
+        if !is_wanted(asked) {
             return Ok(());
         }
         let mut last_failure = dispatcher.asking_time.lock().await;
-        let sent = self.now().mono;
-        if dispatcher.knows_time(sent) {
+        let now = self.now();
+        if !is_wanted(now) {
             return Ok(());
         }
         if let Some((at, failure)) = &*last_failure
-            && *at >= asked
+            && *at >= asked.mono
         {
             return Err(failure.clone());
         }
@@ -156,7 +167,7 @@ impl Gateway {
         match upstream.time().await {
             Ok(date) => {
                 *last_failure = None;
-                self.hear_date(dispatcher, date, sent);
+                self.hear_date(dispatcher, date, now.mono);
                 Ok(())
             }
             Err(failure) => {
@@ -180,39 +191,27 @@ impl Gateway {
         }
     }
 
-    /// Keeps the instance's clock known while nobody waits for it: devices' credentials are to be judged by the right time from the start.
+    /// Keeps the instance's clock known while nobody waits for it: devices' credentials are to be judged by the right time from the start,
+    /// and by the clocks of all instances.
     pub(super) async fn keep_time(self: Arc<Self>, dispatcher: Arc<Dispatcher>) {
         loop {
+            let rung = self.agreed_time.look.notified();
             let known = tokio::select! {
                 biased;
                 () = self.stopping.cancelled() => return,
                 () = dispatcher.removed.cancelled() => return,
-                known = self.know_time(&dispatcher) => known,
+                known = self.read_time(&dispatcher, DpsClock::is_due) => known,
             };
             if let Err(failure) = &known {
                 tracing::debug!(instance = %dispatcher.name, %failure, "the instance's clock could not be read");
             }
-            let wait = if known.is_ok() { dps_clock::GOOD_FOR } else { ASK_AGAIN };
             tokio::select! {
                 biased;
                 () = self.stopping.cancelled() => return,
                 () = dispatcher.removed.cancelled() => return,
-                () = tokio::time::sleep(wait) => {}
+                () = rung => {}
+                () = tokio::time::sleep(LOOK_EVERY) => {}
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn most_clocks_have_to_agree() {
-        assert_eq!(agree(vec![]), None);
-        assert_eq!(agree(vec![7_200_000]), Some(7_200_000));
-        assert_eq!(agree(vec![7_200_000, 7_201_000, 0]), Some(7_200_000));
-        assert_eq!(agree(vec![7_200_000, 0]), None);
-        assert_eq!(agree(vec![500, 0, 7_200_000, 1_000]), Some(1_000));
     }
 }

@@ -247,9 +247,11 @@ impl Gateway {
                 () = dispatcher.removed.cancelled() => return,
                 connection = dispatcher.connection() => connection,
             };
-            let now = self.now().mono;
+            let now = self.now();
+            let knows_time = dispatcher.knows_time(now);
+            let now = now.mono;
             // Before a turn is taken, so that those who go afterwards go at their pace.
-            if !dispatcher.knows_time(now) && dispatcher.line.lock().front_may_go(now) {
+            if !knows_time && dispatcher.line.lock().front_may_go(now) {
                 tokio::select! {
                     biased;
                     () = self.stopping.cancelled() => return,

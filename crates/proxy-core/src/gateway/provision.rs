@@ -164,6 +164,7 @@ impl Gateway {
             Err(error @ ReadError::Unavailable(_)) => return Err(StoreError::from(error).into()),
             read => read,
         };
+        self.settle_time().await;
         let now = self.now();
         let known = record.as_ref().ok().and_then(Option::as_ref).map(|versioned| &versioned.record);
         let judged_at = Now { wall: self.credential_time(now), ..now };

@@ -215,7 +215,7 @@ impl Trip {
     async fn mark_sent(&self, departure: &Departure) -> Result<Ready, ChangeError<NotGoing>> {
         let settings = self.gateway.settings();
         let now = self.now();
-        let dps_time = self.dispatcher.dps_clock.lock().latest_at(now.mono);
+        let dps_time = self.dispatcher.dps_clock.lock().latest(now);
         let slot =
             self.slot_writes(departure, |boot| SlotRecord { boot, sent: now.mono, answered: None, abandoned: None });
         let edit = |record: &mut Record| {
@@ -248,7 +248,7 @@ impl Trip {
                 format!("the enrollment {} is not in the configuration any more", record.enrollment),
             )
         })?;
-        let earliest = self.dispatcher.dps_clock.lock().earliest_at(now.mono).ok_or(NotGoing::NoTime)?;
+        let earliest = self.dispatcher.dps_clock.lock().earliest(now).ok_or(NotGoing::NoTime)?;
         let expires = earliest.after(settings.registration.token_life);
         let caller = attestation::caller(settings, enrollment, record, &self.dispatcher.name, expires)
             .map_err(|error| refused("no-key", error.to_string()))?;

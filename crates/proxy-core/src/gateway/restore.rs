@@ -263,8 +263,10 @@ impl Gateway {
         }
         for (dispatcher, client) in clients {
             *dispatcher.upstream.write() = client;
-            // Whoever answers there may have another clock.
-            *dispatcher.dps_clock.lock() = DpsClock::default();
+            if peer_changed(&old, &new, &dispatcher.name) {
+                // Whoever answers there may have another clock.
+                *dispatcher.dps_clock.lock() = DpsClock::default();
+            }
         }
         let now = self.now();
         for (name, instance) in &new.instances {
@@ -282,6 +284,7 @@ impl Gateway {
             self.spawn_clock(Arc::clone(&dispatcher));
             self.spawn_dispatcher(dispatcher);
         }
+        self.look_at_clocks();
         self.dispatchers.load().values().for_each(|dispatcher| dispatcher.bell.notify_one());
         Ok(())
     }
@@ -387,6 +390,14 @@ fn check_applicable(occupancy: &Occupancy, old: &Settings, new: &Settings) -> Re
         }
     }
     if problems.is_empty() { Ok(()) } else { Err(NotApplicable(problems)) }
+}
+
+/// Whether another DPS may answer at the instance from now on.
+fn peer_changed(old: &Settings, new: &Settings, name: &InstanceName) -> bool {
+    let peer = |settings: &Settings| {
+        settings.instances.get(name).map(|instance| (instance.id_scope.clone(), instance.endpoint.clone()))
+    };
+    peer(old) != peer(new)
 }
 
 fn connection_changed(old: &Settings, new: &Settings, name: &InstanceName) -> bool {

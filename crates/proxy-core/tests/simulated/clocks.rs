@@ -1,10 +1,13 @@
 //! Clocks that are wrong, and that are set: ours, and DPS's.
 
+use std::time::Duration;
+
 use proxy_core::gateway::provision::{Answered, ProvisionError};
+use proxy_core::sas;
 use proxy_core::time::{Clock as _, WallTime};
 
 use crate::support::dps::{Call, Fate};
-use crate::support::{World, enrollment_name, id, name, seconds, settings, sleep};
+use crate::support::{AUDIENCE, Ask, World, enrollment_name, group_key, id, millis, name, seconds, settings, sleep};
 
 const HOUR_MILLIS: i64 = 3_600_000;
 const TWENTY_YEARS_MILLIS: i64 = 20 * 365 * 24 * HOUR_MILLIS;
@@ -191,7 +194,7 @@ async fn no_token_leaves_before_the_time_was_read() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_time_is_asked_for_once_and_again_after_an_hour_of_silence() {
+async fn the_time_is_asked_for_once_and_again_within_each_hour_of_silence() {
     let world = World::new(settings(&[("a", 600)])).await;
     for number in 0..50 {
         world.queue(&format!("device-{number}")).await;
@@ -200,7 +203,7 @@ async fn the_time_is_asked_for_once_and_again_after_an_hour_of_silence() {
     assert_eq!(world.dps("a").asked_for_time(), 1);
     sleep(seconds(3 * 3600)).await;
     let asked = world.dps("a").asked_for_time();
-    assert!((3..=4).contains(&asked), "{asked}");
+    assert!((4..=5).contains(&asked), "{asked}");
     world.settle(world.ask("device-50")).await;
     assert_eq!(world.dps("a").count(Call::Register), 51);
 }
@@ -246,4 +249,127 @@ async fn instances_that_contradict_each_other_do_not_change_our_time() {
         .map(|view| (view.name.clone(), view.clock_offset_seconds.unwrap() / 100))
         .collect();
     assert_eq!(offsets, [(name("a"), 36), (name("b"), 0)]);
+}
+
+// --- clocks that jump, and who has a vote -----------------------------------------------------------------------------
+
+/// A device whose credential ends at `unix_seconds`.
+fn ask_until(world: &World, device: &str, unix_seconds: i64) -> Ask {
+    let key = sas::derive_device_key(&group_key(), device);
+    let resource = format!("{AUDIENCE}%2Fregistrations%2F{device}");
+    world.ask(device).authorization(Some(&sas::device_token(&key, &resource, unix_seconds, None)))
+}
+
+/// The machine stood still for `millis`, and its wall clock was set right after that. Its boot-time clock noticed nothing.
+fn stands_still(world: &World, millis: i64) {
+    for dps in world.instances.values() {
+        dps.skew_millis(millis);
+    }
+    world.clock.set_wall_offset_millis(millis);
+}
+
+fn true_unix_seconds(world: &World) -> i64 {
+    world.clock.now().wall.unix_seconds()
+}
+
+/// By how much devices are judged by another time than our wall clock's.
+fn judged_off(world: &World) -> Duration {
+    let now = world.gateway.now();
+    let judged = world.gateway.credential_time(now);
+    judged.since(now.wall).max(now.wall.since(judged))
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_the_machine_stood_still_devices_are_judged_by_the_time_that_it_is() {
+    for instances in [&[("a", 60)][..], &[("a", 60), ("b", 60), ("c", 60)]] {
+        let world = World::new(settings(instances)).await;
+        world.settle(world.ask("device-0")).await;
+        stands_still(&world, 2 * HOUR_MILLIS);
+        let expired = ask_until(&world, "device-1", true_unix_seconds(&world) - 3_600);
+        assert!(matches!(world.provision(expired).await, Err(ProvisionError::NotBelieved(_))), "it ended an hour ago");
+        world.settle(ask_until(&world, "device-2", true_unix_seconds(&world) + 3_600)).await;
+        assert!(judged_off(&world) < seconds(30));
+        let registered: usize = world.instances.values().map(|dps| dps.count(Call::Register)).sum();
+        assert_eq!(registered, 2, "what is signed goes by the new time as well: no proof was refused");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_nobody_can_say_which_clock_jumped_ours_is_believed_soon_and_dps_as_soon_as_it_is_there() {
+    let world = World::new(settings(&[("a", 60), ("b", 60)])).await;
+    world.settle(world.ask("device-0")).await;
+    for dps in world.instances.values() {
+        dps.tells_time(false);
+        dps.reachable(false);
+    }
+    stands_still(&world, 2 * HOUR_MILLIS);
+    let before = world.clock.elapsed();
+    let known = world.provision(ask_until(&world, "device-0", true_unix_seconds(&world) + 3_600)).await;
+    assert!(matches!(known, Ok(Answered::Assigned(_))), "{known:?}");
+    assert!(world.clock.elapsed() - before <= seconds(2), "asking DPS keeps nobody waiting for longer");
+    let expired = ask_until(&world, "device-0", true_unix_seconds(&world) - 3_600);
+    assert!(matches!(world.provision(expired).await, Err(ProvisionError::NotBelieved(_))));
+    assert!(world.clock.elapsed() - before <= seconds(2), "and only once");
+
+    // It was our wall clock after all.
+    for dps in world.instances.values() {
+        dps.skew_millis(0);
+        dps.tells_time(true);
+        dps.reachable(true);
+    }
+    sleep(seconds(61)).await;
+    let off = judged_off(&world).abs_diff(seconds(7_200));
+    assert!(off <= seconds(2), "{off:?}");
+    world.settle(world.ask("device-1")).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_odd_instance_alone_never_changes_the_time_that_devices_are_judged_by() {
+    for wrong_millis in [0, -2 * HOUR_MILLIS] {
+        let mut settings = settings(&[("a", 60), ("b", 60), ("c", 60)]);
+        settings.enrollments.get_mut(&enrollment_name("plant")).unwrap().instances = [name("c")].into();
+        let mut world = World::new(settings).await;
+        world.clock.set_wall_offset_millis(wrong_millis);
+        world.dps("c").skew_millis(HOUR_MILLIS);
+        // Nobody but the odd one is heard of.
+        world.dps("a").tells_time(false);
+        world.dps("b").tells_time(false);
+        world.kill().await;
+        sleep(seconds(1)).await;
+        assert!(judged_off(&world).is_zero(), "{wrong_millis}: it changes not our own");
+        world.dps("a").tells_time(true);
+        world.dps("b").tells_time(true);
+        sleep(seconds(61)).await;
+        let right = Duration::from_millis(wrong_millis.unsigned_abs());
+        let is_right = |world: &World| judged_off(world).abs_diff(right) <= seconds(2);
+        assert!(is_right(&world), "{wrong_millis}");
+        // For hours it alone has calls, and then it alone can be asked.
+        for number in 0..24 {
+            if number == 12 {
+                world.dps("a").tells_time(false);
+                world.dps("b").tells_time(false);
+            }
+            sleep(seconds(600)).await;
+            world.queue(&format!("device-{number}")).await;
+            sleep(seconds(10)).await;
+            assert!(is_right(&world), "{wrong_millis}, after {} min: {:?}", number * 10, judged_off(&world));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reload_forgets_the_clock_of_no_instance_whose_endpoint_stays() {
+    let world = World::new(settings(&[("a", 60), ("b", 60), ("c", 60)])).await;
+    world.clock.set_wall_offset_millis(-2 * HOUR_MILLIS);
+    sleep(seconds(61)).await;
+    let asked = |world: &World| ["a", "b", "c"].map(|instance| world.dps(instance).asked_for_time());
+    let before = asked(&world);
+    let mut changed = (*world.gateway.settings()).clone();
+    changed.registration.request_timeout = seconds(20);
+    changed.instances.get_mut(&name("c")).unwrap().endpoint = "https://other.example".to_owned();
+    world.dps("c").skew_millis(HOUR_MILLIS);
+    world.gateway.apply(changed).await.unwrap();
+    sleep(millis(10)).await;
+    assert_eq!(asked(&world), [before[0], before[1], before[2] + 1], "only the one that may be another");
+    assert!(judged_off(&world).abs_diff(seconds(7_200)) <= seconds(2), "two of three say the same as before");
 }
