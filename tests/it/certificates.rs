@@ -152,7 +152,11 @@ async fn a_certificate_that_expires_while_it_serves_keeps_nothing_else_from_bein
     eventually("it has expired", async || left_seconds(&gateway).await < -1.0).await;
 
     let quota = async |gateway: &TestGateway| gateway.instance_view("eu-1").await["quotaPerMinute"].clone();
-    let told = gateway.reconfigure(|config| drop(config.set("instances.eu-1.quota_per_minute", "77"))).await;
+    let told = gateway
+        .reconfigure(|config| {
+            config.set("instances.eu-1.quota_per_minute", "77");
+        })
+        .await;
     assert_eq!(quota(&gateway).await, 77);
     let warnings = told.json["warnings"].to_string();
     assert!(warnings.contains("device.tls_cert_file") && warnings.contains("expired on"), "{warnings}");
@@ -163,7 +167,9 @@ async fn a_certificate_that_expires_while_it_serves_keeps_nothing_else_from_bein
     // For a start it is not good enough, nor is another one that has expired.
     assert_eq!(check(&gateway).0, Some(2));
     put(&gateway, leaf(&["localhost", AUDIENCE], Days(60, -2), &root));
-    gateway.edit_config(|config| drop(config.set("instances.eu-1.quota_per_minute", "78")));
+    gateway.edit_config(|config| {
+        config.set("instances.eu-1.quota_per_minute", "78");
+    });
     let refused = reload(&gateway).await.problem(422, "invalid-configuration");
     assert!(refused.json["problems"].to_string().contains("expired on"), "{}", refused.body);
     assert_eq!(quota(&gateway).await, 77);

@@ -178,6 +178,8 @@ pub struct BackendSettings {
     pub lookup_ids_max: usize,
     /// Streams of changes that may be open at the same time.
     pub change_streams_max: usize,
+    /// How long a stream of changes is silent at most.
+    pub change_heartbeat: Duration,
 }
 
 /// `[operator]`

@@ -217,6 +217,7 @@ fn backend(section: &Section<'_>, tokens: &mut Vec<(Plane, Placed)>) -> (Option<
     let http = http(section, &BACKEND, &[]);
     let lookup_ids_max = section.whole("lookup_ids_max", 1000, 1..=10_000);
     let change_streams_max = section.whole("change_streams_max", 100, 0..=10_000);
+    let change_heartbeat = section.duration("change_heartbeat", "15s", "1s", "5m");
     let mut found = Vec::new();
     for (entry, name, digest) in read_tokens(section, Plane::Backend, tokens) {
         let listed =
@@ -231,7 +232,7 @@ fn backend(section: &Section<'_>, tokens: &mut Vec<(Plane, Placed)>) -> (Option<
         }
     }
     section.check_unknown();
-    (http.map(|http| BackendSettings { http, lookup_ids_max, change_streams_max }), found)
+    (http.map(|http| BackendSettings { http, lookup_ids_max, change_streams_max, change_heartbeat }), found)
 }
 
 fn operator(

@@ -1,9 +1,13 @@
 //! `GET /v1/assignments/changes`: server-sent events, resumable.
 //!
-//! Invariant: memory per stream is one page of events, however slow the reader; events come from the store, so a restart leaves no
-//! gap.
+//! Invariants:
+//! - Memory per stream is one page of events, however slow the reader; events come from the store, so a restart leaves no gap.
+//! - Whatever happens in the feed, nothing of it for this reader included, a stream sends something every `backend.change_heartbeat`,
+//!   so that both ends notice a dead one.
+//! - A stream ends when its client sends no more, and gives its room back.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,18 +16,17 @@ use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder, web};
 use bytes::Bytes;
 use futures_util::Stream;
-use proxy_core::feed::{EventId, Next, Start};
+use proxy_core::feed::{Change, EventId, Next, Start};
 use proxy_core::gateway::Gateway;
 use proxy_core::ids::TenantName;
 use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::time::Instant;
 
 use super::backend::visible_tenants;
 use super::bearer;
+use super::connection::Exchange;
 use super::problem::Problem;
 use crate::app::App;
-
-/// A comment goes out this often on a quiet stream, so that both ends notice a dead one.
-const HEARTBEAT: Duration = Duration::from_secs(15);
 
 /// Streams the changes behind `Last-Event-ID` (or `?lastEventId=`), or from now on.
 pub(super) async fn changes(app: web::Data<App>, request: HttpRequest) -> Result<HttpResponse, Problem> {
@@ -49,8 +52,18 @@ pub(super) async fn changes(app: web::Data<App>, request: HttpRequest) -> Result
         Start::Reset(after) => (after, format!("retry: 3000\n{}", reset(&gateway.feed_id(after)))),
     };
     let grows = gateway.feed_grows();
-    let reader =
-        Reader { gateway, tenants, after, grows, ready: VecDeque::from([Bytes::from(first)]), _permit: permit };
+    let heartbeat = app.server.backend.change_heartbeat;
+    let reader = Reader {
+        gateway,
+        tenants,
+        after,
+        grows,
+        ready: VecDeque::from([Bytes::from(first)]),
+        heartbeat,
+        heartbeat_at: Instant::now() + heartbeat,
+        exchange: Exchange::of(&request),
+        _permit: permit,
+    };
     Ok(answer().streaming(reader.into_stream()))
 }
 
@@ -84,6 +97,10 @@ struct Reader {
     after: u64,
     grows: watch::Receiver<u64>,
     ready: VecDeque<Bytes>,
+    heartbeat: Duration,
+    /// When the next heartbeat is due: `heartbeat` after whatever was sent last.
+    heartbeat_at: Instant,
+    exchange: Option<Rc<Exchange>>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -91,23 +108,42 @@ impl Reader {
     fn into_stream(self) -> impl Stream<Item = Result<Bytes, actix_web::Error>> {
         futures_util::stream::unfold(self, |mut reader| async move {
             let bytes = reader.next().await?;
+            reader.heartbeat_at = Instant::now() + reader.heartbeat;
             Some((Ok(bytes), reader))
         })
     }
 
     /// The next bytes to send; `None` ends the stream.
     async fn next(&mut self) -> Option<Bytes> {
-        let stopping = self.gateway.stopping();
+        if let Some(bytes) = self.ready.pop_front() {
+            return Some(bytes);
+        }
+        let (gateway, exchange) = (Arc::clone(&self.gateway), self.exchange.clone());
+        let stopping = gateway.stopping();
+        let peer_is_done = async {
+            match exchange {
+                Some(exchange) => exchange.connection().peer_done().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = stopping.cancelled() => None,
+            () = peer_is_done => None,
+            found = self.find() => found,
+        }
+    }
+
+    /// Reads on until there is something for this reader, or it has waited for a heartbeat's time. `None` if it can read no more.
+    async fn find(&mut self) -> Option<Bytes> {
         loop {
-            if let Some(bytes) = self.ready.pop_front() {
-                return Some(bytes);
-            }
-            if stopping.is_cancelled() {
-                return None;
-            }
             self.grows.borrow_and_update();
-            let events = match self.gateway.feed_read(self.after).await {
-                Ok(Next::Events(events)) => events,
+            match self.gateway.feed_read(self.after).await {
+                Ok(Next::Events(events)) if events.is_empty() => tokio::select! {
+                    grown = self.grows.changed() => grown.ok()?,
+                    () = tokio::time::sleep_until(self.heartbeat_at) => {}
+                },
+                Ok(Next::Events(events)) => self.take(events)?,
                 Ok(Next::Reset(end)) => {
                     tracing::warn!(
                         "a reader of the changes is slower than feed.retention or feed.events_max allow; it is told to read anew"
@@ -119,26 +155,29 @@ impl Reader {
                     tracing::error!(%error, "a stream of changes ends, because the feed cannot be read");
                     return None;
                 }
-            };
-            if events.is_empty() {
-                tokio::select! {
-                    biased;
-                    () = stopping.cancelled() => return None,
-                    grown = self.grows.changed() => grown.ok()?,
-                    () = tokio::time::sleep(HEARTBEAT) => return Some(Bytes::from_static(b": still here\n\n")),
-                }
-                continue;
             }
-            for (number, change) in events {
-                self.after = number;
-                if self.tenants.as_ref().is_none_or(|tenants| tenants.contains(&change.tenant)) {
-                    let data = serde_json::to_string(&change).ok()?;
-                    self.ready.push_back(Bytes::from(format!(
-                        "id: {}\nevent: assignment\ndata: {data}\n\n",
-                        self.gateway.feed_id(number)
-                    )));
-                }
+            if let Some(bytes) = self.ready.pop_front() {
+                return Some(bytes);
+            }
+            if Instant::now() >= self.heartbeat_at {
+                // With the position: who resumes need not pass again what was of others.
+                return Some(Bytes::from(format!("id: {}\n: still here\n\n", self.gateway.feed_id(self.after))));
+            }
+            // However long the backlog is, others on this thread have their turn after each page.
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Makes ready what of a page this reader may see.
+    fn take(&mut self, events: Vec<(u64, Change)>) -> Option<()> {
+        for (number, change) in events {
+            self.after = number;
+            if self.tenants.as_ref().is_none_or(|tenants| tenants.contains(&change.tenant)) {
+                let data = serde_json::to_string(&change).ok()?;
+                let id = self.gateway.feed_id(number);
+                self.ready.push_back(Bytes::from(format!("id: {id}\nevent: assignment\ndata: {data}\n\n")));
             }
         }
+        Some(())
     }
 }
