@@ -224,26 +224,32 @@ impl Application {
         self.app.clone()
     }
 
-    /// Serves until `stop` is ready, or a fault of ours makes going on useless, then drains: readiness off, a pause for load balancers,
-    /// no new work, what is under way to its end or durable, the operator plane last. All of the drain together has `shutdown.drain_timeout`.
+    /// Serves until `stop` is ready, or a fault of ours makes going on useless (a listener that fails is one), then drains: readiness
+    /// off, a pause for load balancers, no new work, what is under way to its end or durable, the operator plane last. All of the drain
+    /// together has `shutdown.drain_timeout`.
     ///
     /// # Errors
-    /// If a listener cannot be served, or the service ended with something left undone; see [`ending`].
+    /// If the service ended because of a fault, or with something left undone; see [`ending`].
     pub async fn run_until(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
         let Self { app, listeners: bound, addresses, files } = self;
         let reloading = tokio::spawn(keep_reloading(app.clone(), files));
         let watching = tokio::spawn(keep_watching_certificates(app.clone()));
         let mut listeners = Vec::new();
-        for bound in bound {
-            listeners.push(serve(bound, &app).await?);
-        }
-        app.ready.store(true, Ordering::Relaxed);
-        tracing::info!(device = %addresses.device, backend = %addresses.backend, operator = %addresses.operator, "ready");
-        let fault = tokio::select! {
-            () = stop => None,
-            fault = app.gateway.supervisor().failed() => Some(fault),
-            (error, _, _) = select_all(listeners.iter_mut().map(|listener| listener.failed().boxed())) => return Err(error),
+        let fault = match serve_all(bound, &app, &mut listeners).await {
+            Ok(()) => {
+                app.ready.store(true, Ordering::Relaxed);
+                tracing::info!(device = %addresses.device, backend = %addresses.backend, operator = %addresses.operator, "ready");
+                tokio::select! {
+                    () = stop => None,
+                    fault = app.gateway.supervisor().failed() => Some(fault),
+                    (error, _, _) = select_all(listeners.iter_mut().map(|listener| listener.failed().boxed())) => Some(format!("{error:#}")),
+                }
+            }
+            Err(error) => Some(format!("{error:#}")),
         };
+        if let Some(fault) = &fault {
+            tracing::error!(fault, "the service cannot go on and stops");
+        }
         tracing::info!("stopping: readiness is off");
         app.ready.store(false, Ordering::Relaxed);
         tokio::time::sleep(app.server.shutdown.readiness_delay).await;
@@ -266,7 +272,7 @@ impl Application {
 async fn drain_and_stop(app: &App, mut listeners: Vec<Listener>, drain: Duration) -> Stopped {
     // One moment for all: what is under way with DPS goes on while the listeners drain, and the operator plane is told last.
     let until = Instant::now() + drain;
-    let operator = listeners.pop();
+    let operator = listeners.pop_if(|listener| listener.name() == Plane::Operator.as_str());
     // No new places from here on, and those who wait are answered, so the listeners drain quickly. The store stays open until they
     // have: requests under way are still answered from it.
     app.gateway.begin_stop();
@@ -318,6 +324,14 @@ fn bind(plane: Plane, settings: &HttpSettings) -> anyhow::Result<Bound> {
     let listener = open().with_context(|| format!("{}.listen: cannot listen on {address}", plane.as_str()))?;
     let certificate = settings.tls.as_ref().map(|files| Certificate::load(plane, files)).transpose()?;
     Ok(Bound { plane, settings: settings.clone(), listener, certificate })
+}
+
+/// Starts the listeners. Those in `listeners` run, also if a further one cannot be started.
+async fn serve_all(bound: [Bound; 3], app: &web::Data<App>, listeners: &mut Vec<Listener>) -> anyhow::Result<()> {
+    for bound in bound {
+        listeners.push(serve(bound, app).await?);
+    }
+    Ok(())
 }
 
 async fn serve(bound: Bound, app: &web::Data<App>) -> anyhow::Result<Listener> {
@@ -415,5 +429,55 @@ async fn next_change(changed: &mut Option<mpsc::Receiver<()>>) -> Option<()> {
     match changed {
         Some(changed) => changed.recv().await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+    const TOKEN: &str = "operator-token-of-the-tests-0123456789";
+
+    /// A service that is bound, with three plain listeners on loopback.
+    async fn bound(directory: &std::path::Path) -> Application {
+        std::fs::write(directory.join("key"), KEY).unwrap();
+        std::fs::write(directory.join("token"), TOKEN).unwrap();
+        let mut text = "[instances.eu-1]\nid_scope = \"0ne000AB12C\"\n[enrollments.plant]\ngroup_key_file = \"key\"\n\
+            [store]\npath = \"store\"\nfree_space_min_mib = 16\n[shutdown]\nreadiness_delay = \"0s\"\n"
+            .to_owned();
+        for (plane, more) in
+            [("device", "host_name = \"p.example.com\"\ntls = \"off\"\n"), ("backend", ""), ("operator", "")]
+        {
+            text += &format!("[{plane}]\nlisten = \"127.0.0.1:0\"\nworkers = 1\nconnections_max = 64\n{more}");
+        }
+        text += "[[operator.tokens]]\nname = \"o\"\ntoken_file = \"token\"\nrole = \"operate\"\n";
+        let path = directory.join("dps-proxy.toml");
+        std::fs::write(&path, text).unwrap();
+        Application::build(crate::config::load(&path, []).unwrap(), None).await.unwrap()
+    }
+
+    #[actix_web::test]
+    async fn a_listener_that_fails_ends_the_service_with_a_drain_and_an_error() {
+        for failing in 0..3 {
+            let directory = tempfile::tempdir().unwrap();
+            let application = bound(directory.path()).await;
+            let app = application.app();
+            let socket = Socket::from(application.listeners[failing].listener.try_clone().unwrap());
+            let plane = application.listeners[failing].plane.as_str();
+            let breaking = async {
+                while !app.is_ready() {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                socket.shutdown(std::net::Shutdown::Both).unwrap();
+                std::future::pending::<()>().await;
+            };
+            let ended = tokio::time::timeout(Duration::from_secs(30), application.run_until(breaking)).await.unwrap();
+            let line = ended.unwrap_err().to_string();
+            // The line of a stop in good order: the gateway has stopped, and the store is closed.
+            assert!(line.starts_with("stopped; every place and every answer is on disk"), "{line}");
+            assert!(line.contains(&format!("the listener of the {plane} plane failed")), "{line}");
+            assert!(app.gateway.is_stopping() && !app.is_ready());
+        }
     }
 }

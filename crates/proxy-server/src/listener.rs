@@ -122,6 +122,7 @@ impl Reason {
 /// A listener that serves. Dropping it stops accepting, and its threads end; [`drain`](Self::drain) does so in good order.
 #[derive(Debug)]
 pub struct Listener {
+    name: &'static str,
     admission: Arc<Admission>,
     stop: CancellationToken,
     accepting: JoinHandle<anyhow::Result<()>>,
@@ -159,22 +160,32 @@ impl Listener {
             stop: stop.clone(),
         };
         let accepting = tokio::spawn(acceptor.run());
-        Ok(Self { admission, stop, accepting, workers })
+        Ok(Self { name, admission, stop, accepting, workers })
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.name
     }
 
     /// Waits until the listener cannot go on, which should be never. Cancel-safe.
     pub async fn failed(&mut self) -> anyhow::Error {
-        match (&mut self.accepting).await {
-            Ok(Ok(())) => anyhow!("a listener ended"),
+        let error = match (&mut self.accepting).await {
+            Ok(Ok(())) => anyhow!("it ended"),
             Ok(Err(error)) => error,
-            Err(error) => anyhow!(error).context("a listener's task"),
-        }
+            Err(error) => anyhow!(error).context("its task"),
+        };
+        error.context(format!("the listener of the {} plane failed", self.name))
     }
 
     /// Stops accepting, closes what is idle, and lets what is being answered end until `until`; what is left then is cut.
     pub async fn drain(mut self, until: Instant) {
         self.stop.cancel();
-        let _ended = tokio::time::timeout(END_PATIENCE, &mut self.accepting).await;
+        // One that has failed was waited for already.
+        if !self.accepting.is_finished() {
+            let _ended = tokio::time::timeout(END_PATIENCE, &mut self.accepting).await;
+        }
         self.admission.order_all(Order::EndAtRest);
         if tokio::time::timeout_at(until, self.admission.emptied()).await.is_err() {
             self.admission.order_all(Order::End(Reason::DrainTimeout));
@@ -205,7 +216,7 @@ impl Acceptor {
     /// Until the listener stops.
     ///
     /// # Errors
-    /// If a worker thread has ended.
+    /// If the socket is no good any more, or a worker thread has ended.
     async fn run(mut self) -> anyhow::Result<()> {
         let stop = self.stop.clone();
         loop {
@@ -225,6 +236,7 @@ impl Acceptor {
                     }
                 }
                 Err(error) if concerns_one_connection(&error) => {}
+                Err(error) if is_for_good(&error) => return Err(error).context("its socket accepts nothing any more"),
                 Err(error) => {
                     self.fullness.cannot_accept(&error);
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -248,7 +260,7 @@ impl Acceptor {
         // The worker's runtime takes it over.
         let Ok(stream) = stream.into_std() else { return Ok(()) };
         let door = &self.doors[ticket.worker()];
-        door.send(Accepted { stream, peer, ticket }).map_err(|_| anyhow!("a worker thread of a listener has ended"))
+        door.send(Accepted { stream, peer, ticket }).map_err(|_| anyhow!("a worker thread has ended"))
     }
 }
 
@@ -256,4 +268,11 @@ impl Acceptor {
 fn concerns_one_connection(error: &std::io::Error) -> bool {
     use std::io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
+}
+
+/// Whether asking again is in vain: the socket is not one that listens. Anything else, such as want of descriptors or memory, may pass.
+fn is_for_good(error: &std::io::Error) -> bool {
+    use rustix::io::Errno;
+    let errno = Errno::from_io_error(error);
+    errno.is_some_and(|errno| [Errno::INVAL, Errno::BADF, Errno::NOTSOCK, Errno::OPNOTSUPP].contains(&errno))
 }
