@@ -11,7 +11,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::app::{Application, Source};
 use crate::config::{self, Loaded};
-use crate::{demo, panics, plan, telemetry, tls};
+use crate::{demo, plan, telemetry, tls};
 
 const AFTER_HELP: &str = "\
 Try it without Azure:   dps-proxy demo
@@ -130,7 +130,6 @@ fn serve(path: PathBuf) -> ExitCode {
         Err(code) => return code,
     };
     telemetry::start(&loaded.server.log);
-    panics::log_them();
     announce(&path, &loaded);
     let source = Source { path, environment: environment() };
     let serving = run(async {
