@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use dps_proxy_tests::gateway::{BACKEND_TOKEN, GatewayBuilder, OPERATOR_TOKEN, Plane};
 use dps_proxy_tests::raw::{self, provision_request};
-use dps_proxy_tests::{TestDevice, TestDps, TestGateway, eventually, test_ca};
+use dps_proxy_tests::{TestDevice, TestDps, TestGateway, eventually, eventually_some, test_ca};
 use reqwest::Method;
 use rustix::process::Signal;
 use rustls::pki_types::ServerName;
@@ -347,6 +347,80 @@ async fn header_names_leave_in_their_usual_spelling_on_the_device_plane() {
         for name in ["Retry-After", "Content-Length", "Content-Type", "Cache-Control", "Connection", "Date"] {
             assert!(reply.text.contains(&format!("\r\n{name}: ")), "{name}: {}", reply.text);
         }
+    }
+}
+
+#[tokio::test]
+async fn answers_to_what_is_no_request_spell_their_header_names_alike() {
+    let gateway = TestGateway::builder().instance("eu-1", &TestDps::start().await).start().await;
+    let address = gateway.address(Plane::Device);
+    let (sound, _) = harmless(Plane::Device);
+    let flood = |fields: usize, value: usize| {
+        let field = format!("x-field: {}\r\n", "x".repeat(value));
+        format!("GET /v1/time HTTP/1.1\r\nHost: a\r\n{}\r\n", field.repeat(fields))
+    };
+    for refused in ["GET nonsense\r\n\r\n".to_owned(), flood(200, 1), flood(50, 4000)] {
+        for request in [refused.clone(), format!("{sound}{refused}")] {
+            let reply = raw::exchange(address, request.as_bytes()).await;
+            let last = &reply.text[reply.text.rfind("HTTP/1.1 4").unwrap_or_else(|| panic!("{}", reply.text))..];
+            for name in ["Content-Length", "Date"] {
+                assert!(last.contains(&format!("\r\n{name}: ")), "{name}: {}", reply.text);
+            }
+        }
+    }
+}
+
+/// Bytes that the service's kernel holds for it to read from a connection, once everything that was sent has arrived there.
+async fn unread_by_the_service(client: &TcpStream) -> usize {
+    let (from, to) = (client.local_addr().unwrap().port(), client.peer_addr().unwrap().port());
+    let port = |address: &str| u16::from_str_radix(address.rsplit(':').next().unwrap(), 16).unwrap();
+    eventually_some("everything has arrived", async || {
+        let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        let rows = table.lines().skip(1).map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
+        let (mut sent, mut received) = (None, None);
+        for row in rows {
+            let (on_the_way, unread) = row[4].split_once(':').unwrap();
+            match (port(row[1]), port(row[2])) {
+                ends if ends == (from, to) => sent = usize::from_str_radix(on_the_way, 16).ok(),
+                ends if ends == (to, from) => received = usize::from_str_radix(unread, 16).ok(),
+                _ => {}
+            }
+        }
+        received.filter(|_| sent == Some(0))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn of_what_stands_behind_a_request_under_way_the_service_takes_4_kib_at_most() {
+    const BEHIND: usize = 48 * 1024;
+    let dps = TestDps::start().await;
+    let builder = TestGateway::builder().instance("eu-1", &dps).set("instances.eu-1.quota_per_minute", "1");
+    let gateway = builder.start().await;
+    gateway.assigned(&TestDevice::of_fleet("first")).await;
+    let second = TestDevice::of_fleet("second");
+    let body = br#"{"hardwareId":"second"}"#;
+    let fields = format!("Authorization: {}\r\nPrefer: wait=25\r\n", second.usual_credential());
+    let held = provision_request(&fields, body);
+    let (next, _) = harmless(Plane::Device);
+    let behind = next.repeat(BEHIND.div_ceil(next.len()));
+    // In one piece, and with the rest behind a request that is held already.
+    let cuts = [held.len() + behind.len(), held.len()];
+    let mut streams = Vec::new();
+    for (number, cut) in cuts.into_iter().enumerate() {
+        let bytes = [&held[..], behind.as_bytes()].concat();
+        let mut stream = TcpStream::connect(gateway.address(Plane::Device)).await.unwrap();
+        stream.write_all(&bytes[..cut]).await.unwrap();
+        let parked = format!("dps_proxy_requests_parked {}", number + 1);
+        eventually("it is held", async || gateway.operator_get("/metrics").await.body.contains(&parked)).await;
+        stream.write_all(&bytes[cut..]).await.unwrap();
+        streams.push(stream);
+    }
+    // Whatever the service reads, it reads at once: when it answers others, it has.
+    every_plane_answers(&gateway).await;
+    for stream in &streams {
+        let unread = unread_by_the_service(stream).await;
+        assert!(unread + 4096 >= behind.len(), "{} bytes are taken", behind.len() - unread);
     }
 }
 

@@ -17,6 +17,7 @@ pub mod middleware;
 pub mod operator;
 pub mod problem;
 pub mod scans;
+mod spelling;
 
 use actix_web::http::StatusCode;
 use actix_web::http::header::ALLOW;

@@ -5,12 +5,13 @@
 //! - Every head and every body has `request_timeout` to arrive, the first of a connection and all that follow; a connection on which
 //!   nothing arrives has `keep_alive`.
 //! - actix is given one request at a time, and the next one when the answer has been given and read: pipelined requests wait where
-//!   they are, in at most [`HELD_MAX`] bytes here and in the kernel.
+//!   they are, at most [`HELD_MAX`] bytes of them here, the others in what carries them (the kernel, and under TLS a record).
 //! - A connection may be closed for another until its request is whole or its credential was accepted: until then, whoever sends
 //!   slowly is as good as idle.
 
 use std::cell::Cell;
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -31,13 +32,14 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
 use super::middleware::{self, HeaderBounds};
+use super::spelling::Written;
 use super::{backend, device, no_such_path, operator};
 use crate::app::App;
 use crate::config::HttpSettings;
 use crate::listener::{Connection, Deadline, Protocol, Reason, Serve, Stream};
 use crate::metrics::Plane;
 
-/// Bytes behind the request under way that are read and kept; the kernel holds the others.
+/// How much is read at once, and so the most that is kept of what stands behind the request under way.
 const HELD_MAX: usize = 4096;
 /// How much is read at once while a request is under way: mostly nothing, to notice that the peer is gone.
 const LOOK_BYTES: usize = 1024;
@@ -64,12 +66,16 @@ pub struct Exchange {
     timeouts: Timeouts,
     /// Whether a request is being handled.
     under_way: Cell<bool>,
+    /// Whether a request is being handled, or its answer is not written yet.
+    owes_answer: Cell<bool>,
     /// Whether all of that request has arrived.
     whole: Cell<bool>,
     /// What is left of its body, in bytes; `None` if only the body itself tells.
     body_left: Cell<Option<u64>>,
     /// Whether a part of the next request has arrived, or the connection is new: `request_timeout` runs.
     expected: Cell<bool>,
+    /// How far the head of the next request has come.
+    head: Cell<Head>,
 }
 
 impl Exchange {
@@ -78,9 +84,11 @@ impl Exchange {
             connection,
             timeouts,
             under_way: Cell::default(),
+            owes_answer: Cell::default(),
             whole: Cell::default(),
             body_left: Cell::default(),
             expected: Cell::new(true),
+            head: Cell::default(),
         };
         exchange.connection.wait_until(Some(exchange.until_whole()));
         Rc::new(exchange)
@@ -117,7 +125,9 @@ impl Exchange {
     /// A head is there, with this length of the body. Whoever reads the body bounds its time.
     fn head_arrived(&self, body_left: Option<u64>) {
         self.under_way.set(true);
+        self.owes_answer.set(true);
         self.expected.set(false);
+        self.head.take();
         self.body_left.set(body_left);
         self.connection.wait_until(None);
     }
@@ -125,7 +135,10 @@ impl Exchange {
     /// How many of these bytes are one turn, and whether it ends with them: what is left of a body, or up to one head's end.
     fn turn(&self, bytes: &[u8]) -> (usize, bool) {
         if !self.under_way.get() {
-            return turn_of_heads(bytes);
+            let mut head = self.head.get();
+            let turn = head.turn(bytes);
+            self.head.set(head);
+            return turn;
         }
         let most = match self.body_left.get() {
             Some(left) => usize::try_from(left).unwrap_or(usize::MAX),
@@ -139,6 +152,10 @@ impl Exchange {
     /// Whether what comes now belongs to a later request.
     fn has_all(&self) -> bool {
         self.whole.get() || (self.under_way.get() && self.body_left.get() == Some(0))
+    }
+
+    fn is_flushed(&self) {
+        self.owes_answer.set(self.under_way.get());
     }
 
     fn is_whole(&self) {
@@ -299,7 +316,13 @@ async fn on_worker(
             let connection = Rc::clone(stream.connection());
             let peer = connection.peer();
             let exchange = Exchange::begin(connection, timeouts);
-            let stream = OneAtATime { stream, exchange, held: BytesMut::new(), turn_is_over: false };
+            let stream = OneAtATime {
+                stream,
+                exchange,
+                held: BytesMut::new(),
+                turn_is_over: false,
+                own_answer: middleware::spells_names(plane).then(Written::default),
+            };
             // However it ends, whoever was connected knows.
             let _ended = service.call((stream, Some(peer))).await;
         }
@@ -317,14 +340,16 @@ struct OneAtATime {
     /// What was read behind the turn that was given.
     held: BytesMut,
     turn_is_over: bool,
+    /// How far actix has written an answer of its own, whose header names are to be spelt.
+    own_answer: Option<Written>,
 }
 
 impl OneAtATime {
     /// Reads into what is held, without giving anything: to notice that the peer is done or gone.
     fn look(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.held.len() < HELD_MAX {
-            let mut bytes = [0; LOOK_BYTES];
-            let mut buffer = ReadBuf::new(&mut bytes);
+            let mut space = [const { MaybeUninit::uninit() }; LOOK_BYTES];
+            let mut buffer = ReadBuf::uninit(&mut space[..LOOK_BYTES.min(HELD_MAX - self.held.len())]);
             match Pin::new(&mut self.stream).poll_read(context, &mut buffer) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
@@ -345,19 +370,24 @@ impl OneAtATime {
         let most = self.held.len().min(buffer.remaining());
         let (count, is_over) = self.exchange.turn(&self.held[..most]);
         buffer.put_slice(&self.held.split_to(count));
+        if self.held.is_empty() {
+            // It takes no room while nothing is held.
+            self.held = BytesMut::new();
+        }
         self.turn_is_over = is_over;
     }
 
-    /// Reads, and gives a turn of it.
+    /// Reads, gives a turn of it and holds the rest, which is less than was read.
     fn read(&mut self, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
-        let read = &buffer.filled()[before..];
+        let mut space = [const { MaybeUninit::uninit() }; HELD_MAX];
+        let mut read = ReadBuf::uninit(&mut space[..HELD_MAX.min(buffer.remaining())]);
+        ready!(Pin::new(&mut self.stream).poll_read(context, &mut read))?;
+        let read = read.filled();
         if !read.is_empty() {
             self.exchange.bytes_arrived();
             let (count, is_over) = self.exchange.turn(read);
+            buffer.put_slice(&read[..count]);
             self.held.extend_from_slice(&read[count..]);
-            buffer.set_filled(before + count);
             self.turn_is_over = is_over;
         }
         Poll::Ready(Ok(()))
@@ -392,11 +422,24 @@ impl AsyncRead for OneAtATime {
 
 impl AsyncWrite for OneAtATime {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        let this = &mut *self;
+        let Some(written) = this.own_answer.as_mut().filter(|_| !this.exchange.owes_answer.get()) else {
+            return Pin::new(&mut this.stream).poll_write(context, bytes);
+        };
+        let mut spelt = bytes.to_vec();
+        let mut ahead = *written;
+        ahead.spell(&mut spelt);
+        let count = ready!(Pin::new(&mut this.stream).poll_write(context, &spelt))?;
+        written.spell(&mut spelt[..count]);
+        Poll::Ready(Ok(count))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+        let this = &mut *self;
+        ready!(Pin::new(&mut this.stream).poll_flush(context))?;
+        this.exchange.is_flushed();
+        this.own_answer = this.own_answer.map(|_| Written::default());
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -404,19 +447,32 @@ impl AsyncWrite for OneAtATime {
     }
 }
 
-/// A turn between requests: all of the bytes, but no more than up to the end of one head; and whether one ends in them.
-fn turn_of_heads(bytes: &[u8]) -> (usize, bool) {
-    // Lines end with a line feed, which may follow a carriage return, and a head with an empty line.
-    let feeds = bytes.iter().enumerate().filter(|(_, byte)| **byte == b'\n');
-    let mut ends = feeds.filter_map(|(index, _)| match &bytes[index + 1..] {
-        [b'\n', ..] => Some(index + 2),
-        [b'\r', b'\n', ..] => Some(index + 3),
-        _ => None,
-    });
-    match ends.next() {
-        // Further empty lines are nothing, so they take no turns of their own.
-        Some(end) => (end + bytes[end..].iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count(), true),
-        None => (bytes.len(), false),
+/// How far the head of a request has come. Lines end with a line feed, which may follow a carriage return; a head ends with an empty
+/// line. Empty lines in front of it are nothing.
+#[derive(Debug, Clone, Copy, Default)]
+struct Head {
+    begun: bool,
+    in_line: bool,
+}
+
+impl Head {
+    /// A turn between requests: all of the bytes, but no more than up to the end of this head; and whether it ends in them.
+    fn turn(&mut self, bytes: &[u8]) -> (usize, bool) {
+        for (index, byte) in bytes.iter().enumerate() {
+            match byte {
+                b'\r' => {}
+                b'\n' if self.begun && !self.in_line => {
+                    *self = Self::default();
+                    // Further empty lines take no turns of their own.
+                    let rest = &bytes[index + 1..];
+                    let empty = rest.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+                    return (index + 1 + empty, true);
+                }
+                b'\n' => self.in_line = false,
+                _ => *self = Self { begun: true, in_line: true },
+            }
+        }
+        (bytes.len(), false)
     }
 }
 
@@ -433,9 +489,21 @@ mod tests {
             ("POST / HTTP/1.1\r\nHost: a\r\n\r\n{\"a\":1}", (28, true)),
             ("GET / HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", (27, true)),
             ("GET / HTTP/1.1\nHost: a\n\nGET / HTTP/1.1\nHost: a\n\n", (24, true)),
-            ("\n\n\n\n\r\n\r\n\r\nG", (10, true)),
+            ("GET / HTTP/1.1\n\n\r\n\nG", (19, true)),
+            ("\r\n\r\n\nGET / HTTP/1.1\n\nG", (21, true)),
+            ("\n\n\n\n\r\n\r\n\r\nG", (11, false)),
         ] {
-            assert_eq!(turn_of_heads(bytes.as_bytes()), expected, "{bytes:?}");
+            assert_eq!(Head::default().turn(bytes.as_bytes()), expected, "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn a_head_ends_where_it_ends_however_it_is_cut() {
+        let both = b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n";
+        for cut in 1..27 {
+            let mut head = Head::default();
+            assert_eq!(head.turn(&both[..cut]), (cut, false), "cut at {cut}");
+            assert_eq!(head.turn(&both[cut..]), (27 - cut, true), "cut at {cut}");
         }
     }
 }

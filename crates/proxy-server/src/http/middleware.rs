@@ -73,8 +73,7 @@ pub async fn observe(
             response.headers_mut().insert(HeaderName::from_static("x-request-id"), value);
         }
         let head = response.response_mut().head_mut();
-        // Libraries on devices look for `Retry-After` and `Content-Length` exactly so.
-        head.set_camel_case_headers(plane == Plane::Device);
+        head.set_camel_case_headers(spells_names(plane));
         if ambiguous || answering.as_ref().is_some_and(Answering::is_last) {
             head.set_connection_type(ConnectionType::Close);
         }
@@ -88,6 +87,11 @@ pub async fn observe(
     })
     .instrument(span)
     .await
+}
+
+/// Whether header names leave in their usual spelling: libraries on devices look for `Retry-After` and `Content-Length` exactly so.
+pub(super) fn spells_names(plane: Plane) -> bool {
+    plane == Plane::Device
 }
 
 /// The route that a path belongs to, for labels. actix could tell it too, but only by matching every expression again.
