@@ -223,6 +223,42 @@ async fn answers_that_nobody_reads_are_bounded_and_their_connection_is_closed() 
 }
 
 #[tokio::test]
+async fn an_idle_connection_keeps_no_buffers() {
+    const CONNECTIONS: usize = 500;
+    let builder = TestGateway::builder().instance("eu-1", &TestDps::start().await);
+    let builder = builder.set("device.connections_max", "1000").set("device.keep_alive", "\"5m\"");
+    let gateway = builder.start().await;
+    let body = r#"{"hardwareId":"sn-1"}"#;
+    let request = format!(
+        "POST /v1/provision HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    // With a body and without one, in both orders.
+    let requests = [(request.as_str(), 401), harmless(Plane::Device)];
+    let asked = async |count: usize| {
+        let mut streams = Vec::new();
+        for number in 0..count {
+            let mut stream = TcpStream::connect(gateway.address(Plane::Device)).await.unwrap();
+            for turn in [number, number + 1] {
+                let (request, status) = requests[turn % 2];
+                let answer = ask_over(&mut stream, request).await;
+                assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer:?}");
+            }
+            streams.push(stream);
+        }
+        streams
+    };
+    // What the first requests of a process take is not of their connections.
+    drop(asked(50).await);
+    let before = resident_kib(&gateway);
+    let idle = asked(CONNECTIONS).await;
+    let each = resident_kib(&gateway).saturating_sub(before) * 1024 / CONNECTIONS as u64;
+    assert!(each < 7 * 1024, "{each} bytes for each idle connection");
+    drop(idle);
+    every_plane_answers(&gateway).await;
+}
+
+#[tokio::test]
 async fn pipelined_requests_are_answered_in_order_however_they_are_cut() {
     let gateway = TestGateway::builder().instance("eu-1", &TestDps::start().await).start().await;
     let last = "GET /v1/time HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";

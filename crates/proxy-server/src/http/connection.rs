@@ -6,6 +6,8 @@
 //!   nothing arrives has `keep_alive`.
 //! - actix is given one request at a time, and the next one when the answer has been given and read: pipelined requests wait where
 //!   they are, at most [`HELD_MAX`] bytes of them here, the others in what carries them (the kernel, and under TLS a record).
+//! - An idle connection costs no buffers: actix, which keeps 16 KiB for each of its connections, has it only from the first byte of a
+//!   request to the end of the answer.
 //! - A connection may be closed for another until its request is whole or its credential was accepted: until then, whoever sends
 //!   slowly is as good as idle.
 
@@ -19,7 +21,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use actix_http::body::{BodySize, BoxBody, MessageBody};
-use actix_http::{Extensions, HttpServiceBuilder, KeepAlive};
+use actix_http::{ConnectionType, Extensions, HttpServiceBuilder, KeepAlive};
 use actix_service::{IntoServiceFactory as _, Service as _, ServiceFactory as _, ServiceFactoryExt as _, map_config};
 use actix_web::dev::{AppConfig, Payload, ServiceRequest};
 use actix_web::error::PayloadError;
@@ -28,7 +30,7 @@ use actix_web::{HttpMessage as _, HttpRequest, web};
 use anyhow::anyhow;
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt as _;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::time::Instant;
 
 use super::middleware::{self, HeaderBounds};
@@ -76,6 +78,10 @@ pub struct Exchange {
     expected: Cell<bool>,
     /// How far the head of the next request has come.
     head: Cell<Head>,
+    /// Whether the connection goes on behind the answer, and actix has nothing of what comes then.
+    goes_on: Cell<bool>,
+    /// Whether actix was told that the connection has ended, although it has not.
+    taken_back: Cell<bool>,
 }
 
 impl Exchange {
@@ -89,6 +95,8 @@ impl Exchange {
             body_left: Cell::default(),
             expected: Cell::new(true),
             head: Cell::default(),
+            goes_on: Cell::default(),
+            taken_back: Cell::default(),
         };
         exchange.connection.wait_until(Some(exchange.until_whole()));
         Rc::new(exchange)
@@ -154,6 +162,11 @@ impl Exchange {
         self.whole.get() || (self.under_way.get() && self.body_left.get() == Some(0))
     }
 
+    /// Whether all that was asked is answered, and nothing has come of the next request.
+    fn is_idle(&self) -> bool {
+        self.goes_on.get() && !self.under_way.get() && !self.owes_answer.get() && !self.expected.get()
+    }
+
     fn is_flushed(&self) {
         self.owes_answer.set(self.under_way.get());
     }
@@ -165,7 +178,8 @@ impl Exchange {
 
     fn is_answered(&self) {
         self.under_way.set(false);
-        self.whole.set(false);
+        // Of a request that was not read to its end, there may be more to come.
+        self.goes_on.set(self.goes_on.get() && self.whole.take());
         let at = Instant::now() + self.timeouts.keep_alive;
         self.connection.rests(Deadline { at, reason: None, last_word: b"" });
     }
@@ -186,6 +200,11 @@ impl Answering {
     pub(super) fn is_last(&self) -> bool {
         self.0.connection.is_draining()
     }
+
+    /// The connection ends behind this answer.
+    pub(super) fn closes(&self) {
+        self.0.goes_on.set(false);
+    }
 }
 
 /// Notes that a request is being handled, and when its body has arrived. `None` if it did not come over a listener.
@@ -194,6 +213,7 @@ pub(super) fn begin(request: &mut ServiceRequest) -> Option<Answering> {
     let chunked = request.headers().contains_key(TRANSFER_ENCODING);
     let length = (!chunked).then(|| content_length(request.headers()));
     exchange.head_arrived(length);
+    exchange.goes_on.set(goes_on(request, length));
     let body = match request.take_payload() {
         Payload::None => {
             exchange.is_whole();
@@ -207,6 +227,13 @@ pub(super) fn begin(request: &mut ServiceRequest) -> Option<Answering> {
     let arriving = Arriving { body, exchange: Rc::clone(&exchange), left };
     request.set_payload(Payload::Stream { payload: Box::pin(arriving) });
     Some(Answering(exchange))
+}
+
+/// Whether the connection goes on behind this request, and actix has nothing of what comes then: with a length, its last turn ends
+/// where the request does.
+fn goes_on(request: &ServiceRequest, length: Option<u64>) -> bool {
+    let head = request.head();
+    head.connection_type() == ConnectionType::KeepAlive && length.is_some() && !head.headers().contains_key(UPGRADE)
 }
 
 /// The length of a body that is not chunked; actix has refused what is no number.
@@ -316,15 +343,24 @@ async fn on_worker(
             let connection = Rc::clone(stream.connection());
             let peer = connection.peer();
             let exchange = Exchange::begin(connection, timeouts);
-            let stream = OneAtATime {
-                stream,
-                exchange,
-                held: BytesMut::new(),
-                turn_is_over: false,
-                own_answer: middleware::spells_names(plane).then(Written::default),
-            };
-            // However it ends, whoever was connected knows.
-            let _ended = service.call((stream, Some(peer))).await;
+            loop {
+                let mut requests = OneAtATime {
+                    stream: stream.handle(),
+                    exchange: Rc::clone(&exchange),
+                    held: BytesMut::new(),
+                    turn_is_over: false,
+                    own_answer: middleware::spells_names(plane).then(Written::default),
+                };
+                if !requests.arrive().await {
+                    break;
+                }
+                exchange.taken_back.set(false);
+                // However it ends, whoever was connected knows.
+                let _ended = service.call((requests, Some(peer))).await;
+                if !exchange.taken_back.get() {
+                    break;
+                }
+            }
         }
         .boxed_local()
     }))
@@ -345,6 +381,19 @@ struct OneAtATime {
 }
 
 impl OneAtATime {
+    /// Waits for the first bytes. False if there will be none; the connection is shut down then.
+    async fn arrive(&mut self) -> bool {
+        let arrived = std::future::poll_fn(|context| {
+            let looked = self.look(context);
+            if self.held.is_empty() { looked.map_ok(|()| false) } else { Poll::Ready(Ok(true)) }
+        });
+        let arrived = arrived.await;
+        if matches!(arrived, Ok(false)) {
+            let _gone = self.stream.shutdown().await;
+        }
+        arrived.unwrap_or(false)
+    }
+
     /// Reads into what is held, without giving anything: to notice that the peer is done or gone.
     fn look(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.held.len() < HELD_MAX {
@@ -362,6 +411,27 @@ impl OneAtATime {
             }
         }
         Poll::Pending
+    }
+
+    fn poll_turn(&mut self, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.exchange.has_all() {
+            self.exchange.connection.hold_reading(context);
+            return self.look(context);
+        }
+        if std::mem::take(&mut self.turn_is_over) {
+            // Many a request is answered before anybody reads again.
+            self.exchange.connection.hold_reading(context);
+            let looked = self.look(context);
+            if !self.held.is_empty() {
+                context.waker().wake_by_ref();
+            }
+            return looked;
+        }
+        if self.held.is_empty() {
+            return self.read(context, buffer);
+        }
+        self.give(buffer);
+        Poll::Ready(Ok(()))
     }
 
     /// Gives a turn of what is held.
@@ -400,23 +470,13 @@ impl AsyncRead for OneAtATime {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        if this.exchange.has_all() {
-            this.exchange.connection.hold_reading(context);
-            return this.look(context);
+        let polled = self.poll_turn(context, buffer);
+        if polled.is_pending() && self.held.is_empty() && self.exchange.is_idle() {
+            // As far as actix knows, this is the end.
+            self.exchange.taken_back.set(true);
+            return Poll::Ready(Ok(()));
         }
-        if std::mem::take(&mut this.turn_is_over) {
-            let looked = this.look(context);
-            if !this.held.is_empty() {
-                context.waker().wake_by_ref();
-            }
-            return looked;
-        }
-        if this.held.is_empty() {
-            return this.read(context, buffer);
-        }
-        this.give(buffer);
-        Poll::Ready(Ok(()))
+        polled
     }
 }
 
@@ -443,6 +503,9 @@ impl AsyncWrite for OneAtATime {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.exchange.taken_back.get() {
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }

@@ -77,6 +77,9 @@ pub async fn observe(
         if ambiguous || answering.as_ref().is_some_and(Answering::is_last) {
             head.set_connection_type(ConnectionType::Close);
         }
+        if head.connection_type() == ConnectionType::Close {
+            answering.iter().for_each(Answering::closes);
+        }
         let status = response.status().as_u16();
         if let Some(app) = app {
             app.metrics.answered(plane, route, status, began.elapsed());

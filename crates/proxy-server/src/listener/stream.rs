@@ -61,8 +61,9 @@ impl Stream {
         Self { transport: Rc::new(RefCell::new(transport)), connection }
     }
 
-    /// A second handle, to say a last word when whoever had the first is gone.
-    pub(super) fn handle(&self) -> Self {
+    /// A second handle, to go on or to say a last word when whoever had the first is gone.
+    #[must_use]
+    pub fn handle(&self) -> Self {
         Self { transport: Rc::clone(&self.transport), connection: Rc::clone(&self.connection) }
     }
 
