@@ -103,15 +103,12 @@ fn division(devices: u64, quota_per_minute: u32) -> (u32, u32) {
 
 /// The line that takes longest, and its devices in the order of their knocks, as if they had one owner.
 fn busiest_line(scenario: &Scenario) -> Result<(u16, Vec<Newcomer>), NoRoom> {
-    let mut newcomers = scenario.fleet.boot(&mut Entropy::from_seed(scenario.seed));
-    let mut order: Vec<u32> = (0..).take(newcomers.len()).collect();
-    order.sort_by_key(|&device| newcomers[device as usize].knocks_at);
+    let newcomers = scenario.fleet.boot(&mut Entropy::from_seed(scenario.seed));
     let mut inventory = Inventory::new(&scenario.fleet, scenario.instances);
     let mut lines: Vec<Vec<Newcomer>> = vec![Vec::new(); usize::from(scenario.instances)];
-    for device in order {
-        let newcomer = &mut newcomers[device as usize];
+    for newcomer in newcomers {
         let instance = inventory.place(newcomer.tenant)?;
-        lines[usize::from(instance)].push(Newcomer { tenant: 0, ..*newcomer });
+        lines[usize::from(instance)].push(Newcomer { tenant: 0, ..newcomer });
     }
     let minutes =
         |(number, line): &(u16, Vec<Newcomer>)| line.len() as u64 * 1_000_000 / u64::from(scenario.quota_of(*number));

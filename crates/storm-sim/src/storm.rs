@@ -155,7 +155,7 @@ pub fn run_watched(scenario: &Scenario, watcher: &mut dyn Watcher) -> Result<Rep
     run_newcomers(scenario, &newcomers, entropy, watcher)
 }
 
-/// Simulates a storm of devices whose first knocks are known already.
+/// Simulates a storm of devices whose first knocks are known already, in the order of those.
 pub(crate) fn run_newcomers(
     scenario: &Scenario,
     newcomers: &[Newcomer],
@@ -198,7 +198,9 @@ enum Stage {
     Assigned,
 }
 
+/// One line of the processor's cache each: there are millions, and each is met again when all the others have been.
 #[derive(Debug)]
+#[repr(align(64))]
 struct Device {
     place: Option<Stand>,
     slot: Slot,
@@ -232,7 +234,7 @@ struct Site {
 struct Storm<'a> {
     scenario: &'a Scenario,
     now: Mono,
-    agenda: Agenda,
+    agenda: Agenda<'a>,
     devices: Vec<Device>,
     sites: Vec<Site>,
     inventory: Inventory,
@@ -241,7 +243,7 @@ struct Storm<'a> {
 }
 
 impl<'a> Storm<'a> {
-    fn new(scenario: &'a Scenario, newcomers: &[Newcomer], entropy: Entropy) -> Self {
+    fn new(scenario: &'a Scenario, newcomers: &'a [Newcomer], entropy: Entropy) -> Self {
         let site = |(line, number)| Site {
             line,
             bucket: Bucket::new(scenario.quota_of(number), wiring::burst(scenario.quota_of(number))),
@@ -262,14 +264,10 @@ impl<'a> Storm<'a> {
             stage: Stage::Absent,
             poll_finds_hub: false,
         };
-        let mut agenda = Agenda::default();
-        for (number, newcomer) in (0_u32..).zip(newcomers) {
-            agenda.plan(newcomer.knocks_at, Event::Knock(number));
-        }
         Self {
             scenario,
             now: Mono::default(),
-            agenda,
+            agenda: Agenda::of(newcomers),
             devices: newcomers.iter().map(device).collect(),
             sites: wiring::lines(scenario).into_iter().zip(0..).map(site).collect(),
             inventory: Inventory::new(&scenario.fleet, scenario.instances),
