@@ -124,8 +124,10 @@ impl Ledger {
     }
 
     fn hold(&mut self, until: Mono, slot: SlotId) {
-        let at = self.held.partition_point(|held| *held < (until, slot));
-        self.held.insert(at, (until, slot));
+        let end = (until, slot);
+        let is_last = self.held.back().is_none_or(|last| *last < end);
+        let at = if is_last { self.held.len() } else { self.held.partition_point(|held| *held < end) };
+        self.held.insert(at, end);
     }
 
     fn grow_to(&mut self, slots: u32) {
@@ -214,7 +216,8 @@ impl Ledger {
     pub fn forecast(&self, rank: u64, now: Mono, latency: Duration, paced: impl Fn(u64) -> Mono) -> Mono {
         let cycle = WINDOW + DRIFT_GUARD + latency;
         let (cycles, rank) = (rank / u64::from(self.quota.max(1)), rank % u64::from(self.quota.max(1)));
-        let ended = self.held.partition_point(|&(until, _)| until <= now);
+        let has_ended = |&(until, _): &(Mono, SlotId)| until <= now;
+        let ended = if self.held.front().is_some_and(has_ended) { self.held.partition_point(has_ended) } else { 0 };
         let used = self.unanswered.len() + self.held.len() - ended;
         let (room, excess) = ((self.quota as usize).saturating_sub(used), used.saturating_sub(self.quota as usize));
         let first = match usize::try_from(rank).unwrap_or(usize::MAX).checked_sub(room) {

@@ -35,11 +35,15 @@ impl Typical {
     pub fn observe(&mut self, duration: Duration) {
         if self.recent.len() < OBSERVATIONS {
             self.recent.push(duration);
-        } else {
-            self.recent[self.oldest] = duration;
-            self.oldest = (self.oldest + 1) % OBSERVATIONS;
+            return self.update();
         }
-        self.update();
+        let gone = std::mem::replace(&mut self.recent[self.oldest], duration);
+        self.oldest = (self.oldest + 1) % OBSERVATIONS;
+        // Mostly neither of the two was among the longest.
+        let changes_nothing = gone == duration || (gone < self.value && duration <= self.value);
+        if !changes_nothing {
+            self.update();
+        }
     }
 
     fn update(&mut self) {
@@ -47,9 +51,10 @@ impl Typical {
             self.value = self.recent.iter().copied().fold(self.expected, Duration::max);
             return;
         }
-        let mut sorted = self.recent.clone();
-        sorted.sort_unstable();
-        self.value = sorted[sorted.len() - 2];
+        let longest = self.recent.iter().fold([Duration::ZERO; 2], |[first, second], &duration| {
+            if duration > first { [duration, first] } else { [first, second.max(duration)] }
+        });
+        self.value = longest[1];
     }
 
     /// What it typically is.
@@ -62,6 +67,23 @@ impl Typical {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::entropy::Entropy;
+
+    #[test]
+    fn it_is_the_longest_but_one_of_the_last_ones() {
+        let mut entropy = Entropy::from_seed(1);
+        let (mut typical, mut seen) = (Typical::new(Duration::ZERO), Vec::new());
+        for _ in 0..10 * OBSERVATIONS {
+            let duration = entropy.up_to(Duration::from_nanos(40));
+            typical.observe(duration);
+            seen.push(duration);
+            let mut last: Vec<Duration> = seen.iter().rev().take(OBSERVATIONS).copied().collect();
+            last.sort_unstable();
+            if last.len() >= OBSERVATIONS_MIN {
+                assert_eq!(typical.value(), last[last.len() - 2]);
+            }
+        }
+    }
 
     #[test]
     fn one_straggler_in_a_while_does_not_count() {
