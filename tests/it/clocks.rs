@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use dps_emulator::{CallKind, Fault, FaultAction};
 use dps_proxy_tests::device::{AUDIENCE, unix_seconds_in};
 use dps_proxy_tests::gateway::Plane;
 use dps_proxy_tests::{TestDevice, TestDps, TestGateway, eventually_some};
@@ -115,4 +116,41 @@ async fn nothing_is_signed_before_somebody_who_speaks_for_dps_told_the_time() {
         .await;
     gateway.assigned(&device).await;
     assert_eq!((dps.registers(), offset(&gateway).await), (1, Some(0.0)), "the portal's date was not believed");
+}
+
+#[tokio::test]
+async fn a_front_that_answers_the_question_for_the_time_in_dps_s_stead_keeps_no_device_waiting() {
+    for code in [403, 200] {
+        let dps = TestDps::start().await;
+        dps.emulator.add_fault(Fault::new(FaultAction::WebPage { code }).on(CallKind::Other));
+        let builder = TestGateway::builder().instance("eu-1", &dps).set("registration.backoff_min", "\"100ms\"");
+        let gateway = builder.set("registration.backoff_max", "\"300ms\"").start().await;
+        gateway.assigned(&TestDevice::of_fleet("sn-1")).await;
+        let stats = dps.emulator.stats();
+        assert_eq!((stats.registers, stats.unauthorized), (1, 0), "{code}");
+        let told = |line: &serde_json::Value| {
+            line["level"] == "WARN" && line.to_string().contains("answers the question for its time in DPS's stead")
+        };
+        let line = gateway.logged("a loud line", told).await;
+        assert_eq!((&line["instance"], &line["http_status"]), (&"eu-1".into(), &code.into()), "{line}");
+        assert!(offset(&gateway).await.is_some(), "DPS's own answers are dated");
+    }
+}
+
+#[tokio::test]
+async fn a_throttled_question_for_the_time_is_a_wait_and_no_failure() {
+    let dps = TestDps::start().await;
+    let throttled = FaultAction::Status { code: 429, retry_after: Some(2), error_code: None, intermediary: true };
+    dps.emulator.add_fault(Fault::new(throttled).on(CallKind::Other).times(1));
+    let gateway = TestGateway::builder().instance("eu-1", &dps).start().await;
+    let device = TestDevice::of_fleet("sn-1");
+    assert_eq!(gateway.provision(&device).await.status, 202);
+    let throttled = |line: &serde_json::Value| line.to_string().contains("DPS throttled the question for its time");
+    let line = gateway.logged("the wait", throttled).await;
+    assert_eq!((&line["instance"], &line["wait_seconds"]), (&"eu-1".into(), &2.into()), "{line}");
+    gateway.assigned(&device).await;
+    let view = gateway.instance_view("eu-1").await;
+    let blamed = &view["counts"]["blamed"];
+    assert_eq!((&blamed["path"], &blamed["instance"], &view["breaker"]), (&0.into(), &0.into(), &"closed".into()));
+    assert_eq!(dps.registers(), 1);
 }

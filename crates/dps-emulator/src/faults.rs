@@ -234,6 +234,8 @@ impl Fault {
         }
         let call_fits = match self.call {
             Some(wanted) => wanted == call,
+            // What is none of the three calls goes wrong only where a rule names it.
+            None if call == CallKind::Other => false,
             None => !self.action.shapes_operation() || call == CallKind::Register,
         };
         let id_fits = match (&self.registration_id, registration_id) {
@@ -303,9 +305,6 @@ impl Faults {
 
     pub(crate) fn pick(&mut self, call: CallKind, registration_id: Option<&str>, reused: bool, now: u64) -> Picked {
         let mut picked = Picked::default();
-        if call == CallKind::Other {
-            return picked;
-        }
         for rule in &mut self.rules {
             let is_delay = matches!(rule.fault.action, FaultAction::Delay { .. });
             if picked.action.is_some() && !is_delay {
@@ -709,6 +708,16 @@ mod tests {
         assert!(reused.fits(CallKind::Poll, None, true, 0) && !reused.fits(CallKind::Poll, None, false, 0));
         let shaping = Fault::new(FaultAction::StuckAssigning);
         assert!(shaping.fits(CallKind::Register, None, false, 0) && !shaping.fits(CallKind::Poll, None, false, 0));
+    }
+
+    #[test]
+    fn what_is_no_device_call_goes_wrong_only_where_a_rule_names_it() {
+        let mut faults = Faults::new(7);
+        faults.add(Fault::new(FaultAction::Reset));
+        assert!(faults.pick(CallKind::Other, None, false, 0).action.is_none());
+        faults.add(Fault::new(FaultAction::WebPage { code: 403 }).on(CallKind::Other));
+        assert_eq!(faults.pick(CallKind::Other, None, false, 0).action, Some(FaultAction::WebPage { code: 403 }));
+        assert_eq!(faults.pick(CallKind::Lookup, None, false, 0).action, Some(FaultAction::Reset));
     }
 
     #[test]

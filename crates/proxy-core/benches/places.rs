@@ -23,7 +23,8 @@ use proxy_core::settings::{
 };
 use proxy_core::store::Store as _;
 use proxy_core::store::sled_store::{SledOptions, SledStore};
-use proxy_core::time::{Clock as _, SystemClock, WallTime};
+use proxy_core::time::{Clock as _, SystemClock};
+use proxy_core::upstream::time::{Speaker, TimeAnswer};
 use proxy_core::upstream::{CallResult, Caller, Connect, LastLook, NoAnswer, Upstream};
 use serde_json::Value;
 
@@ -44,8 +45,10 @@ impl Upstream for Silent {
     fn lookup<'a>(&'a self, _: &'a Caller, _: &'a LastLook) -> BoxFuture<'a, CallResult> {
         Box::pin(std::future::pending())
     }
-    fn time(&self) -> BoxFuture<'_, Result<WallTime, NoAnswer>> {
-        Box::pin(std::future::ready(Ok(SystemClock::wall())))
+    fn time(&self) -> BoxFuture<'_, Result<TimeAnswer, NoAnswer>> {
+        let date = Some(SystemClock::wall());
+        let answer = TimeAnswer { speaker: Speaker::Dps, http_status: 401, date, retry_after: None };
+        Box::pin(std::future::ready(Ok(answer)))
     }
 }
 

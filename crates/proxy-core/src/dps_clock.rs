@@ -38,10 +38,20 @@ impl Bounds {
     }
 }
 
+/// What is assumed of DPS's clock while DPS does not tell.
+#[derive(Debug, Clone, Copy)]
+struct Assumed {
+    /// `DPS's clock − our boot-time clock`, in milliseconds.
+    ahead_of_boot: i64,
+    since: Mono,
+    lead: WallLead,
+}
+
 /// What is known of DPS's clock.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct DpsClock {
     bounds: Option<Bounds>,
+    assumed: Option<Assumed>,
 }
 
 fn whole_millis(duration: Duration) -> i64 {
@@ -64,6 +74,7 @@ impl DpsClock {
             Some((low, high)) if low.max(least) <= high.min(most) => (low.max(least), high.min(most)),
             Some(_) | None => (least, most),
         };
+        self.assumed = None;
         self.bounds = Some(Bounds { least, most, heard: received, lead: WallLead::of(received_at) });
     }
 
@@ -73,20 +84,40 @@ impl DpsClock {
         self.is_younger_than(GOOD_FOR, now)
     }
 
+    /// Goes by an assumption, for as long as by an answer, or until DPS is heard of.
+    pub fn assume(&mut self, ahead_of_boot_millis: i64, now: Now) {
+        let lead = WallLead::of(now);
+        self.assumed = Some(Assumed { ahead_of_boot: ahead_of_boot_millis, since: now.mono, lead });
+    }
+
+    /// Whether something can be signed: the clock is known, or assumed.
+    #[must_use]
+    pub fn can_sign(&self, now: Now) -> bool {
+        self.is_known(now) || self.assumption(GOOD_FOR, now).is_some()
+    }
+
     /// Whether DPS is to be asked, so that its clock stays known.
     #[must_use]
     pub fn is_due(&self, now: Now) -> bool {
-        !self.is_younger_than(REFRESH_AFTER, now)
+        !self.is_younger_than(REFRESH_AFTER, now) && self.assumption(REFRESH_AFTER, now).is_none()
+    }
+
+    fn assumption(&self, age: Duration, now: Now) -> Option<Assumed> {
+        self.assumed.filter(|assumed| now.mono.since(assumed.since) < age && !assumed.lead.has_jumped(now))
     }
 
     fn is_younger_than(&self, age: Duration, now: Now) -> bool {
         self.bounds.is_some_and(|bounds| now.mono.since(bounds.heard) < age && !bounds.lead.has_jumped(now))
     }
 
-    /// The earliest that DPS's clock can read. `None` if it is not [known](Self::is_known).
+    /// The earliest that DPS's clock can read, or what it is assumed to read. `None` if [nothing can be signed](Self::can_sign).
     #[must_use]
     pub fn earliest(&self, now: Now) -> Option<WallTime> {
-        self.known_at(now).map(|(earliest, _)| earliest)
+        let assumed = || {
+            let assumed = self.assumption(GOOD_FOR, now)?;
+            Some(WallTime::from_unix_millis(assumed.ahead_of_boot.saturating_add(millis(now.mono))))
+        };
+        self.known_at(now).map(|(earliest, _)| earliest).or_else(assumed)
     }
 
     /// The latest that DPS's clock can read. `None` if it is not [known](Self::is_known).
@@ -107,6 +138,12 @@ impl DpsClock {
     #[must_use]
     pub fn ahead_of_boot_millis(&self) -> Option<i64> {
         self.bounds.map(|bounds| bounds.least.midpoint(bounds.most))
+    }
+
+    /// The same as of the last answer, however old, unless a clock of ours has jumped since.
+    #[must_use]
+    pub fn last_ahead_of_boot_millis(&self, now: Now) -> Option<i64> {
+        self.ahead_of_boot_millis().filter(|_| self.bounds.is_some_and(|bounds| !bounds.lead.has_jumped(now)))
     }
 }
 
@@ -155,6 +192,20 @@ mod tests {
         assert_eq!(width(3_599_999) - width(0), Duration::from_millis(718));
         assert!(clock.is_known(now(3_599_999)) && !clock.is_known(now(3_600_000)));
         assert!(clock.is_due(now(3_000_000)) && !clock.is_due(now(2_999_999)), "asked before it lapses");
+    }
+
+    #[test]
+    fn an_assumption_is_good_to_sign_by_until_dps_is_heard_of_or_a_clock_jumps() {
+        let mut clock = DpsClock::default();
+        assert!(!clock.can_sign(now(0)));
+        clock.assume(1_000_000, now(0));
+        assert!(clock.can_sign(now(3_599_999)) && !clock.can_sign(now(3_600_000)) && !clock.can_sign(led(10, 0)));
+        assert!(!clock.is_known(now(10)) && !clock.is_due(now(10)) && clock.is_due(now(3_000_000)));
+        assert_eq!(clock.earliest(now(10)), Some(WallTime::from_unix_millis(1_000_010)));
+        assert_eq!((clock.latest(now(10)), clock.ahead_of_boot_millis()), (None, None), "it is evidence of nothing");
+        clock.observe(WallTime::from_unix_millis(5_000_000), at(20), now(20));
+        assert_eq!(clock.earliest(now(20)), Some(WallTime::from_unix_millis(4_999_999)));
+        assert_eq!(clock.last_ahead_of_boot_millis(led(20, 0)), None);
     }
 
     #[test]

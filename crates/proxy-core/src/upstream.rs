@@ -21,6 +21,8 @@ pub mod https;
 pub mod time;
 pub mod verdict;
 
+use time::TimeAnswer;
+
 /// Who is registered, and the proof.
 #[derive(Clone)]
 pub struct Caller {
@@ -225,8 +227,8 @@ pub trait Upstream: Send + Sync + fmt::Debug {
     fn poll<'a>(&'a self, caller: &'a Caller, operation_id: &'a OperationId) -> BoxFuture<'a, CallResult>;
     /// `POST …/registrations/{registrationId}`: the stored assignment, without a new allocation.
     fn lookup<'a>(&'a self, caller: &'a Caller, last_look: &'a LastLook) -> BoxFuture<'a, CallResult>;
-    /// What DPS's clock reads, to the second. A call without a credential, which registers nothing and spends nothing.
-    fn time(&self) -> BoxFuture<'_, Result<WallTime, NoAnswer>>;
+    /// What DPS's clock reads, to the second. A call without a credential, which registers nothing and spends nothing. Cancel-safe.
+    fn time(&self) -> BoxFuture<'_, Result<TimeAnswer, NoAnswer>>;
 }
 
 /// Makes the client of an instance; called again when its endpoint, trust or time-outs change.

@@ -20,6 +20,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use proxy_core::ids::{InstanceName, OperationId};
 use proxy_core::settings::{Instance as InstanceSettings, RegistrationSettings};
 use proxy_core::time::WallTime;
+use proxy_core::upstream::time::{Speaker, TimeAnswer};
 use proxy_core::upstream::{CallResult, Caller, Connect, LastLook, NoAnswer, Upstream, answer};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
@@ -457,7 +458,7 @@ impl Upstream for Client {
         self.call(self.wire(Call::Lookup, caller, "POST", "", Some(&body))).boxed()
     }
 
-    fn time(&self) -> BoxFuture<'_, Result<WallTime, NoAnswer>> {
+    fn time(&self) -> BoxFuture<'_, Result<TimeAnswer, NoAnswer>> {
         async move {
             if self.process.is_dead() {
                 return std::future::pending().await;
@@ -470,7 +471,8 @@ impl Upstream for Client {
             if fate.lost || outage.is_some() {
                 return Err(NoAnswer::Lost("no answer".to_owned()));
             }
-            Ok(WallTime::from_unix_millis(i64::try_from(date).unwrap_or(i64::MAX)))
+            let date = WallTime::from_unix_millis(i64::try_from(date).unwrap_or(i64::MAX));
+            Ok(TimeAnswer { speaker: Speaker::Dps, http_status: 401, date: Some(date), retry_after: None })
         }
         .boxed()
     }

@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! - No token leaves for an instance whose clock was not read within the last hour ([`crate::dps_clock::GOOD_FOR`]), or since a clock of ours
-//!   jumped. It is read by a call that carries no credential and spends nothing.
+//!   jumped. It is read by a call that carries no credential and spends nothing. The one exception: somebody with a certificate for DPS's
+//!   name answers that call in DPS's stead, again and again. Then a guess is made, and told in the log.
 //! - When DPS's clocks agree that ours is off (`agreement`), credentials are judged and made by their time; everything else of the wall
 //!   clock is for people. Nobody is refused because our clock is wrong.
 
@@ -15,10 +16,12 @@ use tokio::sync::Notify;
 
 use super::Gateway;
 use super::dispatch::{Dispatcher, count};
+use super::tasks::NOTES;
 use crate::dps_clock::DpsClock;
 use crate::time::{Mono, Now, WallLead, WallTime};
 use crate::upstream::NoAnswer;
 use crate::upstream::evidence::{self, Evidence, weigh};
+use crate::upstream::time::{Speaker, TimeAnswer};
 use crate::upstream::verdict::Call;
 
 mod agreement;
@@ -27,6 +30,23 @@ use agreement::{Agreement, OFF_MIN_MILLIS, Standing};
 
 /// Between two looks at whether the clock of an instance has to be read again, and between two tries to read it while nobody waits for it.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
+
+/// After so many answers in a row of somebody who stands before DPS, and none of DPS, what is signed goes by a guess.
+const UNANSWERED_MAX: u32 = 3;
+
+/// The question for the time was throttled, so nothing is signed yet.
+const THROTTLED: NoAnswer = NoAnswer::Withheld("DPS throttled the question for its time");
+
+/// How asking an instance for its time goes.
+#[derive(Debug, Default)]
+pub(super) struct Asking {
+    /// When it last failed, and how, if it did.
+    last_failure: Option<(Mono, NoAnswer)>,
+    /// Answers in a row that came from somebody before DPS, or without a date.
+    unanswered: u32,
+    /// It was throttled: not before this moment again.
+    not_before: Mono,
+}
 
 /// What DPS's clocks say together.
 #[derive(Debug, Default)]
@@ -41,9 +61,9 @@ pub(super) struct Agreed {
 }
 
 impl Dispatcher {
-    /// Whether what is signed for the instance can end by its own clock.
+    /// Whether something can be signed for the instance: its clock is known, or there is a guess.
     pub(super) fn knows_time(&self, now: Now) -> bool {
-        self.dps_clock.lock().is_known(now)
+        self.dps_clock.lock().can_sign(now)
     }
 
     /// The instance's time less our wall clock, in milliseconds; `None` before it was heard of.
@@ -138,49 +158,128 @@ impl Gateway {
         }
     }
 
-    /// Reads the instance's clock, unless it is known; whoever asks meanwhile shares the answer. Cancel-safe.
+    /// Reads the instance's clock, unless something can be signed by what is known of it; whoever asks meanwhile shares the answer.
+    /// Cancel-safe.
     ///
     /// # Errors
-    /// Nobody who speaks for DPS answered.
-    pub(super) async fn know_time(&self, dispatcher: &Dispatcher) -> Result<(), NoAnswer> {
-        self.read_time(dispatcher, |clock, now| !clock.is_known(now)).await
+    /// Nobody who speaks for DPS answered, or it is not to be asked yet.
+    pub(super) async fn know_time(self: &Arc<Self>, dispatcher: &Arc<Dispatcher>) -> Result<(), NoAnswer> {
+        self.read_time(dispatcher, |clock, now| !clock.can_sign(now)).await
     }
 
     /// Reads the instance's clock if it is `wanted`.
-    async fn read_time(&self, dispatcher: &Dispatcher, wanted: fn(&DpsClock, Now) -> bool) -> Result<(), NoAnswer> {
+    async fn read_time(
+        self: &Arc<Self>,
+        dispatcher: &Arc<Dispatcher>,
+        wanted: fn(&DpsClock, Now) -> bool,
+    ) -> Result<(), NoAnswer> {
         let is_wanted = |now| wanted(&dispatcher.dps_clock.lock(), now);
         let asked = self.now();
         if !is_wanted(asked) {
             return Ok(());
         }
-        let mut last_failure = dispatcher.asking_time.lock().await;
+        let mut asking = dispatcher.asking_time.lock().await;
         let now = self.now();
         if !is_wanted(now) {
             return Ok(());
         }
-        if let Some((at, failure)) = &*last_failure
-            && *at >= asked.mono
-        {
+        if let Some((_, failure)) = asking.last_failure.as_ref().filter(|(at, _)| *at >= asked.mono) {
             return Err(failure.clone());
         }
+        if now.mono < asking.not_before {
+            return Err(THROTTLED);
+        }
         let upstream = Arc::clone(&dispatcher.upstream.read());
-        match upstream.time().await {
-            Ok(date) => {
-                *last_failure = None;
-                self.hear_date(dispatcher, date, now.mono);
-                Ok(())
-            }
-            Err(failure) => {
-                let counts = &dispatcher.counts;
-                count(if failure.never_left() { &counts.unreachable } else { &counts.lost });
-                *last_failure = Some((self.now().mono, failure.clone()));
-                Err(failure)
+        let read = match upstream.time().await {
+            Ok(answer) => self.take_time(dispatcher, &mut asking, &answer, now.mono),
+            Err(failure) => Err(failure),
+        };
+        if let Err(failure) = &read
+            && *failure != THROTTLED
+        {
+            let counts = &dispatcher.counts;
+            count(if failure.never_left() { &counts.unreachable } else { &counts.lost });
+        }
+        asking.last_failure = read.as_ref().err().map(|failure| (self.now().mono, failure.clone()));
+        read
+    }
+
+    /// The instance, or somebody in front of it, answered the question for its time, which was sent at `sent`.
+    fn take_time(
+        self: &Arc<Self>,
+        dispatcher: &Arc<Dispatcher>,
+        asking: &mut Asking,
+        answer: &TimeAnswer,
+        sent: Mono,
+    ) -> Result<(), NoAnswer> {
+        let throttled = answer.http_status == 429;
+        if throttled {
+            asking.not_before = self.question_throttled(dispatcher, answer.retry_after);
+        }
+        if let Some(date) = answer.date.filter(|_| answer.speaker == Speaker::Dps) {
+            asking.unanswered = 0;
+            self.hear_date(dispatcher, date, sent);
+            return Ok(());
+        }
+        if answer.speaker != Speaker::Stranger {
+            asking.unanswered = asking.unanswered.saturating_add(1);
+            if asking.unanswered >= UNANSWERED_MAX {
+                self.assume_time(dispatcher, answer);
+                return Ok(());
             }
         }
+        if throttled {
+            return Err(THROTTLED);
+        }
+        let http_status = answer.http_status;
+        Err(NoAnswer::Lost(format!(
+            "HTTP {http_status} to the question for the time, not in DPS's words or without a date"
+        )))
+    }
+
+    /// Nobody of the instance goes for as long as was asked for, and it is asked for the time no sooner. Until when.
+    fn question_throttled(self: &Arc<Self>, dispatcher: &Arc<Dispatcher>, retry_after: Option<Duration>) -> Mono {
+        let wait = self.throttle_wait(retry_after);
+        tracing::warn!(instance = %dispatcher.name, wait_seconds = wait.as_secs(), "DPS throttled the question for its time");
+        let now = self.now().mono;
+        let until = now.after(wait);
+        dispatcher.line.lock().throttled(None, until, now);
+        self.spawn(NOTES, Arc::clone(self).keep_pause(Arc::clone(dispatcher)));
+        until
+    }
+
+    /// Somebody who proved to stand before DPS lets no question for the time through, again and again. What is signed goes by the best guess,
+    /// until DPS says something: every answer of it is dated.
+    fn assume_time(&self, dispatcher: &Dispatcher, answer: &TimeAnswer) {
+        let now = self.now();
+        let boot_millis = now.wall.unix_millis().saturating_sub(WallLead::of(now).millis());
+        let own = dispatcher.dps_clock.lock().last_ahead_of_boot_millis(now);
+        let agreed = match self.standing(now) {
+            Standing::Settled(offset) => offset.map(|offset| offset.saturating_add(WallLead::of(now).millis())),
+            Standing::Doubtful { .. } | Standing::GivenUp => None,
+        };
+        let (ahead_of_boot, goes_by) = match (own, agreed) {
+            (Some(own), _) => (own, "what its clock read last"),
+            (None, Some(agreed)) => (agreed, "the time that other instances tell"),
+            // The earlier of the two, so that nothing is good for longer than it should be as long as one of them is right.
+            (None, None) => {
+                let dated = answer.date.map(|date| date.unix_millis().saturating_sub(boot_millis));
+                let ours = WallLead::of(now).millis();
+                (
+                    dated.map_or(ours, |dated| dated.min(ours)),
+                    "our wall clock, or the date of that answer if it is earlier",
+                )
+            }
+        };
+        dispatcher.dps_clock.lock().assume(ahead_of_boot, now);
+        tracing::warn!(
+            instance = %dispatcher.name, http_status = answer.http_status, goes_by,
+            "something in front of the instance answers the question for its time in DPS's stead: what we sign goes by a guess until DPS says something; have GET .../registrations/-/operations/- let through"
+        );
     }
 
     /// Somebody could go, but the instance's clock is unknown: asks for it. A failure is one of the instance, as of any call.
-    pub(super) async fn learn_time(&self, dispatcher: &Dispatcher) {
+    pub(super) async fn learn_time(self: &Arc<Self>, dispatcher: &Arc<Dispatcher>) {
         dispatcher.line.lock().tries();
         if let Err(failure) = self.know_time(dispatcher).await {
             let result = Err(failure);

@@ -7,6 +7,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::Gateway;
+use super::clock::Asking;
 use super::tasks::NOTES;
 use crate::dps_clock::DpsClock;
 use crate::ids::InstanceName;
@@ -15,8 +16,8 @@ use crate::line::{Holding, Line, LineStatus, Next};
 use crate::settings::{Instance, Settings};
 use crate::store::{Expect, Key, Table, Write};
 use crate::time::Mono;
+use crate::upstream::Upstream;
 use crate::upstream::evidence::Blame;
-use crate::upstream::{NoAnswer, Upstream};
 
 /// How often things happened at one instance since the process started.
 #[derive(Debug, Default)]
@@ -102,8 +103,8 @@ pub struct Dispatcher {
     recoveries: AtomicU64,
     recovered: Notify,
     pub(super) dps_clock: Mutex<DpsClock>,
-    /// Held while the instance is asked for its time: when that last failed, and how.
-    pub(super) asking_time: tokio::sync::Mutex<Option<(Mono, NoAnswer)>>,
+    /// Held while the instance is asked for its time.
+    pub(super) asking_time: tokio::sync::Mutex<Asking>,
     /// Who was last said to be to blame, while calls fail.
     pub(super) trouble: Mutex<Option<Blame>>,
     /// When DPS last came to a result about a device.

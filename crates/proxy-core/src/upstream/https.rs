@@ -12,11 +12,11 @@ use reqwest::{Method, Response};
 use serde_json::{Value, json};
 
 use super::connections::{Connections, HeldBack, Link};
-use super::{CallResult, Caller, Connect, LastLook, NoAnswer, Upstream, answer, chain, time};
+use super::time::{self, TimeAnswer};
+use super::{CallResult, Caller, Connect, LastLook, NoAnswer, Upstream, answer, chain};
 use crate::ids::{IdScope, InstanceName, OperationId};
 use crate::sas::UNRESERVED;
 use crate::settings::{Instance, RegistrationSettings};
-use crate::time::WallTime;
 
 /// More than any answer needs: DPS's own limit for a message is 96 KB.
 const ANSWER_BYTES_MAX: usize = 128 * 1024;
@@ -153,11 +153,12 @@ impl Upstream for DpsClient {
         Box::pin(self.device_call((Method::POST, self.url(caller, "")), caller, Some(body), Some(last_look)))
     }
 
-    fn time(&self) -> BoxFuture<'_, Result<WallTime, NoAnswer>> {
+    fn time(&self) -> BoxFuture<'_, Result<TimeAnswer, NoAnswer>> {
         Box::pin(async move {
             let url = format!("{}/{}{}?api-version={}", self.endpoint, self.id_scope, time::PATH, self.api_version);
             let (http_status, headers, body) = self.call((Method::GET, url), None, None, None).await?;
-            time::read_date(http_status, |name| text_header(&headers, name), &body)
+            let proven = self.endpoint.starts_with("https://");
+            time::read_answer(http_status, |name| text_header(&headers, name), &body, proven)
         })
     }
 }

@@ -373,3 +373,66 @@ async fn a_reload_forgets_the_clock_of_no_instance_whose_endpoint_stays() {
     assert_eq!(asked(&world), [before[0], before[1], before[2] + 1], "only the one that may be another");
     assert!(judged_off(&world).abs_diff(seconds(7_200)) <= seconds(2), "two of three say the same as before");
 }
+
+// --- somebody in front of DPS -----------------------------------------------------------------------------------------
+
+#[tokio::test(start_paused = true)]
+async fn behind_a_front_that_lets_no_question_for_the_time_through_devices_are_assigned_whatever_our_clock_reads() {
+    for (wrong_millis, front) in [
+        (0, (403, Some(0))),
+        (0, (403, None)),
+        (-2 * HOUR_MILLIS, (403, Some(0))),
+        (2 * HOUR_MILLIS, (200, Some(0))),
+        (TWENTY_YEARS_MILLIS, (403, Some(0))),
+        (0, (403, Some(TWENTY_YEARS_MILLIS))),
+    ] {
+        let mut world = World::new(settings(&[("a", 60)])).await;
+        world.clock.set_wall_offset_millis(wrong_millis);
+        world.dps("a").behind_a_front(Some(front));
+        world.kill().await;
+        let now = world.gateway.now().wall.unix_seconds();
+        // Devices are judged by our clock until DPS says something.
+        world.provision(ask_until(&world, "device-1", now + 3_600)).await.unwrap();
+        sleep(seconds(60)).await;
+        assert!(world.record("device-1").await.unwrap().assignment.is_some(), "{wrong_millis} {front:?}");
+        let life = world.dps("a").token_life_max();
+        assert!(life <= 120, "{wrong_millis} {front:?}: a token that is good for {life} s");
+        let view = world.gateway.instances().remove(0);
+        assert_eq!(view.counts.refused, 0);
+        let offset = view.clock_offset_seconds.unwrap();
+        assert!((offset + wrong_millis / 1000).abs() <= 1, "{front:?}: by DPS's own answers, {offset}");
+        assert!(world.dps("a").count(Call::Register) <= 2, "one may go by a wrong guess");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_front_that_was_let_through_to_the_others_is_passed_by_the_time_that_they_tell() {
+    let mut settings = settings(&[("a", 60), ("b", 60), ("c", 60)]);
+    settings.enrollments.get_mut(&enrollment_name("plant")).unwrap().instances = [name("a")].into();
+    let mut world = World::new(settings).await;
+    world.clock.set_wall_offset_millis(-2 * HOUR_MILLIS);
+    world.dps("a").behind_a_front(Some((403, None)));
+    world.kill().await;
+    sleep(seconds(1)).await;
+    world.settle(world.ask("device-1")).await;
+    assert_eq!(world.dps("a").count(Call::Register), 1, "no proof was refused");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_throttled_question_for_the_time_is_asked_again_when_it_may_be() {
+    let mut world = World::new(settings(&[("a", 60)])).await;
+    world.dps("a").behind_a_front(Some((429, None)));
+    world.kill().await;
+    let began = world.clock.elapsed();
+    sleep(seconds(1)).await;
+    world.queue("device-1").await;
+    sleep(seconds(15)).await;
+    let asked = |world: &World| world.dps("a").asked_for_time_at().into_iter().filter(|at| *at >= began).count();
+    assert_eq!(asked(&world), 1);
+    world.dps("a").behind_a_front(None);
+    sleep(seconds(30)).await;
+    world.hub("device-1").await;
+    assert_eq!((asked(&world), world.dps("a").count(Call::Register)), (2, 1));
+    let counts = world.gateway.instances().remove(0).counts;
+    assert_eq!((counts.blamed.path, counts.blamed.instance, counts.blamed.ourselves), (0, 0, 0));
+}

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::durable::set_stage;
 use super::{Settled, Trip};
+use crate::gateway::Gateway;
 use crate::gateway::dispatch::count;
 use crate::gateway::tasks::NOTES;
 use crate::lane::Errand;
@@ -16,6 +17,18 @@ use crate::upstream::verdict::{Call, Named, RefusalWords, trace};
 /// Least wait after DPS throttled us, whatever it asked for.
 const THROTTLE_WAIT_MIN: Duration = Duration::from_secs(1);
 
+impl Gateway {
+    /// How long nobody of an instance goes after DPS throttled a call: as it asked, within our bounds.
+    pub(in crate::gateway) fn throttle_wait(&self, retry_after: Option<Duration>) -> Duration {
+        let settings = self.settings();
+        let registration = &settings.registration;
+        let most = registration.throttle_wait_max.max(THROTTLE_WAIT_MIN);
+        retry_after
+            .unwrap_or_else(|| retry::ceiling(3, registration.backoff_min, registration.backoff_max))
+            .clamp(THROTTLE_WAIT_MIN, most)
+    }
+}
+
 impl Trip {
     pub(super) async fn throttled(
         &self,
@@ -24,15 +37,10 @@ impl Trip {
         settled: Settled,
     ) {
         count(&self.dispatcher.counts.throttled);
-        let settings = self.gateway.settings();
-        let registration = &settings.registration;
-        let most = registration.throttle_wait_max.max(THROTTLE_WAIT_MIN);
-        if let Some(asked) = retry_after.filter(|&asked| asked > most) {
-            tracing::error!(registration_id = %self.id, instance = %self.dispatcher.name, asked_seconds = asked.as_secs(), wait_seconds = most.as_secs(), "DPS asked for a longer wait than registration.throttle_wait_max; the instance is paused for that long only");
+        let wait = self.gateway.throttle_wait(retry_after);
+        if let Some(asked) = retry_after.filter(|&asked| asked > wait) {
+            tracing::error!(registration_id = %self.id, instance = %self.dispatcher.name, asked_seconds = asked.as_secs(), wait_seconds = wait.as_secs(), "DPS asked for a longer wait than registration.throttle_wait_max; the instance is paused for that long only");
         }
-        let wait = retry_after
-            .unwrap_or_else(|| retry::ceiling(3, registration.backoff_min, registration.backoff_max))
-            .clamp(THROTTLE_WAIT_MIN, most);
         tracing::warn!(registration_id = %self.id, instance = %self.dispatcher.name, wait_seconds = wait.as_secs(), "DPS throttled the instance");
         let now = self.now().mono;
         self.dispatcher.line.lock().throttled(settled.spent_at, now.after(wait), now);

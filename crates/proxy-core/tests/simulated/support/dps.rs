@@ -15,6 +15,7 @@ use proxy_core::ids::{DeviceId, HubName, InstanceName, OperationId};
 use proxy_core::sas::SasToken;
 use proxy_core::settings::{Instance as InstanceSettings, RegistrationSettings};
 use proxy_core::time::WallTime;
+use proxy_core::upstream::time::{Speaker, TimeAnswer};
 use proxy_core::upstream::{
     Answer, CallResult, Caller, Connect, DpsError, LastLook, NoAnswer, Progress, RegistrationState, Said, Status,
     Upstream,
@@ -229,7 +230,9 @@ struct Inner {
     takes_per_minute: Option<usize>,
     taken: VecDeque<Duration>,
     tells_time: bool,
-    asked_for_time: usize,
+    /// Who answers the question for the time in its stead: with which status, and with a clock that is by how much ahead.
+    front: Option<(u16, Option<i64>)>,
+    asked_for_time: Vec<Duration>,
     /// The longest that a token which arrived had left, in seconds.
     token_life_max: i64,
 }
@@ -266,7 +269,8 @@ impl Dps {
                 takes_per_minute: None,
                 taken: VecDeque::new(),
                 tells_time: true,
-                asked_for_time: 0,
+                front: None,
+                asked_for_time: Vec::new(),
                 token_life_max: 0,
             }),
         })
@@ -297,6 +301,12 @@ impl Dps {
     /// Whether it answers the question for its time; everything else is another matter.
     pub(crate) fn tells_time(&self, tells: bool) {
         self.inner.lock().tells_time = tells;
+    }
+
+    /// Something in front of it, with a certificate for its name, answers the question for the time with this status, and with a date that is
+    /// ahead by so many milliseconds, if it has one.
+    pub(crate) fn behind_a_front(&self, front: Option<(u16, Option<i64>)>) {
+        self.inner.lock().front = front;
     }
 
     /// From now on, new allocations go to `hub`.
@@ -359,7 +369,12 @@ impl Dps {
     }
 
     pub(crate) fn asked_for_time(&self) -> usize {
-        self.inner.lock().asked_for_time
+        self.inner.lock().asked_for_time.len()
+    }
+
+    /// When it was asked for the time.
+    pub(crate) fn asked_for_time_at(&self) -> Vec<Duration> {
+        self.inner.lock().asked_for_time.clone()
     }
 
     /// The longest that a token which arrived was still good for, by its own clock, in seconds.
@@ -663,15 +678,24 @@ impl Upstream for Client {
         self.call(Call::Lookup, caller, More { payload: None, operation: None })
     }
 
-    fn time(&self) -> BoxFuture<'_, Result<WallTime, NoAnswer>> {
+    fn time(&self) -> BoxFuture<'_, Result<TimeAnswer, NoAnswer>> {
         async {
             self.process.alive().await;
             let mut inner = self.dps.inner.lock();
-            inner.asked_for_time += 1;
+            inner.asked_for_time.push(self.dps.began.elapsed());
             if !inner.tells_time {
                 return Err(NoAnswer::NeverLeft("connection refused".to_owned()));
             }
-            Ok(to_the_second(wall(self.dps.began, inner.skew_millis)))
+            let date = |ahead| Some(to_the_second(wall(self.dps.began, inner.skew_millis + ahead)));
+            Ok(match inner.front {
+                Some((http_status, ahead)) => TimeAnswer {
+                    speaker: Speaker::Front,
+                    http_status,
+                    date: ahead.and_then(date),
+                    retry_after: (http_status == 429).then_some(Duration::from_secs(17)),
+                },
+                None => TimeAnswer { speaker: Speaker::Dps, http_status: 401, date: date(0), retry_after: None },
+            })
         }
         .boxed()
     }
