@@ -1,6 +1,6 @@
 //! What goes wrong between us and DPS, or in DPS's answers, and whom that is held against.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dps_emulator::{CallKind, Fault, FaultAction, GroupConfig, JournalEntry};
 use dps_proxy_tests::relay::Relay;
@@ -66,20 +66,21 @@ async fn a_web_page_in_place_of_every_answer_is_one_warning_and_is_held_against_
     assert_eq!(counts(&gateway).await["refused"], 0);
 }
 
-/// Behind a relay, with several idle connections to it.
-async fn with_idle_connections() -> (TestDps, Relay, TestGateway) {
+/// Behind a relay, with several idle connections to it, up to one for each of `devices`.
+async fn with_idle_connections(devices: usize, request_timeout: &str) -> (TestDps, Relay, TestGateway) {
     let dps = TestDps::start().await;
     let relay = Relay::start(dps.emulator.addr()).await;
     let builder = TestGateway::builder().instance("eu-1", &dps);
     let builder = builder.set("instances.eu-1.endpoint", &format!("\"{}\"", relay.url()));
-    let gateway = builder.set("registration.request_timeout", "\"2s\"").start().await;
+    let gateway = builder.set("registration.request_timeout", &format!("{request_timeout:?}")).start().await;
     // Held up together, they connect side by side.
     relay.hold_new(true);
-    let devices: Vec<TestDevice> = (0..8).map(|number| TestDevice::of_fleet(&format!("early-{number}"))).collect();
+    let devices: Vec<TestDevice> =
+        (0..devices).map(|number| TestDevice::of_fleet(&format!("early-{number}"))).collect();
     for device in &devices {
         gateway.provision(device).await;
     }
-    eventually("several connections are there", async || relay.accepted() >= 4).await;
+    eventually("several connections are there", async || relay.accepted() >= devices.len() as u64 / 2).await;
     relay.hold_new(false);
     for device in &devices {
         gateway.assigned(device).await;
@@ -90,7 +91,7 @@ async fn with_idle_connections() -> (TestDps, Relay, TestGateway) {
 #[tokio::test]
 async fn when_a_firewall_forgets_idle_connections_one_call_is_lost_and_nothing_is_blamed() {
     for resets in [false, true] {
-        let (dps, relay, gateway) = with_idle_connections().await;
+        let (dps, relay, gateway) = with_idle_connections(8, "2s").await;
         if resets {
             dps.emulator.add_fault(Fault::new(FaultAction::Reset).on_reused_connections());
         } else {
@@ -107,6 +108,56 @@ async fn when_a_firewall_forgets_idle_connections_one_call_is_lost_and_nothing_i
         assert!(relay.accepted() > before, "a new connection");
         assert_eq!(warnings(&gateway), warned);
     }
+}
+
+#[tokio::test]
+async fn while_a_call_is_silent_on_an_old_connection_nobody_else_is_sent_into_one() {
+    let (_dps, relay, gateway) = with_idle_connections(8, "30s").await;
+    let (connections, calm) = (relay.accepted(), counts(&gateway).await);
+    relay.forget();
+    let (first, second) = (TestDevice::of_fleet("first"), TestDevice::of_fleet("second"));
+    gateway.provision(&first).await;
+    eventually("its call is out", async || {
+        counts(&gateway).await["registrations"].as_u64() > calm["registrations"].as_u64()
+    })
+    .await;
+    // Silence is what is waited for: two seconds of it are suspicious.
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    gateway.assigned(&second).await;
+    assert!(relay.accepted() > connections, "on a new connection");
+    gateway.assigned(&first).await;
+    assert_eq!(counts(&gateway).await["lost"].as_u64(), calm["lost"].as_u64().map(|lost| lost + 1));
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn connections_forgotten_while_all_are_in_use_are_given_up_long_before_an_answer_is() {
+    let (dps, relay, gateway) = with_idle_connections(16, "30s").await;
+    let (connections, calm, warned) = (relay.accepted(), counts(&gateway).await, warnings(&gateway));
+    relay.forget();
+    let began = Instant::now();
+    let devices: Vec<TestDevice> = (0..16).map(|number| TestDevice::of_fleet(&format!("late-{number}"))).collect();
+    for device in &devices {
+        gateway.provision(device).await;
+    }
+    eventually("a call on a new connection", async || relay.accepted() > connections).await;
+    let first_fresh = began.elapsed();
+    for device in &devices {
+        gateway.assigned(device).await;
+    }
+    let all_done = began.elapsed();
+    let view = gateway.instance_view("eu-1").await;
+    let lost = view["counts"]["lost"].as_u64().unwrap() - calm["lost"].as_u64().unwrap();
+    println!(
+        "{connections} connections forgotten: {lost} calls lost, the first new connection after {first_fresh:?}, all done after {all_done:?}"
+    );
+    // That needs an answer within its time limit, which is longer than all of this.
+    assert!(all_done < Duration::from_secs(30), "{all_done:?}");
+    assert!((1..=connections).contains(&lost), "{lost} of {connections}: each at most once");
+    assert_eq!((&view["breaker"], &view["consecutiveFailures"]), (&json!("closed"), &json!(0)));
+    assert_eq!((&view["counts"]["blamed"], warnings(&gateway)), (&calm["blamed"], warned));
+    assert_eq!(view["counts"]["repeated"], lost, "what was lost is registered again, after it was looked up");
+    drop(dps);
 }
 
 #[tokio::test]

@@ -62,11 +62,24 @@ impl Relay {
         self.state.send_modify(|state| state.holds_new = holds_new);
     }
 
-    /// Loses its memory of the connections that there are: whatever is sent on them vanishes. New ones work.
+    /// Loses its memory of the connections that there are: whatever is sent on them vanishes, and on Linux nothing of it is acknowledged. New
+    /// ones work.
     pub fn forget(&self) {
         self.state.send_modify(|state| state.forgotten = state.accepted);
     }
 }
+
+/// Packets that come for the connection are dropped before anybody sees them.
+#[cfg(target_os = "linux")]
+fn vanish(connection: &TcpStream) {
+    const RETURN_CONSTANT: u16 = 0x06;
+    let drop_all = socket2::SockFilter::new(RETURN_CONSTANT, 0, 0, 0);
+    socket2::SockRef::from(connection).attach_filter(&[drop_all]).expect("a filter that drops everything");
+}
+
+/// Elsewhere they are acknowledged, and come to nothing.
+#[cfg(not(target_os = "linux"))]
+fn vanish(_: &TcpStream) {}
 
 async fn forward(mut from: TcpStream, target: SocketAddr, number: u64, mut state: watch::Receiver<State>) {
     if state.wait_for(|state| !state.holds_new).await.is_err() {
@@ -78,6 +91,7 @@ async fn forward(mut from: TcpStream, target: SocketAddr, number: u64, mut state
         waited = state.wait_for(|state| state.forgotten > number) => waited.is_ok(),
     };
     if forgotten {
+        vanish(&from);
         // Both ends stay open, as nobody tells them.
         std::future::pending::<()>().await;
     }

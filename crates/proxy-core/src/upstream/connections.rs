@@ -5,6 +5,8 @@
 //! wait in a stack.
 //!
 //! Invariants:
+//! - A connection on which nothing that we send is acknowledged for [`UNACKNOWLEDGED_MAX`] is dead, however long an answer may take. Once a call
+//!   on an old one has been silent for [`SUSPECT_AFTER`], nobody else is sent into what is idle.
 //! - A call that failed on an old connection says nothing about the instance: a firewall may have lost its state, or the other side may
 //!   have closed it. All idle connections are dropped then, and for [`REUSE_PAUSE`] each call gets a new one.
 //! - A new connection asks for the last look once it is up, before a byte of the call is written.
@@ -33,6 +35,14 @@ use crate::settings::RegistrationSettings;
 
 /// How long connections are not used twice after one that was old failed: something on the way forgets them.
 const REUSE_PAUSE: Duration = Duration::from_secs(60);
+
+/// The other end, or something on the way, forgot a connection that acknowledges nothing for so long: three retransmissions and more. DPS itself may
+/// take its time, as its machine acknowledges at once.
+const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(5);
+
+/// A call on a connection that had been used before is answered sooner than this, or the other idle ones are not used any more: new ones cost a
+/// handshake each, a call that is lost costs much more.
+pub(super) const SUSPECT_AFTER: Duration = Duration::from_secs(2);
 
 /// The last look said no: nothing was written.
 #[derive(Debug, Clone, Copy, thiserror::Error)]
@@ -63,6 +73,11 @@ impl Link {
     /// Whether it has carried a call before.
     pub(super) const fn is_used(&self) -> bool {
         self.used
+    }
+
+    /// Whether the call under way is on a connection that had carried calls before.
+    pub(super) fn is_old(&self) -> bool {
+        self.used && !self.has_connected()
     }
 
     /// Whether a connection came up since the call began.
@@ -135,6 +150,11 @@ impl Connections {
         idle.links.push((Link { used: true, ..link }, now));
     }
 
+    /// The connections that are idle now are not used any more: they may be as dead as one that has been silent for long.
+    pub(super) fn drop_idle(&self) {
+        self.idle.lock().links.clear();
+    }
+
     /// A call got no answer: idle connections are likely to be as dead as the one it was on. `old` if that one had been used before.
     pub(super) fn distrust(&self, old: bool) {
         let mut idle = self.idle.lock();
@@ -165,10 +185,10 @@ impl Connections {
     }
 }
 
-/// After we gave a call up, the kernel goes on sending it again for as long as this.
+/// The kernel gives a connection up that acknowledges nothing for so long, and never sends a call again for longer after we gave it up.
 #[cfg(target_os = "linux")]
 fn bounded_delay(builder: ClientBuilder, upstream_max_delay: Duration) -> ClientBuilder {
-    builder.tcp_user_timeout(upstream_max_delay)
+    builder.tcp_user_timeout(upstream_max_delay.min(UNACKNOWLEDGED_MAX))
 }
 
 /// Other systems have no such bound.

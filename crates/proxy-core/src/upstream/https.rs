@@ -11,7 +11,7 @@ use reqwest::header::{AUTHORIZATION, HeaderMap};
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
 
-use super::connections::{Connections, HeldBack, Link};
+use super::connections::{Connections, HeldBack, Link, SUSPECT_AFTER};
 use super::time::{self, TimeAnswer};
 use super::{CallResult, Caller, Connect, LastLook, NoAnswer, Upstream, answer, chain};
 use crate::ids::{IdScope, InstanceName, OperationId};
@@ -98,7 +98,17 @@ impl DpsClient {
             request = request.json(body);
         }
         let read = async { read_whole(request.send().await?).await };
-        match read.await {
+        tokio::pin!(read);
+        let read = match tokio::time::timeout(SUSPECT_AFTER, &mut read).await {
+            Ok(read) => read,
+            Err(_) => {
+                if link.is_old() {
+                    self.connections.drop_idle();
+                }
+                read.await
+            }
+        };
+        match read {
             Ok((http_status, headers, body)) => {
                 if body.len() <= ANSWER_BYTES_MAX {
                     self.connections.give_back(link);
@@ -118,11 +128,10 @@ impl DpsClient {
         }
         // Without a connection nothing can have left on a new client, whichever time-out ended the call. On a connection that is up, the
         // machine may run short when part of the call has left.
-        let connected = link.has_connected();
-        if error.is_connect() || !(link.is_used() || connected) {
+        if error.is_connect() || !(link.is_used() || link.has_connected()) {
             return if lacks_means(error) { NoAnswer::NoMeans(why) } else { NoAnswer::NeverLeft(why) };
         }
-        let old = link.is_used() && !connected;
+        let old = link.is_old();
         self.connections.distrust(old);
         if old { NoAnswer::OldConnection(why) } else { NoAnswer::Lost(why) }
     }
