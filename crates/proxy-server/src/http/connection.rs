@@ -7,7 +7,7 @@
 //! - actix is given one request at a time, and the next one when the answer has been given and read: pipelined requests wait where
 //!   they are, at most [`HELD_MAX`] bytes of them here, the others in what carries them (the kernel, and under TLS a record).
 //! - An idle connection costs no buffers: actix, which keeps 16 KiB for each of its connections, has it only from the first byte of a
-//!   request to the end of the answer.
+//!   request until a moment after the answer.
 //! - A connection may be closed for another until its request is whole or its credential was accepted: until then, whoever sends
 //!   slowly is as good as idle.
 
@@ -162,9 +162,10 @@ impl Exchange {
         self.whole.get() || (self.under_way.get() && self.body_left.get() == Some(0))
     }
 
-    /// Whether all that was asked is answered, and nothing has come of the next request.
+    /// Whether all that was asked was answered a while ago, and nothing has come of the next request.
     fn is_idle(&self) -> bool {
-        self.goes_on.get() && !self.under_way.get() && !self.owes_answer.get() && !self.expected.get()
+        let is_answered = !self.under_way.get() && !self.owes_answer.get() && !self.expected.get();
+        is_answered && self.goes_on.get() && self.connection.rests_long()
     }
 
     fn is_flushed(&self) {
@@ -419,8 +420,6 @@ impl OneAtATime {
             return self.look(context);
         }
         if std::mem::take(&mut self.turn_is_over) {
-            // Many a request is answered before anybody reads again.
-            self.exchange.connection.hold_reading(context);
             let looked = self.look(context);
             if !self.held.is_empty() {
                 context.waker().wake_by_ref();

@@ -7,11 +7,15 @@ use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use tokio::time::{Instant, Sleep};
 
 use super::admission::{Order, Ticket};
 use super::{Limits, Reason};
+
+/// How long a connection has to rest before its protocol is asked to give back what it does not need.
+const LONG_REST: Duration = Duration::from_millis(100);
 
 /// Until when a connection may wait for its peer.
 #[derive(Debug, Clone, Copy)]
@@ -42,6 +46,9 @@ pub struct Connection {
     unread: Cell<Option<Unread>>,
     /// Whether nothing is under way: no part of a request has come that was not answered.
     at_rest: Cell<bool>,
+    /// When it has rested for long, unless it has already.
+    long_rest_at: Cell<Option<Instant>>,
+    rests_long: Cell<bool>,
     peer_is_done: Cell<bool>,
     /// Who waits for the peer to be done.
     waits_for_peer: RefCell<Option<Waker>>,
@@ -65,6 +72,8 @@ impl Connection {
             deadline: Cell::new(deadline),
             unread: Cell::default(),
             at_rest: Cell::new(true),
+            long_rest_at: Cell::default(),
+            rests_long: Cell::default(),
             peer_is_done: Cell::default(),
             waits_for_peer: RefCell::default(),
             reader: RefCell::default(),
@@ -82,9 +91,17 @@ impl Connection {
     /// Nothing is under way: it waits for its peer from now on, at most until `deadline`. It may be closed for another connection.
     pub fn rests(&self, deadline: Deadline) {
         self.at_rest.set(true);
+        self.rests_long.set(false);
+        self.long_rest_at.set(Some(Instant::now() + LONG_REST));
         self.deadline.set(Some(deadline));
         self.ticket.waits();
         self.resume_reading();
+    }
+
+    /// Whether it has rested for a while. When that begins, the protocol is polled, so that it can give back what it does not need.
+    #[must_use]
+    pub fn rests_long(&self) -> bool {
+        self.rests_long.get()
     }
 
     /// It waits for the rest of something until `deadline`, or without one; it may still be closed for another connection, as before.
@@ -130,6 +147,8 @@ impl Connection {
 
     pub(super) fn has_read(&self) {
         self.at_rest.set(false);
+        self.rests_long.set(false);
+        self.long_rest_at.set(None);
     }
 
     pub(super) fn peer_is_done(&self) {
@@ -189,17 +208,24 @@ impl Connection {
             Order::EndAtRest | Order::Stay => {}
         }
         // The alarm is set anew only when it would ring too late: deadlines move with every request.
-        while let Some((at, end)) = self.next_end() {
+        loop {
+            let end = self.next_end();
+            let long_rest = self.long_rest_at.get().filter(|at| end.is_none_or(|(end, _)| *at < end));
+            let Some(at) = long_rest.or(end.map(|(at, _)| at)) else { return Poll::Pending };
             if at < alarm.deadline() {
                 alarm.as_mut().reset(at);
             }
             ready!(alarm.as_mut().poll(context));
-            if at <= alarm.deadline() {
-                return Poll::Ready(end);
+            match end {
+                _ if at > alarm.deadline() => alarm.as_mut().reset(at),
+                Some((_, end)) if long_rest.is_none() => return Poll::Ready(end),
+                Some(_) | None => {
+                    self.long_rest_at.set(None);
+                    self.rests_long.set(true);
+                    context.waker().wake_by_ref();
+                }
             }
-            alarm.as_mut().reset(at);
         }
-        Poll::Pending
     }
 
     fn next_end(&self) -> Option<(Instant, End)> {
