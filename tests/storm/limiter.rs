@@ -1,5 +1,6 @@
 //! The limiter at work: an overload for minutes, and a quota that is lowered and raised in the middle of a storm.
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use dps_emulator::{CallKind, Emulator, Fault, FaultAction, JournalEntry, Quota, QuotaShape};
@@ -44,7 +45,8 @@ async fn requests_per_device(fleet: &[(Device, Duration)]) -> f64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_quota_is_used_up_never_broken_and_edited_in_mid_storm() {
     tokio::join!(
-        Box::pin(tenants_that_come_back_together_need_two_requests_per_device_too()),
+        Box::pin(tenants_need_two_requests_per_device_too("tenants", 0..10_000)),
+        Box::pin(tenants_need_two_requests_per_device_too("a late tenant", 5_000..25_000)),
         Box::pin(an_overload_is_drained_at_the_quota_in_two_requests_per_device()),
         Box::pin(a_quota_edited_in_mid_storm_holds_from_the_edit_on()),
     );
@@ -98,24 +100,25 @@ async fn an_overload_is_drained_at_the_quota_in_two_requests_per_device() {
     service.stop().await;
 }
 
-/// Two tenants of unequal size come back together: the small one is let in before most of the large one's devices.
-async fn tenants_that_come_back_together_need_two_requests_per_device_too() {
+/// A large tenant is back within 10 s, and a small one within these milliseconds.
+async fn tenants_need_two_requests_per_device_too(what: &str, small_millis: Range<u64>) {
     const QUOTA: u32 = 120;
     const LARGE: usize = 150;
     const SMALL: usize = 30;
-    let mut dice = Dice::new("tenants");
+    let mut dice = Dice::new(what);
     let emulator = slow_emulator("eu-1", QUOTA).await;
     let instances = vec![Instance { name: "eu-1".to_owned(), endpoint: emulator.url(), quota: QUOTA, burst: 10 }];
     let enrollments = ["large", "small"].map(|name| (name.to_owned(), vec!["eu-1".to_owned()])).to_vec();
     let site = Site::new(&Plan { instances, enrollments, tenants: true, ..Plan::default() });
     let service = site.start().await;
-    let large = (0..LARGE).map(|number| (site.device_of("large", &format!("large-{number}")), dice.millis(0, 10_000)));
-    let mut fleet: Vec<_> = large.collect();
-    fleet
-        .extend((0..SMALL).map(|number| (site.device_of("small", &format!("small-{number}")), dice.millis(0, 10_000))));
+    let mut device = |tenant: &str, number, millis: &Range<u64>| {
+        (site.device_of(tenant, &format!("{tenant}-{number}")), dice.millis(millis.start, millis.end))
+    };
+    let mut fleet: Vec<_> = (0..LARGE).map(|number| device("large", number, &(0..10_000))).collect();
+    fleet.extend((0..SMALL).map(|number| device("small", number, &small_millis)));
     let requests = requests_per_device(&fleet).await;
     let stats = emulator.stats();
-    println!("tenants: {requests:.3} requests per device, {} throttled", stats.throttled);
+    println!("{what}: {requests:.3} requests per device, {} throttled", stats.throttled);
     assert!(requests <= 2.05, "{requests} requests per device");
     assert_eq!((stats.over_quota_sliding, stats.throttled), (0, 0));
     assert_eq!(stats.registrations_counted, stats.devices_registered, "one registration each");

@@ -29,6 +29,12 @@ pub enum Errand {
     Lookup,
 }
 
+/// A departure of a line, counted from its start.
+pub type Departure = u32;
+
+/// No appointment.
+const NONE: Departure = Departure::MAX;
+
 /// Places in one chunk as long as they only join at the end.
 const CHUNK: usize = 128;
 
@@ -55,6 +61,8 @@ struct Slot {
     joined: Joined,
     /// Where in the chunk's IDs this one begins.
     id_at: u32,
+    /// See [`Lane::appoint`]; [`NONE`] if there is none.
+    appointment: Departure,
     id_length: u8,
     errand: Errand,
     confirmed: bool,
@@ -88,7 +96,7 @@ impl Chunk {
         let id_length = u8::try_from(id.len()).unwrap_or(u8::MAX);
         let Waiting { errand, confirmed, joined, .. } = *waiting;
         let behind: Vec<bool> = (at..self.slots.len()).map(|at| self.is_live(at)).collect();
-        self.slots.insert(at, Slot { sequence, joined, id_at, id_length, errand, confirmed });
+        self.slots.insert(at, Slot { sequence, joined, id_at, appointment: NONE, id_length, errand, confirmed });
         self.mark(at, true);
         for (number, live) in behind.into_iter().enumerate() {
             self.mark(at + 1 + number, live);
@@ -108,7 +116,7 @@ impl Chunk {
             self.ids.push_str(waiting.id.as_str());
             let id_length = u8::try_from(waiting.id.as_str().len()).unwrap_or(u8::MAX);
             let Waiting { errand, confirmed, joined, .. } = *waiting;
-            self.slots[at] = Slot { errand, confirmed, joined, id_at, id_length, ..slot };
+            self.slots[at] = Slot { errand, confirmed, joined, id_at, id_length, appointment: NONE, ..slot };
             self.mark(at, true);
         }
     }
@@ -280,6 +288,40 @@ impl Lane {
         }
     }
 
+    /// The device at `sequence` goes with `departure` at the latest. A place that is taken out and comes back has its appointment still.
+    pub fn appoint(&mut self, sequence: Sequence, departure: Departure) {
+        if let Some((index, at)) = self.find(sequence) {
+            self.chunks[index].slots[at].appointment = departure.min(NONE - 1);
+        }
+    }
+
+    /// With which departure the device at `sequence` goes at the latest, if it waits and has an appointment.
+    #[must_use]
+    pub fn appointment(&self, sequence: Sequence) -> Option<Departure> {
+        let (index, at) = self.find(sequence)?;
+        let chunk = &self.chunks[index];
+        Some(chunk.slots[at].appointment).filter(|departure| *departure != NONE && chunk.is_live(at))
+    }
+
+    /// The appointment of the device that has `rank` others of its lane before it.
+    #[must_use]
+    pub fn appointment_at(&self, rank: usize) -> Option<Departure> {
+        let (mut index, mut end) = (0, self.chunks.len());
+        while index + 1 < end {
+            let middle = index.midpoint(end);
+            if self.prefix(middle) <= rank { index = middle } else { end = middle }
+        }
+        let chunk = self.chunks.get(index)?;
+        let mut live = (0..chunk.slots.len()).filter(|at| chunk.is_live(*at));
+        let slot = chunk.slots[live.nth(rank.checked_sub(self.prefix(index))?)?];
+        Some(slot.appointment).filter(|departure| *departure != NONE)
+    }
+
+    /// Ends all appointments.
+    pub fn forget_appointments(&mut self) {
+        self.chunks.iter_mut().flat_map(|chunk| &mut chunk.slots).for_each(|slot| slot.appointment = NONE);
+    }
+
     /// Takes the place at `sequence` out.
     pub fn remove(&mut self, sequence: Sequence) -> Option<Waiting> {
         let (index, at) = self.find(sequence)?;
@@ -303,7 +345,9 @@ impl Lane {
     #[must_use]
     pub fn front(&self) -> Option<Front> {
         let slot = self.chunks.front()?.front()?;
-        Some(Front { sequence: slot.sequence, joined: slot.joined, errand: slot.errand, confirmed: slot.confirmed })
+        let Slot { sequence, joined, errand, confirmed, appointment, .. } = *slot;
+        let appointment = Some(appointment).filter(|departure| *departure != NONE);
+        Some(Front { sequence, joined, errand, confirmed, appointment })
     }
 
     /// The first places from `from` on that are confirmed and need a registration, at most `most`.
@@ -397,6 +441,8 @@ pub struct Front {
     pub errand: Errand,
     /// Whether it may go.
     pub confirmed: bool,
+    /// With which departure it goes at the latest.
+    pub appointment: Option<Departure>,
 }
 
 #[cfg(test)]

@@ -4,13 +4,15 @@
 //! 1. **Urgent and ordinary.** Expedited devices go first, but take no more than a configured share of the departures while
 //!    ordinary ones wait, so that ordinary appointments hold. A few of the share are saved up, so that one alone goes at once.
 //! 2. **Tenants** share by weight, by stride scheduling: each departure moves its tenant's pass on by `1 / weight`, and the tenant
-//!    with the smallest pass is next. A tenant that had nobody waiting joins at the present pass: it saves nothing up.
+//!    with the smallest pass is next. A tenant that had nobody waiting joins at the present pass: it saves nothing up. But a device that
+//!    was told a moment goes in time: where a turn would make somebody late, the device goes whose moment is the first.
 //! 3. **Classes** of one tenant are ordered by when a device joined, plus a handicap per class: a device of a later class goes
 //!    before one of an earlier class that joined more than the handicap after it. So nobody starves.
 //!
 //! Invariants:
 //! - Within a lane places depart in the order of their sequence numbers.
-//! - [`Lanes::ahead`] is what then happens, if nobody else joins: the same arithmetic, without walking the line.
+//! - [`Lanes::ahead`] is what then happens, if nobody else joins and no appointment stands against it: the same arithmetic, without walking
+//!   the line.
 //! - A lane whose first place is still being written yields to the others.
 //! - `ready` holds each tenant whose front may go, by its pass, so that the next one is found in O(log tenants); `waiting` counts the
 //!   devices of all tenants. Both follow every change.
@@ -21,9 +23,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::TenantName;
-use crate::lane::{Errand, Joined, Sequence, Waiting};
+use crate::lane::{Departure, Errand, Joined, Lane, Sequence, Waiting};
 use crate::time::Mono;
 
+mod appointments;
 mod arrivals;
 mod drains;
 mod tenant;
@@ -31,6 +34,7 @@ mod tenant;
 mod tests;
 mod walk;
 
+use appointments::Appointments;
 pub use drains::Drain;
 use tenant::TenantLanes;
 pub use walk::Walk;
@@ -116,6 +120,10 @@ pub struct Lanes {
     tenants: Vec<TenantLanes>,
     /// Per tier, the tenants whose front may go: pass and number.
     ready: [BTreeSet<(u64, usize)>; 2],
+    /// The tenants whose ordinary front may go and has an appointment, by that.
+    due: BTreeSet<(Departure, usize)>,
+    /// Those of all ordinary devices.
+    appointments: Appointments,
     /// Devices that wait, per tier.
     waiting: [usize; 2],
     /// The pass of the last departure, per tier.
@@ -130,14 +138,20 @@ impl Lanes {
     pub fn new(fairness: Fairness) -> Self {
         let credit = URGENT_BURST * u64::from(100 - fairness.urgent_share_percent.min(99));
         let (numbers, tenants, ready) = (BTreeMap::new(), Vec::new(), <[BTreeSet<_>; 2]>::default());
-        Self { fairness, numbers, tenants, ready, waiting: [0; 2], present: [0; 2], credit }
+        let (due, appointments) = (BTreeSet::new(), Appointments::default());
+        Self { fairness, numbers, tenants, ready, due, appointments, waiting: [0; 2], present: [0; 2], credit }
     }
 
-    /// Changes the rules from now on. Places are untouched.
+    /// Changes the rules from now on. Places are untouched; appointments end if tenants share by other rules than those they were
+    /// given by.
     pub fn configure(&mut self, fairness: Fairness) {
+        let as_before = (fairness.shared, &fairness.weights) == (self.fairness.shared, &self.fairness.weights);
         self.fairness = fairness;
         for lanes in &mut self.tenants {
             lanes.stride = stride(&self.fairness, &lanes.name);
+        }
+        if !as_before {
+            self.forget_appointments();
         }
         self.credit = self.credit.min(URGENT_BURST * self.urgent_cost());
     }
@@ -146,6 +160,15 @@ impl Lanes {
     #[must_use]
     pub const fn is_shared(&self) -> bool {
         self.fairness.shared
+    }
+
+    fn forget_appointments(&mut self) {
+        self.appointments.clear();
+        self.due.clear();
+        for lanes in &mut self.tenants {
+            lanes.due_at = None;
+            lanes.lanes.iter_mut().for_each(Lane::forget_appointments);
+        }
     }
 
     fn urgent_gain(&self) -> u64 {
@@ -204,7 +227,12 @@ impl Lanes {
         let lane = &mut lanes.lanes[place.class as usize];
         let before = lane.len();
         lane.insert(place.sequence, waiting);
-        self.waiting[tier as usize] += lane.len() - before;
+        if lane.len() > before {
+            self.waiting[tier as usize] += 1;
+            if let Some(departure) = lane.appointment(place.sequence) {
+                self.appointments.give(departure);
+            }
+        }
         self.list(number, tier);
     }
 
@@ -226,7 +254,12 @@ impl Lanes {
     /// Takes a place out that does not depart.
     pub fn remove(&mut self, tenant: &TenantName, place: Place) -> Option<Waiting> {
         let number = *self.numbers.get(tenant)?;
-        let waiting = self.tenants[number].lanes[place.class as usize].remove(place.sequence)?;
+        let lane = &mut self.tenants[number].lanes[place.class as usize];
+        let appointment = lane.appointment(place.sequence);
+        let waiting = lane.remove(place.sequence)?;
+        if let Some(departure) = appointment {
+            self.appointments.end(departure);
+        }
         self.waiting[place.class.tier() as usize] -= 1;
         self.list(number, place.class.tier());
         Some(waiting)
@@ -235,13 +268,59 @@ impl Lanes {
     /// Lists the tenant as ready under its present pass if its front may go, and as nothing else.
     fn list(&mut self, number: usize, tier: Tier) {
         let lanes = &mut self.tenants[number];
-        let ready_at = lanes.front(tier, self.fairness.handicap).map(|_| lanes.pass[tier as usize]);
+        let front = lanes.front(tier, self.fairness.handicap).map(|(_, front)| front);
+        let ready_at = front.map(|_| lanes.pass[tier as usize]);
+        if tier == Tier::Ordinary {
+            let due_at = front.and_then(|front| front.appointment);
+            let listed_at = std::mem::replace(&mut lanes.due_at, due_at);
+            if listed_at != due_at {
+                listed_at.map(|due| self.due.remove(&(due, number)));
+                due_at.map(|due| self.due.insert((due, number)));
+            }
+        }
         let listed_at = std::mem::replace(&mut lanes.ready_at[tier as usize], ready_at);
         if listed_at != ready_at {
             let ready = &mut self.ready[tier as usize];
             listed_at.map(|pass| ready.remove(&(pass, number)));
             ready_at.map(|pass| ready.insert((pass, number)));
         }
+    }
+
+    /// The device at `place` has an appointment from now on: it goes after so many others at the latest, as far as there is
+    /// [room](Self::first_free). Expedited devices need none.
+    pub fn appoint(&mut self, tenant: &TenantName, place: Place, after: usize) {
+        let Some(&number) = self.numbers.get(tenant) else { return };
+        if place.class == Class::Expedited || !self.fairness.shared {
+            return;
+        }
+        let departure = self.departure(after);
+        let lane = &mut self.tenants[number].lanes[place.class as usize];
+        if let Some(departure) = lane.appointment(place.sequence) {
+            self.appointments.end(departure);
+        }
+        lane.appoint(place.sequence, departure);
+        if let Some(departure) = lane.appointment(place.sequence) {
+            self.appointments.give(departure);
+        }
+        self.list(number, Tier::Ordinary);
+    }
+
+    /// After how many others the device at `place` goes at the latest, if it has an appointment.
+    #[must_use]
+    pub fn appointment(&self, tenant: &TenantName, place: Place) -> Option<usize> {
+        let departure = self.of(tenant)?.lane(place.class).appointment(place.sequence)?;
+        Some(departure.saturating_sub(self.appointments.next()) as usize)
+    }
+
+    /// After how many others one more device can go, `ahead` at least, so that all who have an appointment can keep it.
+    #[must_use]
+    pub fn first_free(&self, ahead: usize) -> usize {
+        (self.appointments.first_free(self.departure(ahead)) - self.appointments.next()) as usize
+    }
+
+    /// The departure after so many others.
+    fn departure(&self, after: usize) -> Departure {
+        self.appointments.next().saturating_add(Departure::try_from(after).unwrap_or(Departure::MAX))
     }
 
     /// Since when the device at `place` waits.
@@ -261,7 +340,10 @@ impl Lanes {
     }
 
     fn front_of(&self, tier: Tier) -> Option<Turn> {
-        let lanes = &self.tenants[self.ready[tier as usize].first()?.1];
+        let fair = &self.tenants[self.ready[tier as usize].first()?.1];
+        let in_time = || tier == Tier::Urgent || self.appointments.may_go(fair.due_at);
+        let earliest = self.due.first().filter(|_| !in_time());
+        let lanes = earliest.map_or(fair, |(_, number)| &self.tenants[*number]);
         let (class, front) = lanes.front(tier, self.fairness.handicap)?;
         let place = Place { class, sequence: front.sequence };
         Some(Turn { tenant: lanes.name.clone(), place, errand: front.errand })
@@ -272,9 +354,17 @@ impl Lanes {
         let tier = turn.place.class.tier();
         let number = *self.numbers.get(&turn.tenant)?;
         let lanes = &mut self.tenants[number];
-        let waiting = lanes.lanes[turn.place.class as usize].remove(turn.place.sequence)?;
+        let lane = &mut lanes.lanes[turn.place.class as usize];
+        let appointment = lane.appointment(turn.place.sequence);
+        let waiting = lane.remove(turn.place.sequence)?;
+        if let Some(departure) = appointment {
+            self.appointments.end(departure);
+        }
+        self.appointments.departs();
         let pass = &mut lanes.pass[tier as usize];
-        self.present[tier as usize] = self.present[tier as usize].max(*pass);
+        // Who goes before its turn, to keep an appointment, does not move the others on.
+        let fair = self.ready[tier as usize].first().map_or(*pass, |(fair, _)| *fair);
+        self.present[tier as usize] = self.present[tier as usize].max(fair);
         *pass += lanes.stride;
         self.waiting[tier as usize] -= 1;
         self.list(number, tier);

@@ -46,11 +46,14 @@ const JOINED_AT_START: Joined = 365 * 24 * 3600 * 10;
 const URGENT_RESERVE_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// In a line that tenants share, an appointment allows for devices of others that nobody has heard of yet: half of the wait, but no more
-/// than this or, if that is more, [`COMPANY_RESERVE_PART`] of the wait. Measured in docs/decisions/0010.
+/// than this and a burst at the even pace or, if that is more, [`COMPANY_RESERVE_PART`] of the wait. Measured in docs/decisions/0010.
 const COMPANY_RESERVE: Duration = Duration::from_secs(15);
 
 /// See [`COMPANY_RESERVE`].
 const COMPANY_RESERVE_PART: f64 = 0.02;
+
+/// Of what a device is told beyond its turn others may take this part; the rest is for departures that are a little later than forecast.
+const APPOINTMENT_MARGIN: f64 = 0.95;
 
 /// How long nobody goes after the store failed.
 const STORE_WAIT: Duration = Duration::from_secs(1);
@@ -784,13 +787,51 @@ impl Line {
             Some(until) => self.deferred.get(&(until, place)).map(|deferred| deferred.waiting.joined),
             None => self.lanes.joined(tenant, place),
         }?;
-        let rank = self.lanes.ahead(tenant, place, joined);
+        let rank = self.rank(tenant, place, joined);
         let permit = self.permit_forecast(rank as u64, now);
         let reserve = u32::try_from(self.lanes.reserve(place.class, rank)).unwrap_or(u32::MAX);
         let reserve = (self.pace.interval() * reserve).min(URGENT_RESERVE_TIME_MAX);
         let permit = permit.after(reserve).max(deferred_until.unwrap_or_default());
         let permit = permit.after(self.company_allowance(tenant, place, joined, permit.since(now), now));
+        let kept = self.lanes.appointment(tenant, place).map(|after| (after, self.permit_forecast(after as u64, now)));
+        let (rank, permit) = kept.map_or((rank, permit), |(after, by)| (rank.min(after), permit.min(by)));
         Some(Forecast { position: rank + 1, appointment: permit.after(typical) })
+    }
+
+    /// How many devices go before the one at `place`, which joined at `joined`, if nobody else joins: those whose turn is before, or whose
+    /// appointment.
+    fn rank(&self, tenant: &TenantName, place: Place, joined: Joined) -> usize {
+        let ahead = self.lanes.ahead(tenant, place, joined);
+        if place.class == Class::Expedited { ahead } else { self.lanes.first_free(ahead) }
+    }
+
+    /// What the device at `place` is told at `now`. In a line that tenants share that is an appointment: whoever joins later, the device
+    /// goes in time. `None` if this line does not know it.
+    pub fn appoint(&mut self, tenant: &TenantName, place: Place, now: Mono) -> Option<Forecast> {
+        let forecast = self.forecast(tenant, place, now)?;
+        if self.lanes.is_shared() && self.lanes.joined(tenant, place).is_some() {
+            let after = self.departures_before(&forecast, now);
+            if self.lanes.appointment(tenant, place).is_none_or(|earlier| after < earlier) {
+                self.lanes.appoint(tenant, place, after);
+            }
+        }
+        Some(forecast)
+    }
+
+    /// How many others can go first so that a device surely is in time for what it was told.
+    fn departures_before(&self, forecast: &Forecast, now: Mono) -> usize {
+        let rank = forecast.position.saturating_sub(1);
+        let least = self.permit_forecast(rank as u64, now).since(now);
+        let wait = forecast.appointment.since(now).saturating_sub(self.registration_time.value());
+        let goes_by = now.after(least + wait.saturating_sub(least).mul_f64(APPOINTMENT_MARGIN));
+        // No more than at the full pace.
+        let most = wait.as_nanos() / self.pace.interval().as_nanos().max(1);
+        let (mut in_time, mut late) = (rank, rank.saturating_add(usize::try_from(most).unwrap_or(0)) + 1);
+        while in_time + 1 < late {
+            let middle = in_time.midpoint(late);
+            if self.permit_forecast(middle as u64, now) <= goes_by { in_time = middle } else { late = middle }
+        }
+        in_time
     }
 
     /// How much later than after `wait` a device may go because of devices of other tenants that have not joined yet and whose turn comes
@@ -809,7 +850,9 @@ impl Line {
         let expected = self.lanes.expected_ahead(tenant, place, joined, now, wait);
         let expected = self.pace.interval().saturating_mul(u32::try_from(expected).unwrap_or(u32::MAX));
         let wait = wait.saturating_add(expected);
-        expected + (wait / 2).min(COMPANY_RESERVE.max(wait.mul_f64(COMPANY_RESERVE_PART)))
+        // After a burst the line rests until the quota's window has moved on.
+        let rest = self.pace.interval() * self.burst.saturating_sub(1);
+        expected + (wait / 2).min((COMPANY_RESERVE + rest).max(wait.mul_f64(COMPANY_RESERVE_PART)))
     }
 
     fn permit_forecast(&self, rank: u64, now: Mono) -> Mono {

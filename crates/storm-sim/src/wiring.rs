@@ -83,7 +83,7 @@ impl SimulatedLine {
 
     /// The `Retry-After` that the device at `place` is told, in seconds; `None` if the line does not know it.
     pub(crate) fn told_seconds(&mut self, tenant: u16, place: Stand, now: Mono, entropy: &mut Entropy) -> Option<u64> {
-        let forecast = self.line.forecast(&self.tenants[usize::from(tenant)], place, now)?;
+        let forecast = self.line.appoint(&self.tenants[usize::from(tenant)], place, now)?;
         let wait = forecast.appointment.since(now);
         Some(retry::told_seconds(wait, line_settings().jitter_max, |most| entropy.up_to(most)))
     }

@@ -48,13 +48,15 @@ fn obedient_devices_ask_twice() {
     assert!(report.requests_per_device() <= 2.05, "{}", report.requests_per_device());
 }
 
+fn sized(sizes: &[u32]) -> Vec<Tenant> {
+    let name = |number: usize| char::from(b'a' + u8::try_from(number).expect("few")).to_string();
+    sizes.iter().enumerate().map(|(number, &devices)| tenant(&name(number), devices)).collect()
+}
+
 /// Devices of several tenants in one line, which take their shares of it from each other: whoever was told a moment is not put back
 /// beyond it.
 #[test]
 fn devices_of_several_tenants_ask_twice_too() {
-    let sized = |sizes: &[u32]| -> Vec<Tenant> {
-        sizes.iter().zip(["a", "b", "c"]).map(|(&devices, name)| tenant(name, devices)).collect()
-    };
     let weighted = |sizes: &[u32], weight| {
         let mut tenants = sized(sizes);
         tenants[1].weight = weight;
@@ -87,6 +89,38 @@ fn devices_of_several_tenants_ask_twice_too() {
             let fair = 2 * MINUTE * small_devices / 1000;
             assert!(report.tenants[1].finished_after < fair + MINUTE / 2, "{:?}", report.tenants);
         }
+    }
+}
+
+/// Nobody knows how many of another tenant are yet to come; what was told is kept all the same, and nothing of the quota is lost.
+#[test]
+fn tenants_may_come_back_as_slowly_and_as_late_as_they_like() {
+    let booting = |sizes: &[u32], boot| {
+        let mut tenants = sized(sizes);
+        tenants.iter_mut().for_each(|tenant| tenant.boot = boot);
+        tenants
+    };
+    let late = |devices, after| {
+        let mut tenants = sized(&[15_000, devices]);
+        tenants[1].begins_after = after;
+        tenants
+    };
+    let mut in_turn = sized(&[2_000; 10]);
+    (0..).zip(&mut in_turn).for_each(|(number, tenant)| tenant.begins_after = number * MINUTE);
+    for (what, tenants, longest) in [
+        ("within 10 s", booting(&[15_000, 5_000], BootCurve::Within(MINUTE / 6)), 1.55),
+        ("within 5 min", booting(&[15_000, 5_000], BootCurve::Within(5 * MINUTE)), 1.06),
+        ("within 5 min, ten", booting(&[2_000; 10], BootCurve::Within(5 * MINUTE)), 1.12),
+        ("a ramp of 10 min", booting(&[19_000, 1_000], BootCurve::Ramp(10 * MINUTE)), 1.04),
+        ("a tail of 5 min", booting(&[15_000, 5_000], BootCurve::Tail(5 * MINUTE)), 1.01),
+        ("5,000 after 1 min", late(5_000, MINUTE), 1.03),
+        ("5,000 after 10 min", late(5_000, 10 * MINUTE), 1.03),
+        ("ten, a minute apart", in_turn, 1.03),
+    ] {
+        let report = storm(tenants, 1);
+        assert!(report.requests_per_device() <= 2.05, "{what}: {}", report.requests_per_device());
+        assert!(report.finish_to_ideal() <= longest, "{what}: {}", report.finish_to_ideal());
+        assert_eq!((report.registrations, report.throttled), (report.devices, 0), "{what}");
     }
 }
 

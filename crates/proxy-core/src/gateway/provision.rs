@@ -331,7 +331,7 @@ impl Gateway {
     fn quote(&self, tenant: &TenantName, pending: &Pending, jitter_max: Duration, now: Now) -> Queued {
         let forecast = self
             .dispatcher(&pending.instance)
-            .and_then(|dispatcher| dispatcher.line.lock().forecast(tenant, pending.place, now.mono));
+            .and_then(|dispatcher| dispatcher.line.lock().appoint(tenant, pending.place, now.mono));
         // Between two steps of its registration a place is in neither set for a moment.
         let (position, appointment) = forecast
             .map_or((0, now.mono.after(Duration::from_secs(2))), |forecast| (forecast.position, forecast.appointment));

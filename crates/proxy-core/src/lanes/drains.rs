@@ -5,7 +5,7 @@
 //! [`Lanes::ahead`] by less than one device of each other tenant, which a forecast for people does not show.
 
 use super::tenant::TenantLanes;
-use super::{Lanes, Tier};
+use super::{Class, Lanes, Tier};
 use crate::ids::TenantName;
 
 /// How many devices go before half and before the last of a tenant's devices have gone.
@@ -40,12 +40,23 @@ impl Lanes {
         let drain = |(tenant, &number): (&TenantName, &usize)| {
             let tiers = [(Tier::Urgent, urgent[number]), (Tier::Ordinary, ordinary[number])];
             let here = tiers.into_iter().filter(|(tier, _)| self.tenants[number].waiting(*tier) > 0);
+            let here = here.map(|(tier, ends)| (tier, self.as_appointed(number, tier).unwrap_or(ends)));
             let ends = here.map(|(tier, ends)| ends.map(|in_tier| self.with_other_tier(tier, in_tier)));
             let [half, all] = ends.reduce(|one, other| [one[0].max(other[0]), one[1].max(other[1])])?;
             let waiting = [Tier::Urgent, Tier::Ordinary].map(|tier| self.tenants[number].waiting(tier)).iter().sum();
             Some(Drain { tenant: tenant.clone(), waiting, half, all })
         };
         self.numbers.iter().filter_map(drain).collect()
+    }
+
+    /// The same for a tenant whose devices have appointments: whoever has an earlier one goes first. It holds where the calendar is full,
+    /// and else differs by what appointments allow for.
+    fn as_appointed(&self, number: usize, tier: Tier) -> Option<[usize; 2]> {
+        let lanes = &self.tenants[number];
+        let lane = lanes.lane(Class::First);
+        let last = lane.len().checked_sub(1).filter(|_| tier == Tier::Ordinary && lane.len() == lanes.waiting(tier))?;
+        let before = |rank| Some(self.appointments.by(lane.appointment_at(rank)?).saturating_sub(1));
+        Some([before(last / 2)?, before(last)?])
     }
 
     /// By number of the tenant: departures of this tier before half of its devices have gone, and before the last one.

@@ -3,7 +3,7 @@
 use super::arrivals::Arrivals;
 use super::{Class, Place, Tier};
 use crate::ids::TenantName;
-use crate::lane::{Front, Joined, Lane};
+use crate::lane::{Departure, Front, Joined, Lane};
 
 #[derive(Debug)]
 pub(super) struct TenantLanes {
@@ -14,6 +14,8 @@ pub(super) struct TenantLanes {
     pub(super) pass: [u64; 2],
     /// By tier, the pass with which it is listed as ready.
     pub(super) ready_at: [Option<u64>; 2],
+    /// The appointment of its ordinary front, as it is listed.
+    pub(super) due_at: Option<Departure>,
     /// How fast its devices join.
     pub(super) arrivals: Arrivals,
 }
@@ -21,7 +23,7 @@ pub(super) struct TenantLanes {
 impl TenantLanes {
     pub(super) fn new(name: TenantName, stride: u64) -> Self {
         let (lanes, arrivals) = (<[Lane; 4]>::default(), Arrivals::default());
-        Self { name, stride, lanes, pass: [0; 2], ready_at: [None; 2], arrivals }
+        Self { name, stride, lanes, pass: [0; 2], ready_at: [None; 2], due_at: None, arrivals }
     }
 
     pub(super) fn lane(&self, class: Class) -> &Lane {

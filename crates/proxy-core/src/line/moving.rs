@@ -22,7 +22,7 @@ impl Line {
     #[must_use]
     pub fn forecast_returning(&self, tenant: &TenantName, place: Place, ago: Duration, now: Mono) -> Mono {
         let joined = self.joined(now, ago);
-        let permit = self.permit_forecast(self.lanes.ahead(tenant, place, joined) as u64, now);
+        let permit = self.permit_forecast(self.rank(tenant, place, joined) as u64, now);
         let allowance = self.company_allowance(tenant, place, joined, permit.since(now), now);
         permit.after(allowance + self.registration_time.value())
     }
