@@ -86,7 +86,11 @@ async fn read(
 ) -> Result<Bytes, Problem> {
     let mut body = Body::new(request, payload, bytes_max as u64, "body_max_bytes of this listener")?;
     let reading = async {
-        let mut whole = BytesMut::new();
+        // Mostly all of it comes at once, and is not copied then.
+        let first = body.next().await?.unwrap_or_default();
+        let Some(second) = body.next().await? else { return Ok(first) };
+        let mut whole = BytesMut::from(first);
+        whole.extend_from_slice(&second);
         while let Some(bytes) = body.next().await? {
             whole.extend_from_slice(&bytes);
         }

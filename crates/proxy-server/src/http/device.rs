@@ -7,8 +7,9 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use proxy_core::attestation::{HandedCredential, Presented};
 use proxy_core::gateway::about;
 use proxy_core::gateway::provision::{Answered, Assigned, ProvisionError, Question, Queued};
-use proxy_core::ids::RegistrationId;
+use proxy_core::ids::{DeviceId, HubName, RegistrationId};
 use proxy_core::time::WallTime;
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::connection::Exchange;
@@ -123,36 +124,55 @@ fn respond(answered: &Answered, wait: Duration, waited: Duration) -> HttpRespons
         response.insert_header((HeaderName::from_static("preference-applied"), format!("wait={}", wait.as_secs())));
     }
     match answered {
-        Answered::Assigned(assigned) => response.json(assigned_body(assigned)),
+        Answered::Assigned(assigned) => response.json(AssignedBody::of(assigned)),
         Answered::Queued(queued) => {
-            let Queued { retry_after_seconds, appointment, position } = queued;
-            response.insert_header((RETRY_AFTER, *retry_after_seconds));
-            response.json(json!({
-                "status": "queued", "retryAfter": retry_after_seconds, "appointment": appointment, "position": position,
-            }))
+            let &Queued { retry_after_seconds: retry_after, appointment, position } = queued;
+            response.insert_header((RETRY_AFTER, retry_after));
+            response.json(QueuedBody { appointment, position, retry_after, status: "queued" })
         }
     }
 }
 
-fn assigned_body(assigned: &Assigned) -> Value {
-    let mut body = json!({
-        "status": "assigned",
-        "registrationId": assigned.registration_id,
-        "deviceId": assigned.device_id,
-        "assignedHub": assigned.hub,
-        "assignedAt": assigned.assigned_at,
-    });
-    let optional = [
-        ("substatus", assigned.substatus.as_ref().map(|substatus| json!(substatus))),
-        ("payload", assigned.payload.clone()),
-        ("credential", assigned.credential.as_ref().map(credential_body)),
-    ];
-    for (name, value) in optional {
-        if let Some(value) = value {
-            body[name] = value;
+/// An assignment, as a device reads it.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct AssignedBody<'a> {
+    assigned_at: WallTime,
+    assigned_hub: &'a HubName,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    credential: Option<Value>,
+    device_id: &'a DeviceId,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    payload: Option<&'a Value>,
+    registration_id: &'a RegistrationId,
+    status: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    substatus: Option<&'a str>,
+}
+
+impl<'a> AssignedBody<'a> {
+    fn of(assigned: &'a Assigned) -> Self {
+        Self {
+            assigned_at: assigned.assigned_at,
+            assigned_hub: &assigned.hub,
+            credential: assigned.credential.as_ref().map(credential_body),
+            device_id: &assigned.device_id,
+            payload: assigned.payload.as_ref(),
+            registration_id: &assigned.registration_id,
+            status: "assigned",
+            substatus: assigned.substatus.as_deref(),
         }
     }
-    body
+}
+
+/// A place, as a device reads it.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct QueuedBody {
+    appointment: WallTime,
+    position: usize,
+    retry_after: u64,
+    status: &'static str,
 }
 
 fn credential_body(credential: &HandedCredential) -> Value {

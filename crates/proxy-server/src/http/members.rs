@@ -17,6 +17,9 @@ use crate::config::did_you_mean;
 /// Longest name of a member that a message repeats.
 const NAME_CHARS_MAX: usize = 40;
 
+/// As many names are compared with each other; among more, they are looked up.
+const FEW_MEMBERS: usize = 8;
+
 /// The members of one object.
 #[derive(Debug)]
 pub struct Members {
@@ -59,11 +62,11 @@ impl Members {
             Parsed::Object(members) => members,
             Parsed::Other(kind) => return Err(format!("must be a JSON object {{…}}, but is {kind}")),
         };
-        let mut names = HashSet::with_capacity(members.len());
-        if let Some((name, _)) = members.iter().find(|(name, _)| !names.insert(name)) {
+        if let Some(name) = doubled(&members) {
             return Err(format!("has the member {} twice; say it once", quoted(name)));
         }
-        Ok(Self { members, asked: RefCell::default() })
+        let asked = RefCell::new(Vec::with_capacity(FEW_MEMBERS));
+        Ok(Self { members, asked })
     }
 
     fn get(&self, name: &'static str) -> Option<&Value> {
@@ -153,6 +156,18 @@ impl Members {
             }
         }
     }
+}
+
+/// The name of a member that stands there twice.
+fn doubled(members: &[(String, Value)]) -> Option<&str> {
+    if members.len() <= FEW_MEMBERS {
+        let mut names = members.iter().map(|(name, _)| name.as_str()).enumerate();
+        return names
+            .find(|(at, name)| members[..*at].iter().any(|(earlier, _)| earlier == name))
+            .map(|(_, name)| name);
+    }
+    let mut names = HashSet::with_capacity(members.len());
+    members.iter().map(|(name, _)| name.as_str()).find(|name| !names.insert(*name))
 }
 
 fn quoted(name: &str) -> String {

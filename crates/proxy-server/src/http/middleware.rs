@@ -58,7 +58,7 @@ pub async fn observe(
     next: Next<BoxBody>,
 ) -> Result<ServiceResponse<Answer>, Error> {
     let answering = connection::begin(&mut request);
-    let id: Arc<str> = uuid::Uuid::now_v7().to_string().into();
+    let id = request_id();
     // Handlers and the gateway fill in which device and which instance it is about, for every line of this request. The span is of
     // the highest level, so that no filter takes it from a line that is written.
     let span = tracing::error_span!("request", request_id = %id, plane = plane.as_str(), registration_id = Empty, instance = Empty, operation_id = Empty);
@@ -95,6 +95,11 @@ pub async fn observe(
 /// Whether header names leave in their usual spelling: libraries on devices look for `Retry-After` and `Content-Length` exactly so.
 pub(super) fn spells_names(plane: Plane) -> bool {
     plane == Plane::Device
+}
+
+fn request_id() -> Arc<str> {
+    let mut text = uuid::Uuid::encode_buffer();
+    Arc::from(&*uuid::Uuid::now_v7().hyphenated().encode_lower(&mut text))
 }
 
 /// The route that a path belongs to, for labels. actix could tell it too, but only by matching every expression again.

@@ -23,14 +23,20 @@ const LISTS: [&str; 4] = ["instances", "problems", "restart_needed", "warnings"]
 /// Fields of each line that are written first, and so cannot be anything else.
 const HEAD: [&str; 3] = ["timestamp", "level", "message"];
 
-/// Gathers fields, by name.
-struct Fields<'m>(&'m mut Map<String, Value>);
+/// Gathers fields, by name, in the order in which they came. They are few: finding one by looking at all is cheapest, and every request
+/// pays for it.
+struct Fields<'m>(&'m mut Vec<(&'static str, Value)>);
 
 impl Fields<'_> {
     fn put(&mut self, field: &Field, value: Value) {
         // What came from the `log` facade says where in its source it was written; nobody asked.
-        if !field.name().starts_with("log.") {
-            self.0.insert(field.name().trim_start_matches("r#").to_owned(), value);
+        if field.name().starts_with("log.") {
+            return;
+        }
+        let name = field.name().trim_start_matches("r#");
+        match self.0.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, earlier)) => *earlier = value,
+            None => self.0.push((name, value)),
         }
     }
 }
@@ -69,7 +75,7 @@ impl Visit for Fields<'_> {
 }
 
 /// What a span has recorded so far.
-struct Recorded(Map<String, Value>);
+struct Recorded(Vec<(&'static str, Value)>);
 
 /// Keeps the fields of every span, for the lines written in it.
 pub(super) struct SpanFields;
@@ -77,7 +83,8 @@ pub(super) struct SpanFields;
 impl<S: Subscriber + for<'s> LookupSpan<'s>> Layer<S> for SpanFields {
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
         let Some(span) = context.span(id) else { return };
-        let mut fields = Map::new();
+        // Some are left empty at first.
+        let mut fields = Vec::with_capacity(attributes.fields().len());
         attributes.record(&mut Fields(&mut fields));
         span.extensions_mut().insert(Recorded(fields));
     }
@@ -112,12 +119,17 @@ where
 {
     fn format_event(&self, context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
         let mut fields = Map::new();
+        let mut add = |more: &[(&str, Value)]| {
+            fields.extend(more.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
+        };
         for span in context.event_scope().into_iter().flat_map(|scope| scope.from_root()) {
             if let Some(Recorded(recorded)) = span.extensions().get() {
-                fields.extend(recorded.clone());
+                add(recorded);
             }
         }
-        event.record(&mut Fields(&mut fields));
+        let mut own = Vec::new();
+        event.record(&mut Fields(&mut own));
+        add(&own);
         let message = fields.remove("message").unwrap_or_else(|| "".into());
         fields.retain(|name, _| !HEAD.contains(&name.as_str()));
         let (time, level) = (jiff::Timestamp::now(), *event.metadata().level());
