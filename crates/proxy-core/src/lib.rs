@@ -26,6 +26,7 @@ pub mod secret;
 pub mod settings;
 pub mod store;
 pub mod supervise;
+mod text;
 pub mod time;
 pub mod typical;
 pub mod upstream;

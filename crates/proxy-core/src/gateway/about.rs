@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use tracing::field::{Empty, display};
+use tracing::field::Empty;
 use tracing::{Span, error_span};
 
 use crate::ids::{InstanceName, OperationId, RegistrationId};
@@ -42,7 +42,7 @@ pub(super) fn cause(record: &Record) {
 
 /// The lines that follow are about a device at this instance.
 pub(super) fn instance(instance: &InstanceName) {
-    Span::current().record("instance", display(instance));
+    Span::current().record("instance", instance.as_str());
 }
 
 /// The lines that follow are about a device that is where its record says.
@@ -58,7 +58,7 @@ pub(super) fn whereabouts(record: &Record) {
 
 /// The lines that follow are about this operation of DPS.
 pub(super) fn operation(operation_id: &OperationId) {
-    Span::current().record("operation_id", display(operation_id));
+    Span::current().record("operation_id", operation_id.as_str());
 }
 
 /// The lines that follow are about this answer of DPS.

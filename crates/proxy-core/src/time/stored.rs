@@ -116,8 +116,7 @@ impl Serialize for StoredMoment {
 
 impl<'de> Deserialize<'de> for StoredMoment {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
-        parse(&text).ok_or_else(|| serde::de::Error::custom("expected an RFC 3339 time"))
+        crate::text::read(deserializer, "an RFC 3339 time", |text| parse(text).ok_or("expected an RFC 3339 time"))
     }
 }
 

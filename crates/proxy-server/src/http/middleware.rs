@@ -61,7 +61,14 @@ pub async fn observe(
     let id = request_id();
     // Handlers and the gateway fill in which device and which instance it is about, for every line of this request. The span is of
     // the highest level, so that no filter takes it from a line that is written.
-    let span = tracing::error_span!("request", request_id = %id, plane = plane.as_str(), registration_id = Empty, instance = Empty, operation_id = Empty);
+    let span = tracing::error_span!(
+        "request",
+        request_id = &*id,
+        plane = plane.as_str(),
+        registration_id = Empty,
+        instance = Empty,
+        operation_id = Empty
+    );
     let header_value = HeaderValue::from_str(&id).ok();
     about::with_request_id(id, async move {
         let began = Instant::now();
