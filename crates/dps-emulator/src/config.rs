@@ -4,13 +4,25 @@
 //! every open question is a switch.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
+use crate::config_error::ConfigError;
 use crate::faults::Fault;
-use crate::tls::TestCa;
+use crate::tls::Tls;
+
+mod enrollments;
+mod hubs;
+mod limits;
+mod switches;
+
+pub use enrollments::{GroupConfig, IndividualConfig, ReprovisionPolicy};
+pub use hubs::HubConfig;
+pub use limits::{PollLimit, Quota, QuotaShape};
+pub use switches::{ConcurrentRegistration, DeriveFrom, StaySubstatus};
+
+pub(crate) use enrollments::check_payload;
+pub(crate) use hubs::check_hubs;
+pub(crate) use limits::check_quota;
 
 /// ID scope used when none is given; it has the documented form but belongs to nobody.
 pub const DEFAULT_ID_SCOPE: &str = "0ne00EMULATE";
@@ -113,260 +125,6 @@ impl Default for Config {
             workers: 1,
         }
     }
-}
-
-/// How the device listener is secured. TLS 1.2 and 1.3 are both offered: the Python SDK speaks only 1.2.
-#[derive(Debug, Clone, Default)]
-pub enum Tls {
-    /// Plain HTTP. No SDK can use it; it is for tests and debugging.
-    Off,
-    /// A certificate authority made at start-up, with a certificate for localhost, 127.0.0.1, `::1` and
-    /// `global.azure-devices-provisioning.net`.
-    #[default]
-    Generated,
-    /// A certificate chain and its key, both PEM.
-    Files {
-        /// Certificate chain, leaf first.
-        cert: PathBuf,
-        /// Private key.
-        key: PathBuf,
-    },
-    /// A certificate issued by this authority, so that several emulators can share one.
-    Issued(TestCa),
-}
-
-/// A symmetric-key enrollment group.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct GroupConfig {
-    /// The `enrollmentGroupId`.
-    pub name: String,
-    /// Primary group key: base64 of 16 to 64 bytes.
-    #[serde(rename = "key")]
-    pub key_base64: String,
-    /// Secondary group key.
-    #[serde(rename = "secondary-key", default)]
-    pub secondary_key_base64: Option<String>,
-    /// The one hub of a static allocation; hashed over the linked hubs if absent.
-    #[serde(default)]
-    pub hub: Option<String>,
-    /// What happens when a later allocation names another hub.
-    #[serde(default)]
-    pub reprovision: ReprovisionPolicy,
-    /// What a custom allocation policy returns for the device, as it is: an object. The hub is still chosen as above.
-    #[serde(default)]
-    pub payload: Option<serde_json::Value>,
-    /// A disabled enrollment answers 401, as the service does.
-    #[serde(default)]
-    pub disabled: bool,
-}
-
-impl GroupConfig {
-    /// A group with hashed allocation and the default reprovisioning policy.
-    #[must_use]
-    pub fn new(name: impl Into<String>, key_base64: impl Into<String>) -> Self {
-        Self { name: name.into(), key_base64: key_base64.into(), ..Self::default() }
-    }
-}
-
-/// A symmetric-key individual enrollment; its key is used as it is, without derivation.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct IndividualConfig {
-    /// Registration ID.
-    #[serde(rename = "id")]
-    pub registration_id: String,
-    /// Primary key: base64 of 16 to 64 bytes.
-    #[serde(rename = "key")]
-    pub key_base64: String,
-    /// Secondary key.
-    #[serde(rename = "secondary-key", default)]
-    pub secondary_key_base64: Option<String>,
-    /// Device ID at the hub; the registration ID if absent.
-    #[serde(rename = "device-id", default)]
-    pub device_id: Option<String>,
-    /// The one hub of a static allocation; hashed over the linked hubs if absent.
-    #[serde(default)]
-    pub hub: Option<String>,
-    /// What happens when a later allocation names another hub.
-    #[serde(default)]
-    pub reprovision: ReprovisionPolicy,
-    /// What a custom allocation policy returns for the device, as it is: an object. The hub is still chosen as above.
-    #[serde(default)]
-    pub payload: Option<serde_json::Value>,
-    /// A disabled enrollment answers 401, as the service does.
-    #[serde(default)]
-    pub disabled: bool,
-}
-
-impl IndividualConfig {
-    /// An individual enrollment with hashed allocation and the default reprovisioning policy.
-    #[must_use]
-    pub fn new(registration_id: impl Into<String>, key_base64: impl Into<String>) -> Self {
-        Self { registration_id: registration_id.into(), key_base64: key_base64.into(), ..Self::default() }
-    }
-}
-
-/// A linked hub.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct HubConfig {
-    /// Host name.
-    pub name: String,
-    /// `allocationWeight`, 1 to 1000; 1 if the service is told nothing.
-    #[serde(default = "one")]
-    pub weight: u32,
-}
-
-fn one() -> u32 {
-    1
-}
-
-impl HubConfig {
-    /// A hub of weight 1.
-    #[must_use]
-    pub fn new(name: impl Into<String>) -> Self {
-        Self { name: name.into(), weight: 1 }
-    }
-}
-
-/// How many registrations an instance takes in a window.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Quota {
-    /// Registrations.
-    pub count: u32,
-    /// Window.
-    pub window: Duration,
-    /// How the window moves.
-    pub shape: QuotaShape,
-}
-
-impl Default for Quota {
-    fn default() -> Self {
-        Self { count: 1000, window: Duration::from_mins(1), shape: QuotaShape::Sliding }
-    }
-}
-
-/// How a quota's window moves. The service does not document it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum QuotaShape {
-    /// The window ends at each call.
-    #[default]
-    Sliding,
-    /// Windows follow each other, the first begins when the emulator starts.
-    Fixed,
-    /// A bucket that refills evenly.
-    Bucket,
-}
-
-/// How many polls one device may send in a sliding window.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PollLimit {
-    /// Polls.
-    pub count: u32,
-    /// Window.
-    pub window: Duration,
-}
-
-impl Default for PollLimit {
-    fn default() -> Self {
-        Self { count: 5, window: Duration::from_secs(10) }
-    }
-}
-
-/// What happens when a device registers again and allocation names another hub.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ReprovisionPolicy {
-    /// The device moves and its twin with it: `deviceDataMigrated`. The service's default.
-    #[default]
-    Migrate,
-    /// The device moves and starts with the initial twin: `deviceDataReset`.
-    Reset,
-    /// The device stays on its first hub.
-    Never,
-}
-
-/// What a second registration of a device gets while the first one runs.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ConcurrentRegistration {
-    /// An operation of its own.
-    #[default]
-    NewOperation,
-    /// HTTP 409 with error code 409203.
-    Conflict,
-}
-
-/// Substatus of a repeated registration that stays on its hub.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum StaySubstatus {
-    /// `initialAssignment`
-    #[default]
-    InitialAssignment,
-    /// `reprovisionedToInitialAssignment`
-    Reprovisioned,
-}
-
-/// Which spelling of a registration ID a group key is derived with.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum DeriveFrom {
-    /// The lower-case form.
-    #[default]
-    Lower,
-    /// The spelling in the request's path.
-    AsGiven,
-}
-
-/// Why a configuration was refused.
-#[derive(Debug, thiserror::Error, Clone, PartialEq, Eq)]
-#[error("{0}")]
-pub struct ConfigError(pub(crate) String);
-
-impl ConfigError {
-    pub(crate) fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
-    }
-}
-
-pub(crate) fn check_hubs(hubs: &[HubConfig]) -> Result<(), ConfigError> {
-    for (index, hub) in hubs.iter().enumerate() {
-        let ok = !hub.name.is_empty()
-            && hub.name.len() <= 253
-            && hub.name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.');
-        if !ok {
-            return Err(ConfigError::new(format!("`{}` is not a host name", hub.name)));
-        }
-        if !(1..=1000).contains(&hub.weight) {
-            return Err(ConfigError::new(format!("weight {} of {} is not within 1 to 1000", hub.weight, hub.name)));
-        }
-        if hubs[..index].iter().any(|other| other.name.eq_ignore_ascii_case(&hub.name)) {
-            return Err(ConfigError::new(format!("hub {} is named twice", hub.name)));
-        }
-    }
-    if hubs.len() > 50 {
-        return Err(ConfigError::new("an instance links at most 50 hubs"));
-    }
-    Ok(())
-}
-
-pub(crate) fn check_payload(of: &str, payload: Option<&serde_json::Value>) -> Result<(), ConfigError> {
-    match payload {
-        Some(payload) if !payload.is_object() => {
-            Err(ConfigError::new(format!("the payload of `{of}` is not an object")))
-        }
-        Some(_) | None => Ok(()),
-    }
-}
-
-pub(crate) fn check_quota(quota: Quota) -> Result<(), ConfigError> {
-    if quota.count == 0 || quota.window.is_zero() || quota.window > Duration::from_hours(24) {
-        return Err(ConfigError::new("a quota is at least 1 in a window of more than nothing and at most a day"));
-    }
-    Ok(())
 }
 
 impl Config {

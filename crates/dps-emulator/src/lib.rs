@@ -16,15 +16,18 @@
 //!
 //! Nothing here was verified against live Azure.
 
+mod allocation;
+mod call_kind;
 mod config;
-mod control;
+mod config_error;
 mod device_api;
 mod enrollment;
 mod faults;
-mod http;
 mod journal;
+mod now;
 mod operation;
 mod sas;
+mod seeded;
 mod server;
 mod throttle;
 mod tls;
@@ -32,15 +35,18 @@ mod wire;
 
 pub mod cli;
 
+pub use call_kind::CallKind;
 pub use config::{
-    ConcurrentRegistration, Config, ConfigError, DEFAULT_ID_SCOPE, DeriveFrom, GroupConfig, HubConfig,
-    IndividualConfig, PollLimit, Quota, QuotaShape, ReprovisionPolicy, StaySubstatus, Tls,
+    ConcurrentRegistration, Config, DEFAULT_ID_SCOPE, DeriveFrom, GroupConfig, HubConfig, IndividualConfig, PollLimit,
+    Quota, QuotaShape, ReprovisionPolicy, StaySubstatus,
 };
-pub use device_api::{Answer, Dps, Now, Reply, Request};
+pub use config_error::ConfigError;
+pub use device_api::{Answer, Dps, Reply, Request};
 pub use faults::{ActiveFault, Fault, FaultAction, FaultFile, FaultId, FaultSpec, IdMatch, Occurrence};
-pub use journal::{Answered, CallKind, JournalEntry, RefusedCall, Stats};
+pub use journal::{Answered, JournalEntry, RefusedCall, Stats};
+pub use now::Now;
 pub use operation::Registration;
 pub use sas::{derive_device_key, device_token, sign};
 pub use server::{Emulator, StartError};
-pub use tls::{DEFAULT_NAMES, Leaf, TestCa, TlsError, install_crypto};
+pub use tls::{DEFAULT_NAMES, Leaf, TestCa, Tls, TlsError, install_crypto};
 pub use wire::{MESSAGE_BYTES_MAX, Status, Substatus, timestamp};

@@ -7,12 +7,21 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::sync::Arc;
 
-use crate::config::{Config, ReprovisionPolicy, StaySubstatus};
-use crate::device_api::Now;
-use crate::enrollment::{Hubs, Terms};
-use crate::faults::mix;
+use crate::allocation::Hubs;
+use crate::config::{Config, StaySubstatus};
+use crate::enrollment::Terms;
 use crate::journal::Stats;
-use crate::wire::{RegistrationResult, Status, Substatus, SymmetricKeyResult, timestamp};
+use crate::now::Now;
+use crate::seeded::{guid, mix};
+use crate::wire::Status;
+
+mod ending;
+mod outcome;
+mod registration;
+
+pub use registration::Registration;
+
+use outcome::Outcome;
 
 /// How an operation is going to end.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,54 +32,6 @@ pub(crate) enum Plan {
     Hub(Arc<str>),
     Disabled,
     Unassigned,
-}
-
-/// A finished registration.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Outcome {
-    pub(crate) status: Status,
-    substatus: Option<Substatus>,
-    hub: Option<Arc<str>>,
-    device_id: Arc<str>,
-    group: Option<Arc<str>>,
-    error: Option<(u32, Arc<str>)>,
-    /// From a custom allocation policy.
-    payload: Option<Arc<serde_json::Value>>,
-    created_ms: u64,
-    updated_ms: u64,
-    etag: u64,
-}
-
-impl Outcome {
-    pub(crate) fn result<'a>(&'a self, registration_id: &'a str) -> RegistrationResult<'a> {
-        let assigned = self.status == Status::Assigned;
-        RegistrationResult {
-            symmetric_key: self
-                .group
-                .as_deref()
-                .filter(|_| assigned)
-                .map(|group| SymmetricKeyResult { enrollment_group_id: group }),
-            registration_id,
-            created_date_time_utc: Some(timestamp(self.created_ms)),
-            assigned_hub: self.hub.as_deref().filter(|_| assigned),
-            // The embedded C parser wants both of assignedHub and deviceId, or neither.
-            device_id: assigned.then_some(&*self.device_id),
-            status: self.status,
-            substatus: self.substatus,
-            error_code: self.error.as_ref().map(|(code, _)| *code),
-            error_message: self.error.as_ref().map(|(_, message)| &**message),
-            payload: self.payload.as_deref().filter(|_| assigned),
-            last_updated_date_time_utc: Some(timestamp(self.updated_ms)),
-            etag: Some(etag(self.etag)),
-        }
-    }
-}
-
-/// Base64 of a quoted hexadecimal text, as in published captures.
-fn etag(value: u64) -> String {
-    use base64::Engine as _;
-    let quoted = format!("\"{:08x}-0000-0000-0000-{:012x}\"", value >> 32, value & 0xFFFF_FFFF_FFFF);
-    base64::engine::general_purpose::STANDARD.encode(quoted)
 }
 
 #[derive(Debug)]
@@ -92,34 +53,6 @@ struct Device {
     created_ms: u64,
     hub: Option<Arc<str>>,
     last: Option<Arc<Outcome>>,
-}
-
-/// What is known of a registration, for tests and the control interface.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Registration {
-    /// In lower case.
-    pub registration_id: String,
-    /// Status of the last finished registration; `assigning` if none has finished.
-    pub status: Status,
-    /// Substatus, if assigned.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub substatus: Option<Substatus>,
-    /// Device ID at the hub.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub device_id: Option<String>,
-    /// Hub on which the device is now, also after a later failure.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub assigned_hub: Option<String>,
-    /// Register calls that were accepted.
-    pub registers: u32,
-    /// Operations that run now.
-    pub running: u32,
-    /// First registration, Unix milliseconds.
-    pub created_unix_ms: u64,
-    /// Last finished registration, Unix milliseconds.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub updated_unix_ms: Option<u64>,
 }
 
 /// What a poll sees.
@@ -248,76 +181,6 @@ impl Registry {
         }
     }
 
-    fn end(&mut self, key: u64, ended_ms: u64, hubs: &Hubs, stats: &mut Stats) {
-        let Some(operation) = self.operations.get_mut(&key) else { return };
-        let device = self.devices.entry(Arc::clone(&operation.device)).or_default();
-        let running = if operation.told { &mut device.running_told } else { &mut device.running_untold };
-        *running = running.saturating_sub(1);
-        if device.created_ms == 0 {
-            device.created_ms = ended_ms;
-        }
-        let terms = &operation.terms;
-        let allocated = match &operation.plan {
-            Plan::Hub(host) => Ok(Arc::clone(host)),
-            Plan::Allocate => match (terms.reprovision, &device.hub) {
-                (ReprovisionPolicy::Never, Some(first)) => Ok(Arc::clone(first)),
-                _ => terms
-                    .hub
-                    .clone()
-                    .or_else(|| hubs.hashed(&operation.device))
-                    .ok_or((Status::Failed, Some((400_208, Arc::from("No IoT hub could be selected"))))),
-            },
-            // The service's answer to an operation that never ends is not documented.
-            Plan::GiveUp => Err((Status::Failed, Some((500_001, Arc::from("The operation timed out"))))),
-            Plan::Fail { error_code, message } => Err((Status::Failed, Some((*error_code, Arc::clone(message))))),
-            Plan::Disabled => Err((Status::Disabled, None)),
-            Plan::Unassigned => Err((Status::Unassigned, None)),
-        };
-        self.etags += 1;
-        let mut outcome = Outcome {
-            status: Status::Assigned,
-            substatus: None,
-            hub: None,
-            device_id: terms.device_id.clone().unwrap_or_else(|| Arc::clone(&operation.device)),
-            group: terms.group.clone(),
-            error: None,
-            payload: terms.payload.clone(),
-            created_ms: device.created_ms,
-            updated_ms: ended_ms,
-            etag: mix(self.seed ^ self.etags),
-        };
-        match allocated {
-            Ok(hub) => {
-                stats.operations_assigned += 1;
-                outcome.substatus = Some(match &device.hub {
-                    None => Substatus::InitialAssignment,
-                    Some(old) if *old == hub => match self.stay {
-                        StaySubstatus::InitialAssignment => Substatus::InitialAssignment,
-                        StaySubstatus::Reprovisioned => Substatus::ReprovisionedToInitialAssignment,
-                    },
-                    Some(_) if terms.reprovision == ReprovisionPolicy::Reset => Substatus::DeviceDataReset,
-                    Some(_) => Substatus::DeviceDataMigrated,
-                });
-                if device.hub.as_ref() != Some(&hub) {
-                    *self.per_hub.entry(Arc::clone(&hub)).or_default() += 1;
-                    if let Some(old) = device.hub.replace(Arc::clone(&hub)) {
-                        stats.moved += 1;
-                        release(&mut self.per_hub, &old);
-                    }
-                }
-                outcome.hub = Some(hub);
-            }
-            Err((status, error)) => {
-                stats.operations_not_assigned += 1;
-                outcome.status = status;
-                outcome.error = error;
-            }
-        }
-        let outcome = Arc::new(outcome);
-        device.last = Some(Arc::clone(&outcome));
-        operation.outcome = Some(outcome);
-    }
-
     /// Finds an operation of a device; the number is when it was created, in Unix seconds.
     pub(crate) fn poll(&self, registration_id: &str, operation_id: &str) -> Option<(Polled, u64)> {
         let key = operation_id.strip_prefix("5.")?.get(..16)?;
@@ -379,17 +242,4 @@ fn release(per_hub: &mut std::collections::BTreeMap<Arc<str>, u64>, hub: &Arc<st
             per_hub.remove(hub);
         }
     }
-}
-
-/// Looks like a version-4 GUID, and is always the same for the same input.
-pub(crate) fn guid(seed: u64, number: u64) -> String {
-    let (high, low) = (mix(seed ^ number.rotate_left(17)), mix(seed.rotate_left(32) ^ number));
-    format!(
-        "{:08x}-{:04x}-4{:03x}-{:04x}-{:012x}",
-        high >> 32,
-        (high >> 16) & 0xFFFF,
-        high & 0xFFF,
-        0x8000 | ((low >> 48) & 0x3FFF),
-        low & 0xFFFF_FFFF_FFFF
-    )
 }

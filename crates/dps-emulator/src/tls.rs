@@ -1,7 +1,7 @@
-//! Certificates for tests: an authority that lives as long as the process, and the rustls set-up of the device listener.
+//! How the device listener is secured: certificates for tests from an authority that lives as long as the process, and the rustls set-up.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rcgen::{
@@ -11,11 +11,29 @@ use rcgen::{
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
-use crate::config::{Config, Tls};
-
 /// Names every generated certificate carries. The last one is the service's global device endpoint, for clients whose host
 /// name is fixed and which are led here by a hosts file.
 pub const DEFAULT_NAMES: [&str; 4] = ["localhost", "127.0.0.1", "::1", "global.azure-devices-provisioning.net"];
+
+/// How the device listener is secured. TLS 1.2 and 1.3 are both offered: the Python SDK speaks only 1.2.
+#[derive(Debug, Clone, Default)]
+pub enum Tls {
+    /// Plain HTTP. No SDK can use it; it is for tests and debugging.
+    Off,
+    /// A certificate authority made at start-up, with a certificate for localhost, 127.0.0.1, `::1` and
+    /// `global.azure-devices-provisioning.net`.
+    #[default]
+    Generated,
+    /// A certificate chain and its key, both PEM.
+    Files {
+        /// Certificate chain, leaf first.
+        cert: PathBuf,
+        /// Private key.
+        key: PathBuf,
+    },
+    /// A certificate issued by this authority, so that several emulators can share one.
+    Issued(TestCa),
+}
 
 /// Why a certificate could not be made or read.
 #[derive(Debug, thiserror::Error)]
@@ -107,16 +125,16 @@ pub(crate) struct Prepared {
     pub(crate) ca_pem: Option<String>,
 }
 
-pub(crate) fn prepare(config: &Config) -> Result<Prepared, TlsError> {
+pub(crate) fn prepare(tls: &Tls, further_names: &[String]) -> Result<Prepared, TlsError> {
     let issued = |ca: &TestCa| {
-        let names = DEFAULT_NAMES.iter().map(|name| (*name).to_owned()).chain(config.tls_names.iter().cloned());
+        let names = DEFAULT_NAMES.iter().map(|name| (*name).to_owned()).chain(further_names.iter().cloned());
         let leaf = ca.issue(names)?;
         Ok(Prepared {
             server: Some(server_config(leaf.chain_pem.as_bytes(), leaf.key_pem.as_bytes())?),
             ca_pem: Some(ca.ca_pem()),
         })
     };
-    match &config.tls {
+    match tls {
         Tls::Off => Ok(Prepared { server: None, ca_pem: None }),
         Tls::Generated => issued(&TestCa::generate()?),
         Tls::Issued(ca) => issued(ca),

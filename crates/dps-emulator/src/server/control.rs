@@ -11,9 +11,11 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::config::{ConfigError, GroupConfig, HubConfig, IndividualConfig, Quota, QuotaShape};
-use crate::faults::{Fault, FaultId, FaultSpec};
-use crate::server::Shared;
+use super::shared::Shared;
+use crate::config::{GroupConfig, HubConfig, IndividualConfig, Quota, QuotaShape};
+use crate::config_error::ConfigError;
+use crate::device_api::Dps;
+use crate::faults::{ActiveFault, Fault, FaultId, FaultSpec};
 
 /// The most journal entries one answer holds.
 const PAGE_MAX: usize = 10_000;
@@ -71,7 +73,7 @@ async fn healthz() -> HttpResponse {
 }
 
 async fn stats(shared: web::Data<Shared>) -> HttpResponse {
-    HttpResponse::Ok().json(shared.with(crate::Dps::stats))
+    HttpResponse::Ok().json(shared.with(Dps::stats))
 }
 
 async fn reset_stats(shared: web::Data<Shared>) -> HttpResponse {
@@ -174,7 +176,7 @@ struct FaultView {
 }
 
 async fn faults(shared: web::Data<Shared>) -> HttpResponse {
-    let view = |active: &crate::ActiveFault| FaultView {
+    let view = |active: &ActiveFault| FaultView {
         id: active.id,
         matched: active.matched,
         acted: active.acted,

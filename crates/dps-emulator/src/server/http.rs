@@ -17,9 +17,9 @@ use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
 use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt as _, stream};
 
+use super::shared::Shared;
 use crate::device_api::{Answer, Request};
 use crate::journal::RefusedCall;
-use crate::server::Shared;
 use crate::wire::MESSAGE_BYTES_MAX;
 
 /// A second handle to a connection's socket, and whether the connection has carried a call.
