@@ -13,7 +13,7 @@
 //! in pages), `places` (lines follow records; another class), `outside` (no place), `relief` (instances that fail),
 //! `dispatch` (one task per instance), `clock` (what time it is),
 //! `register` (one registration, from departure to its end), `restore` (what an earlier process left), `tasks` (what runs, and what is
-//! done when a task dies), `about` (what log lines carry).
+//! done when a task dies; `task_names`: what they are called), `about` (what log lines carry).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -55,6 +55,7 @@ pub mod provision;
 mod register;
 mod relief;
 pub mod restore;
+mod task_names;
 mod tasks;
 mod why;
 
@@ -266,7 +267,7 @@ impl Gateway {
         step: impl Future<Output = Result<T, CommitError>> + Send + 'static,
     ) -> Result<T, CommitError> {
         let (supervisor, step) = (Arc::clone(&self.supervisor), step.in_current_span());
-        let step = async move { supervisor.watch(Task::new(tasks::COMMIT), step).await };
+        let step = async move { supervisor.watch(Task::new(task_names::COMMIT), step).await };
         match self.tasks.spawn_on(step, &self.runtime).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(Died)) => Err(CommitError::Failed("the task that was to write died".to_owned())),

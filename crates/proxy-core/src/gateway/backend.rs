@@ -7,7 +7,7 @@ use futures_util::StreamExt as _;
 use serde::Serialize;
 
 use super::provision::{Joining, ProvisionError};
-use super::tasks::HUB_INVALIDATION;
+use super::task_names::HUB_INVALIDATION;
 use super::{ChangeError, Gateway, StoreError};
 use crate::feed::{EventId, Next, Start};
 use crate::ids::{DeviceId, HubName, InstanceName, RegistrationId, TenantName};

@@ -15,8 +15,8 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::Gateway;
-use super::dispatch::{Dispatcher, count};
-use super::tasks::NOTES;
+use super::dispatch::{Asking, Dispatcher, count};
+use super::task_names::NOTES;
 use crate::dps_clock::DpsClock;
 use crate::time::{Mono, Now, WallLead, WallTime};
 use crate::upstream::NoAnswer;
@@ -36,17 +36,6 @@ const UNANSWERED_MAX: u32 = 3;
 
 /// The question for the time was throttled, so nothing is signed yet.
 const THROTTLED: NoAnswer = NoAnswer::Withheld("DPS throttled the question for its time");
-
-/// How asking an instance for its time goes.
-#[derive(Debug, Default)]
-pub(super) struct Asking {
-    /// When it last failed, and how, if it did.
-    last_failure: Option<(Mono, NoAnswer)>,
-    /// Answers in a row that came from somebody before DPS, or without a date.
-    unanswered: u32,
-    /// It was throttled: not before this moment again.
-    not_before: Mono,
-}
 
 /// What DPS's clocks say together.
 #[derive(Debug, Default)]

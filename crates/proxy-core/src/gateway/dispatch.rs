@@ -7,8 +7,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::Gateway;
-use super::clock::Asking;
-use super::tasks::NOTES;
+use super::task_names::NOTES;
 use crate::dps_clock::DpsClock;
 use crate::ids::InstanceName;
 use crate::ledger::{SlotId, SlotRecord};
@@ -16,8 +15,8 @@ use crate::line::{Holding, Line, LineStatus, Next};
 use crate::settings::{Instance, Settings};
 use crate::store::{Expect, Key, Table, Write};
 use crate::time::Mono;
-use crate::upstream::Upstream;
 use crate::upstream::evidence::Blame;
+use crate::upstream::{NoAnswer, Upstream};
 
 /// How often things happened at one instance since the process started.
 #[derive(Debug, Default)]
@@ -86,6 +85,17 @@ impl Connections {
     fn new(max: usize) -> Self {
         Self { max, free: Arc::new(Semaphore::new(max.min(Semaphore::MAX_PERMITS))) }
     }
+}
+
+/// How asking an instance for its time goes.
+#[derive(Debug, Default)]
+pub(super) struct Asking {
+    /// When it last failed, and how, if it did.
+    pub(super) last_failure: Option<(Mono, NoAnswer)>,
+    /// Answers in a row that came from somebody before DPS, or without a date.
+    pub(super) unanswered: u32,
+    /// It was throttled: not before this moment again.
+    pub(super) not_before: Mono,
 }
 
 /// Everything that belongs to one instance.

@@ -19,7 +19,7 @@ use serde::Serialize;
 
 use super::Gateway;
 use super::backend::AssignmentView;
-use super::tasks::LIST;
+use super::task_names::LIST;
 use crate::feed::{EventId, Start};
 use crate::ids::{DeviceId, EnrollmentName, HubName, InstanceName, RegistrationId, TenantName};
 use crate::record::{AssignmentState, Record, Stage};

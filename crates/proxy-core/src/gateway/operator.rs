@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::dispatch::Counts;
 use super::provision::{Joining, ProvisionError};
-use super::tasks::IMPORT;
+use super::task_names::IMPORT;
 use super::why::Why;
 use super::{CAS_ATTEMPTS_MAX, ChangeError, Gateway, StoreError, about};
 use crate::breaker::BreakerState;

@@ -17,7 +17,7 @@ use super::heard::{self, Heard};
 use super::left::{Left, LeftInLine, LeftWith};
 use super::provision::suspect_not_before;
 use super::relief::Away;
-use super::tasks::{FEED_PRUNING, RELIEF, STORE_WATCH};
+use super::task_names::{FEED_PRUNING, RELIEF, STORE_WATCH};
 use super::{Fixed, Gateway, NotApplicable, StoreError};
 use crate::dps_clock::DpsClock;
 use crate::entropy::Entropy;

@@ -13,6 +13,7 @@ use std::time::Duration;
 use tracing::Instrument as _;
 
 use super::dispatch::{Connection, Dispatcher};
+use super::task_names::{CLOCK, DISPATCHER, POLL, REGISTRATION};
 use super::{Gateway, about};
 use crate::ids::{OperationId, RegistrationId};
 use crate::lane::Errand;
@@ -21,32 +22,6 @@ use crate::ledger::SlotId;
 use crate::line::Departure;
 use crate::record::Stage;
 use crate::supervise::{Deaths, Died, Supervisor, Task};
-
-/// Serves the line of one instance.
-const DISPATCHER: &str = "dispatcher";
-/// Carries one registration out.
-const REGISTRATION: &str = "registration";
-/// Polls a registration that an earlier process began.
-const POLL: &str = "poll";
-/// A write that goes on whatever becomes of its request.
-pub(super) const COMMIT: &str = "commit";
-/// Keeps what DPS let us know for the next process.
-pub(super) const NOTES: &str = "notes";
-/// Books devices on other instances while theirs fails.
-pub(super) const RELIEF: &str = "relief";
-/// Keeps an instance's clock known.
-const CLOCK: &str = "clock";
-/// Keeps the change feed within its retention.
-pub(super) const FEED_PRUNING: &str = "feed-pruning";
-
-/// Reads a page of all devices.
-pub(super) const LIST: &str = "list";
-/// Marks all assignments to a hub.
-pub(super) const HUB_INVALIDATION: &str = "hub-invalidation";
-/// Puts lines of an allow-list into the store.
-pub(super) const IMPORT: &str = "import";
-/// Notices what becomes of the store.
-pub(super) const STORE_WATCH: &str = "store-watch";
 
 /// Before a device goes again whose registration died.
 const AFTER_DEATH: Duration = Duration::from_secs(60);

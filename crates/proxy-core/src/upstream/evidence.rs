@@ -9,7 +9,7 @@
 
 use serde::Serialize;
 
-use super::verdict::Call;
+use super::verdict::{Call, knows_no_lookups};
 use super::{CallResult, DpsError, NoAnswer, Progress, Said, Status};
 
 /// Who is to blame for a call that failed, if the device is not.
@@ -97,12 +97,6 @@ fn of_error(call: Call, error: &DpsError) -> Evidence {
         (403 | 405 | 415, Some(_)) => Evidence::Against(Blame::Ourselves),
         (_, Some(_)) => Evidence::Works,
     }
-}
-
-/// Whether the answer shows that this DPS has no status lookups: a resource that is not there, said by a server without a word.
-#[must_use]
-pub fn knows_no_lookups(call: Call, error: &DpsError) -> bool {
-    call == Call::Lookup && error.http_status == 404 && error.error_code.is_none() && error.body_is_empty
 }
 
 /// A failure in words for logs and timelines.

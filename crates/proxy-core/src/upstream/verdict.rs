@@ -6,7 +6,6 @@
 
 use std::time::Duration;
 
-use super::evidence::knows_no_lookups;
 use super::{Answer, DpsError, Progress, RegistrationState, Said, Status};
 use crate::ids::OperationId;
 
@@ -141,6 +140,12 @@ pub fn tracking_id(answer: &Answer) -> Option<&str> {
 #[must_use]
 pub fn trace(tracking_id: Option<&str>) -> String {
     tracking_id.map(|id| format!(", tracking ID {id}")).unwrap_or_default()
+}
+
+/// Whether the answer shows that this DPS has no status lookups: a resource that is not there, said by a server without a word.
+#[must_use]
+pub fn knows_no_lookups(call: Call, error: &DpsError) -> bool {
+    call == Call::Lookup && error.http_status == 404 && error.error_code.is_none() && error.body_is_empty
 }
 
 fn judge_progress(call: Call, progress: &Progress, tracking_id: Option<&str>) -> Verdict {

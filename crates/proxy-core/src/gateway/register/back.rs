@@ -7,7 +7,7 @@ use super::durable::set_stage;
 use super::{Settled, Trip};
 use crate::gateway::Gateway;
 use crate::gateway::dispatch::count;
-use crate::gateway::tasks::NOTES;
+use crate::gateway::task_names::NOTES;
 use crate::lane::Errand;
 use crate::record::{Pending, Record, Stage};
 use crate::retry;
