@@ -21,8 +21,16 @@ use crate::world::{Running, World};
 /// How long a device's token is good for.
 const TOKEN_SECONDS: i64 = 3600;
 
+/// Begins the lives of all devices, and of the strangers.
+pub(crate) fn begin(world: &Arc<World>) {
+    for device in 0..world.scenario.devices.len() {
+        tokio::spawn(live(Arc::clone(world), device));
+    }
+    tokio::spawn(strangers(Arc::clone(world)));
+}
+
 /// A device's life, from its first question until it has its hub and no more questions.
-pub(crate) async fn live(world: Arc<World>, device: usize) {
+async fn live(world: Arc<World>, device: usize) {
     let plan = world.scenario.devices[device].clone();
     let mut dice = Dice::new(world.scenario.seed, "device", device as u64);
     let mut comebacks = plan.comebacks;
@@ -102,7 +110,7 @@ fn token(world: &World, group_key: &SymmetricKey, tenant: usize, hardware_id: &s
 }
 
 /// Those whom nobody has enrolled: wrong keys, other devices' names, no proof at all.
-pub(crate) async fn strangers(world: Arc<World>) {
+async fn strangers(world: Arc<World>) {
     let mut dice = Dice::new(world.scenario.seed, "strangers", 0);
     let wrong_key = SymmetricKey::from_digest([9; 32]);
     for number in 0..world.scenario.strangers {

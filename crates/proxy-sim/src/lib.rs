@@ -21,6 +21,7 @@ mod clock;
 mod dice;
 mod disk;
 mod fleet;
+mod invariant;
 mod judge;
 mod log;
 mod mutant;
@@ -30,7 +31,8 @@ mod settings;
 mod storm;
 mod world;
 
-pub use judge::{Invariant, Violation};
+pub use invariant::Invariant;
+pub use judge::Violation;
 pub use mutant::Mutant;
 pub use storm::{Storm, StormReport};
 
@@ -174,7 +176,7 @@ fn run_scenario(scenario: Scenario, mutant: Option<Mutant>) -> Report {
     let runtime = runtime.expect("a runtime without I/O needs nothing of the machine");
     let world = runtime.block_on(async {
         let world = Arc::new(World::new(scenario.clone(), mutant));
-        Box::pin(world.run()).await;
+        Box::pin(world.run(fleet::begin)).await;
         world
     });
     let log = world.log.take();

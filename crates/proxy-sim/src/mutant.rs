@@ -2,7 +2,7 @@
 
 use clap::ValueEnum;
 
-use crate::judge::Invariant;
+use crate::invariant::Invariant;
 
 /// What is broken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -20,7 +20,6 @@ use proxy_core::store::{Store as _, Table};
 use crate::clock::SimClock;
 use crate::dice::Dice;
 use crate::disk::Disk;
-use crate::fleet;
 use crate::log::{Event, Kept, Log};
 use crate::mutant::Mutant;
 use crate::network::{Network, Process, Site};
@@ -116,17 +115,14 @@ impl World {
         RegistrationId::parse(&self.scenario.devices[device].hardware_id).expect("it is made here")
     }
 
-    /// Runs from the first start to the end.
-    pub(crate) async fn run(self: &Arc<Self>) {
+    /// Runs from the first start to the end. `begin_fleet` is called once, when a process serves.
+    pub(crate) async fn run(self: &Arc<Self>, begin_fleet: impl FnOnce(&Arc<Self>)) {
         let syncing = (!self.scenario.sync_every.is_zero()).then(|| tokio::spawn(Arc::clone(self).sync()));
         self.start().await;
         for (name, quota) in self.state.lock().quotas.clone() {
             self.log.add(Event::Quota { instance: name, quota });
         }
-        for device in 0..self.scenario.devices.len() {
-            tokio::spawn(fleet::live(Arc::clone(self), device));
-        }
-        tokio::spawn(fleet::strangers(Arc::clone(self)));
+        begin_fleet(self);
         let watching = tokio::spawn(Arc::clone(self).watch());
         for (at, occasion) in self.scenario.occasions.clone() {
             tokio::time::sleep_until(self.clock.at(at)).await;

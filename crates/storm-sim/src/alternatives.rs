@@ -13,7 +13,8 @@ use proxy_core::placement::NoRoom;
 use crate::fleet::{BootCurve, Fleet, Newcomer, Tenant};
 use crate::inventory::Inventory;
 use crate::judge::Report;
-use crate::storm::{DpsModel, Manner, Retry, Scenario, run_newcomers};
+use crate::scenario::{DpsModel, Manner, Retry, Scenario};
+use crate::storm::run_newcomers;
 
 /// Requests of the most talkative contender that are simulated at most, roughly.
 const REQUESTS_MAX: u64 = 70_000_000;

@@ -9,17 +9,10 @@ use proxy_core::time::Mono;
 
 use crate::fleet::INSTANCES_MAX;
 use crate::judge::Report;
-use crate::storm::{Scenario, Watcher, run_watched};
+use crate::scenario::Scenario;
+use crate::storm::run_watched;
+use crate::watcher::{Trial, Watcher};
 use crate::wiring;
-
-/// One simulated attempt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Trial {
-    /// With so many instances …
-    pub instances: u16,
-    /// … the last device was told its hub after this time.
-    pub finished_after: Duration,
-}
 
 /// The answer.
 #[derive(Debug, Clone, PartialEq)]

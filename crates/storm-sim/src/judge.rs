@@ -9,7 +9,7 @@ use proxy_core::time::Mono;
 
 use crate::bucket::Bucket;
 use crate::dps::Counts;
-use crate::storm::Scenario;
+use crate::scenario::Scenario;
 use crate::wiring;
 
 /// What a storm cost.

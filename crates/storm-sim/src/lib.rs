@@ -18,11 +18,15 @@ mod dps;
 mod fleet;
 mod inventory;
 mod judge;
+mod scenario;
 mod storm;
+mod watcher;
 mod wiring;
 
 pub use alternatives::{Comparison, Contender, compare};
-pub use deadline::{Needed, OutOfReach, Trial, instances_needed};
+pub use deadline::{Needed, OutOfReach, instances_needed};
 pub use fleet::{BootCurve, CAPACITY, Fleet, FleetError, INSTANCES_MAX, Tenant};
 pub use judge::{Report, TenantReport};
-pub use storm::{DpsModel, Manner, Retry, Scenario, Watcher, run, run_watched};
+pub use scenario::{DpsModel, Manner, Retry, Scenario};
+pub use storm::{run, run_watched};
+pub use watcher::{Trial, Watcher};

@@ -20,7 +20,7 @@ use proxy_core::settings::{Instance, LineSettings, RegistrationSettings};
 use proxy_core::time::{BootId, Mono};
 
 use crate::fleet::{CAPACITY, Fleet};
-use crate::storm::Scenario;
+use crate::scenario::Scenario;
 
 /// The default of `registration.connections_max`.
 pub(crate) const CONNECTIONS_MAX: usize = 256;
