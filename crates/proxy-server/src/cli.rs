@@ -3,15 +3,23 @@
 //! Exit codes: 0 done; 1 it failed while it ran (a demo: a device was not assigned); 2 wrong usage or a configuration that
 //! cannot be used.
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::app::{Application, Source};
 use crate::config::{self, Loaded};
-use crate::{demo, plan, telemetry, tls};
+use crate::lifecycle::Application;
+use crate::state::Source;
+use crate::{telemetry, tls};
+
+pub mod demo;
+pub mod plan;
+mod signals;
+mod terminal;
+
+use signals::stop_signal;
+use terminal::{print, report};
 
 const AFTER_HELP: &str = "\
 Try it without Azure:   dps-proxy demo
@@ -156,42 +164,6 @@ fn announce(path: &Path, loaded: &Loaded) {
 fn failed(error: &anyhow::Error) -> ExitCode {
     report(&format!("dps-proxy: {error:#}"));
     ExitCode::FAILURE
-}
-
-/// Writes a line to standard output; a reader that has gone away is no fault.
-pub(crate) fn print(text: &str) {
-    let _closed_pipe = writeln!(std::io::stdout(), "{}", text.trim_end());
-}
-
-/// Writes a line to standard error.
-pub(crate) fn report(text: &str) {
-    let _closed_pipe = writeln!(std::io::stderr(), "{text}");
-}
-
-/// Ready on SIGTERM or SIGINT. Both are caught from the first poll on.
-pub(crate) async fn stop_signal() {
-    use tokio::signal::unix::SignalKind;
-    first_of(&[SignalKind::terminate(), SignalKind::interrupt()]).await;
-}
-
-/// Ready on SIGTERM, SIGINT or SIGHUP, which a terminal sends when it is closed. All are caught from the first poll on.
-pub(crate) async fn stop_or_hangup_signal() {
-    use tokio::signal::unix::SignalKind;
-    first_of(&[SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()]).await;
-}
-
-async fn first_of(kinds: &[tokio::signal::unix::SignalKind]) {
-    let caught: std::io::Result<Vec<_>> = kinds.iter().map(|kind| tokio::signal::unix::signal(*kind)).collect();
-    match caught {
-        Ok(mut signals) => {
-            let waits = signals.iter_mut().map(|signal| Box::pin(signal.recv()));
-            let _first = futures_util::future::select_all(waits).await;
-        }
-        Err(error) => {
-            tracing::error!(%error, "signals cannot be caught; only SIGKILL ends this process");
-            std::future::pending::<()>().await;
-        }
-    }
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ use proxy_core::settings::Settings;
 use rustls_pki_types::CertificateDer;
 
 mod enrollments;
+mod files;
 mod instances;
 mod listeners;
 mod problem;
@@ -29,11 +30,13 @@ mod secrets;
 mod tests;
 mod watch;
 
-pub use problem::{FilesRead, Problem, Problems};
+pub use files::FilesRead;
+pub use problem::{Problem, Problems};
 pub use watch::ConfigWatcher;
 
+pub(crate) use files::read_bounded;
 use reader::Document;
-pub(crate) use reader::{did_you_mean, parse_duration, read_bounded};
+pub(crate) use reader::{did_you_mean, parse_duration};
 
 /// A configuration that can be used.
 #[derive(Debug, Clone, PartialEq)]
@@ -274,7 +277,7 @@ pub fn load_for_service(
     served: ServedChains,
 ) -> Result<Loaded, Problems> {
     let mut files = FilesRead::default();
-    let read = reader::read_bounded(path);
+    let read = read_bounded(path);
     files.note(path, read.as_ref().ok().map(Vec::as_slice));
     let text = read
         .map_err(|error| format!("cannot be read: {error}"))

@@ -1,71 +1,15 @@
-//! The three HTTP planes: device, backend, operator. Each has its own listener, its own routes and its own kind of token.
+//! HTTP as every plane speaks it: requests on a connection, bodies within bounds, and what every request passes.
 //!
-//! Invariant: handlers extract, convert, call the gateway once, convert. What an error looks like outside is decided in
-//! [`problem`] alone.
+//! Invariant: what an error looks like outside is decided in [`problem`] alone.
 
-pub mod backend;
-pub mod bearer;
 pub mod body;
-pub mod changes;
 pub mod coding;
-pub mod connection;
-pub mod device;
-pub mod import;
-pub mod lists;
+pub mod exchange;
+mod head;
 pub mod members;
 pub mod middleware;
-pub mod operator;
 pub mod problem;
-pub mod scans;
+pub mod routes;
+pub mod serve;
 mod spelling;
-
-use actix_web::http::StatusCode;
-use actix_web::http::header::ALLOW;
-use actix_web::{HttpRequest, HttpResponse, Resource, Route, guard, web};
-use percent_encoding::percent_decode_str;
-
-use problem::Problem;
-
-/// A path parameter, percent-decoded once: routes match before `%2F` is decoded, so that it is part of an ID.
-///
-/// # Errors
-/// 400 if the path is not percent-encoded UTF-8.
-pub fn path_parameter(request: &HttpRequest, name: &str) -> Result<String, Problem> {
-    let invalid = || Problem::bad_request("invalid-path", format!("{name} in the path is not percent-encoded UTF-8"));
-    if !is_percent_encoded_utf8(request.uri().path()) {
-        return Err(invalid());
-    }
-    // actix has decoded everything but %25, %2B and %2F, and put U+FFFD in place of what is not UTF-8; the latter is excluded above.
-    let raw = request.match_info().get(name).unwrap_or_default();
-    percent_decode_str(raw).decode_utf8().map(std::borrow::Cow::into_owned).map_err(|_| invalid())
-}
-
-fn is_percent_encoded_utf8(path: &str) -> bool {
-    let is_escape =
-        |after: &str| after.as_bytes().get(..2).is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit));
-    path.split('%').skip(1).all(is_escape) && percent_decode_str(path).decode_utf8().is_ok()
-}
-
-/// A path of a plane, which answers 405 to other methods than `allowed` (as the `Allow` header writes them).
-fn resource(path: &str, allowed: &'static str) -> Resource {
-    web::resource(path)
-        .default_service(web::to(move |request: HttpRequest| std::future::ready(method_not_allowed(&request, allowed))))
-}
-
-/// A route for `GET`, and for `HEAD`, which is answered alike but without the body.
-fn get() -> Route {
-    web::route().guard(guard::Any(guard::Get()).or(guard::Head()))
-}
-
-fn method_not_allowed(request: &HttpRequest, allowed: &'static str) -> Result<HttpResponse, Problem> {
-    let detail = format!("{} is not a method of this path", request.method());
-    Err(Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", detail).header(ALLOW, allowed))
-}
-
-/// 404 for a path that a plane does not have.
-///
-/// # Errors
-/// Always.
-pub async fn no_such_path() -> Result<HttpResponse, Problem> {
-    Err(Problem::not_found("no-such-path", "this plane has no such path"))
-}
+mod turns;

@@ -24,7 +24,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::metrics::ConnectionMetrics;
+use crate::metrics::{ConnectionMetrics, DropReason};
 
 mod admission;
 mod connection;
@@ -71,52 +71,6 @@ pub struct Limits {
     pub unread_max_bytes: usize,
     /// The share of `connections_max` up to which one source is treated like any other, in percent.
     pub source_share_percent: usize,
-}
-
-/// Why a connection was closed that might have gone on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Reason {
-    /// Its TLS handshake failed.
-    HandshakeFailed,
-    /// Its TLS handshake took too long.
-    HandshakeTimeout,
-    /// A request took too long to arrive.
-    RequestTimeout,
-    /// Its peer did not read.
-    WriteTimeout,
-    /// It had waited for its peer longest when room was needed.
-    OldestIdle,
-    /// The same, among those of a source above its share.
-    SourceShare,
-    /// It was not done when the drain was over.
-    DrainTimeout,
-}
-
-impl Reason {
-    /// All of them.
-    pub const ALL: [Self; 7] = [
-        Self::HandshakeFailed,
-        Self::HandshakeTimeout,
-        Self::RequestTimeout,
-        Self::WriteTimeout,
-        Self::OldestIdle,
-        Self::SourceShare,
-        Self::DrainTimeout,
-    ];
-
-    /// Its name in metrics.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::HandshakeFailed => "handshake-failed",
-            Self::HandshakeTimeout => "handshake-timeout",
-            Self::RequestTimeout => "request-timeout",
-            Self::WriteTimeout => "write-timeout",
-            Self::OldestIdle => "oldest-idle",
-            Self::SourceShare => "source-share",
-            Self::DrainTimeout => "drain-timeout",
-        }
-    }
 }
 
 /// A listener that serves. Dropping it stops accepting, and its threads end; [`drain`](Self::drain) does so in good order.
@@ -188,7 +142,7 @@ impl Listener {
         }
         self.admission.order_all(Order::EndAtRest);
         if tokio::time::timeout_at(until, self.admission.emptied()).await.is_err() {
-            self.admission.order_all(Order::End(Reason::DrainTimeout));
+            self.admission.order_all(Order::End(DropReason::DrainTimeout));
             let _ended = tokio::time::timeout(END_PATIENCE, self.admission.emptied()).await;
         }
         let workers = std::mem::take(&mut self.workers);

@@ -24,35 +24,14 @@ use proxy_core::store::Health;
 use proxy_core::time::WallTime;
 use proxy_core::upstream::evidence::Blame;
 
+use crate::plane::Plane;
+
 mod connections;
 mod text;
 
-pub use connections::ConnectionMetrics;
 use connections::Connections;
+pub use connections::{ConnectionMetrics, DropReason};
 pub use text::TextFormat;
-
-/// Which listener a request came to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Plane {
-    /// Devices.
-    Device,
-    /// Backends.
-    Backend,
-    /// Operators.
-    Operator,
-}
-
-impl Plane {
-    /// Its name in logs and labels.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Device => "device",
-            Self::Backend => "backend",
-            Self::Operator => "operator",
-        }
-    }
-}
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {

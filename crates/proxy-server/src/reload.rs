@@ -4,8 +4,8 @@
 
 use std::sync::Arc;
 
-use crate::app::App;
 use crate::config;
+use crate::state::App;
 use crate::telemetry;
 use crate::tls::Renewal;
 

@@ -12,9 +12,9 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Registry, reload};
 
 use crate::config::{LogFormat, LogSettings};
-use crate::panics;
 
 mod lines;
+mod panics;
 
 use lines::{Lines, NoText, SpanFields};
 

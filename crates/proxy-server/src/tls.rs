@@ -13,10 +13,9 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::CertificateDer;
 
-use crate::certificate;
 use crate::config::{TlsFiles, read_bounded};
-use crate::metrics::Plane;
-use crate::pem;
+use crate::pki::{certificate, pem};
+use crate::plane::Plane;
 
 /// Installs the process-wide crypto provider; calling it again changes nothing.
 pub fn install_provider() {

@@ -3,10 +3,10 @@
 //! Invariant: no text here contains the content of a file that a `…_file` key refers to, nor the value of such a key (people
 //! do paste a secret where its file name belongs).
 
-use std::collections::BTreeMap;
 use std::fmt;
-use std::hash::{DefaultHasher, Hasher as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+
+use super::files::FilesRead;
 
 /// One thing to mend, or to know.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,39 +67,3 @@ impl fmt::Display for Problems {
 }
 
 impl std::error::Error for Problems {}
-
-/// The files that a configuration consists of, each with a fingerprint of the content that was read (`None`: unreadable).
-/// `Debug` shows the paths only.
-#[derive(Clone, PartialEq, Eq, Default)]
-pub struct FilesRead(BTreeMap<PathBuf, Option<u64>>);
-
-impl FilesRead {
-    /// Notes that `path` held `content`. A file that was seen before keeps its first fingerprint: if it has changed since,
-    /// the next look at it finds the difference.
-    pub(crate) fn note(&mut self, path: &Path, content: Option<&[u8]>) {
-        self.0.entry(path.to_owned()).or_insert_with(|| content.map(fingerprint));
-    }
-
-    /// The paths, in order.
-    pub fn paths(&self) -> impl Iterator<Item = &Path> {
-        self.0.keys().map(PathBuf::as_path)
-    }
-
-    /// The same files as they are now.
-    pub(crate) fn look_again(&self) -> Self {
-        let look = |path: &PathBuf| super::reader::read_bounded(path).ok().map(|bytes| fingerprint(&bytes));
-        Self(self.0.keys().map(|path| (path.clone(), look(path))).collect())
-    }
-}
-
-impl fmt::Debug for FilesRead {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.0.keys()).finish()
-    }
-}
-
-fn fingerprint(bytes: &[u8]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    hasher.write(bytes);
-    hasher.finish()
-}

@@ -8,7 +8,6 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,14 +16,12 @@ use rustls_pki_types::CertificateDer;
 use toml::{Table, Value};
 
 use super::ServedChains;
-use super::problem::{FilesRead, Problem};
+use super::files::{FilesRead, read_bounded};
+use super::problem::Problem;
 use crate::rows::BYTE_ORDER_MARK;
 
 /// Prefix of the environment variables that override keys.
 pub(crate) const ENV_PREFIX: &str = "DPS_PROXY__";
-
-/// Largest file that is read; a bound against a `…_file` key that points at a device or a disk image.
-const FILE_BYTES_MAX: u64 = 4 << 20;
 
 /// What is known of one key of the schema.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -643,23 +640,6 @@ pub(crate) enum Secrecy {
     Secret,
     /// Anybody may read it.
     Public,
-}
-
-/// Reads a file of bounded size.
-pub(crate) fn read_bounded(path: &Path) -> std::io::Result<Vec<u8>> {
-    // Before opening: to open a pipe waits until somebody writes to it.
-    let metadata = std::fs::metadata(path)?;
-    if metadata.is_dir() {
-        return Err(std::io::ErrorKind::IsADirectory.into());
-    }
-    if !metadata.is_file() {
-        return Err(std::io::Error::other("not a regular file"));
-    }
-    let file = std::fs::File::open(path)?;
-    let mut content = Vec::new();
-    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut content)?;
-    let fits = u64::try_from(content.len()).is_ok_and(|length| length <= FILE_BYTES_MAX);
-    if fits { Ok(content) } else { Err(std::io::ErrorKind::FileTooLarge.into()) }
 }
 
 #[cfg(unix)]

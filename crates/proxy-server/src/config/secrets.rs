@@ -5,8 +5,8 @@ use proxy_core::time::SystemClock;
 
 use super::TlsFiles;
 use super::reader::{Document, Secrecy, Section};
-use crate::certificate::{self, Finding};
-use crate::pem;
+use crate::pki::certificate::{self, Finding};
+use crate::pki::pem;
 
 /// Shortest token: 16 characters of base64 are 96 bits, which nobody guesses over a network.
 const TOKEN_CHARS: std::ops::RangeInclusive<usize> = 16..=512;

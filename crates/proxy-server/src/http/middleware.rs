@@ -14,12 +14,12 @@ use proxy_core::gateway::about;
 use tracing::Instrument as _;
 use tracing::field::Empty;
 
-use super::connection::{self, Answer, Answering};
+use super::exchange::{self, Answer, Answering};
 use super::problem::Problem;
-use super::{backend, device, operator};
-use crate::app::App;
+use super::routes::Routes;
 use crate::config::HttpSettings;
-use crate::metrics::Plane;
+use crate::plane::Plane;
+use crate::state::App;
 
 /// How much of headers one request may have.
 #[derive(Debug, Clone, Copy)]
@@ -52,12 +52,13 @@ pub fn about_instance(instance: &str) {
 /// # Errors
 /// As the inner service: handlers turn their problems into responses themselves.
 pub async fn observe(
-    plane: Plane,
+    routes: Routes,
     bounds: HeaderBounds,
     mut request: ServiceRequest,
     next: Next<BoxBody>,
 ) -> Result<ServiceResponse<Answer>, Error> {
-    let answering = connection::begin(&mut request);
+    let plane = routes.plane;
+    let answering = exchange::begin(&mut request);
     let id = request_id();
     // Handlers and the gateway fill in which device and which instance it is about, for every line of this request. The span is of
     // the highest level, so that no filter takes it from a line that is written.
@@ -73,7 +74,7 @@ pub async fn observe(
     about::with_request_id(id, async move {
         let began = Instant::now();
         let (method, app) = (request.method().clone(), request.app_data::<web::Data<App>>().cloned());
-        let route = route(plane, request.path());
+        let route = routes.route(request.path());
         let ambiguous = has_two_lengths(request.headers());
         let mut response = answer(bounds, request, next).await?;
         if let Some(value) = header_value {
@@ -107,27 +108,6 @@ pub(super) fn spells_names(plane: Plane) -> bool {
 fn request_id() -> Arc<str> {
     let mut text = uuid::Uuid::encode_buffer();
     Arc::from(&*uuid::Uuid::now_v7().hyphenated().encode_lower(&mut text))
-}
-
-/// The route that a path belongs to, for labels. actix could tell it too, but only by matching every expression again.
-fn route(plane: Plane, path: &str) -> &'static str {
-    let paths: &[&'static str] = match plane {
-        Plane::Device => &device::PATHS,
-        Plane::Backend => &backend::PATHS,
-        Plane::Operator => &operator::PATHS,
-    };
-    let matches = |pattern: &&&str| {
-        let (mut segments, mut expected) = (path.split('/'), pattern.split('/'));
-        loop {
-            match (segments.next(), expected.next()) {
-                (None, None) => return true,
-                (Some(segment), Some(wanted))
-                    if segment == wanted || (wanted.starts_with('{') && !segment.is_empty()) => {}
-                (Some(_) | None, Some(_) | None) => return false,
-            }
-        }
-    };
-    paths.iter().find(matches).copied().unwrap_or("unmatched")
 }
 
 async fn answer(
@@ -166,25 +146,4 @@ fn refused(bounds: HeaderBounds, headers: &HeaderMap) -> Option<Problem> {
         let detail = "a request has one Authorization header field; this one has several";
         Problem::bad_request("several-credentials", detail)
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_label_is_the_route_and_never_the_path() {
-        for (plane, path, label) in [
-            (Plane::Device, "/v1/provision", "/v1/provision"),
-            (Plane::Device, "/v1/provision/x", "unmatched"),
-            (Plane::Backend, "/v1/devices/sn-1/assignment", "/v1/devices/{deviceId}/assignment"),
-            (Plane::Backend, "/v1/devices//assignment", "unmatched"),
-            (Plane::Operator, "/v1/registrations/import", "/v1/registrations/import"),
-            (Plane::Operator, "/v1/registrations/sn-1", "/v1/registrations/{registrationId}"),
-            (Plane::Operator, "/v1/registrations/sn-1/block", "/v1/registrations/{registrationId}/{action}"),
-            (Plane::Operator, "/v1/devices/sn-1/assignment", "unmatched"),
-        ] {
-            assert_eq!(route(plane, path), label, "{path}");
-        }
-    }
 }

@@ -24,6 +24,8 @@ use proxy_core::store::{CommitError, ReadError};
 use proxy_core::time::WallTime;
 use serde_json::{Map, Value, json};
 
+use crate::scans::UnderWay;
+
 /// A problem document in the making.
 #[derive(Debug)]
 pub struct Problem {
@@ -152,6 +154,13 @@ const FORBIDDEN_WAIT: Duration = Duration::from_secs(3600);
 const UNAVAILABLE_WAIT: Duration = Duration::from_secs(20);
 /// A refused device asks again at least this often: an operator may have mended the cause.
 const REFUSED_WAIT_MAX: Duration = Duration::from_secs(900);
+
+impl From<UnderWay> for Problem {
+    fn from(UnderWay: UnderWay) -> Self {
+        let detail = "this token has a page of a list or the invalidation of a hub under way; one at a time: wait for it and ask again";
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "one-at-a-time", detail).retry_after(Duration::from_secs(1))
+    }
+}
 
 impl From<ProvisionError> for Problem {
     fn from(error: ProvisionError) -> Self {

@@ -19,8 +19,8 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
-use super::{Limits, Reason};
-use crate::metrics::ConnectionMetrics;
+use super::Limits;
+use crate::metrics::{ConnectionMetrics, DropReason};
 
 /// `waits_since` of a connection that does not wait for its peer.
 const BUSY: u64 = u64::MAX;
@@ -51,7 +51,7 @@ pub(super) enum Order {
     /// To end when nothing is under way.
     EndAtRest,
     /// To end at once.
-    End(Reason),
+    End(DropReason),
 }
 
 impl Order {
@@ -67,7 +67,7 @@ impl Order {
         match code {
             0 => Self::Stay,
             1 => Self::EndAtRest,
-            code => Self::End(Reason::ALL[usize::from(code - 2)]),
+            code => Self::End(DropReason::ALL[usize::from(code - 2)]),
         }
     }
 }
@@ -166,8 +166,8 @@ impl Admission {
     /// Tells one connection that waits for its peer to end; whether there was one.
     pub(super) fn make_room(&self) -> bool {
         let mut table = self.table.lock();
-        let victim = table.victim(true).map(|entry| (entry, Reason::SourceShare));
-        let victim = victim.or_else(|| table.victim(false).map(|entry| (entry, Reason::OldestIdle)));
+        let victim = table.victim(true).map(|entry| (entry, DropReason::SourceShare));
+        let victim = victim.or_else(|| table.victim(false).map(|entry| (entry, DropReason::OldestIdle)));
         drop(table);
         let Some((entry, reason)) = victim else { return false };
         entry.order(Order::End(reason));
@@ -319,7 +319,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::metrics::{Metrics, Plane};
+    use crate::metrics::Metrics;
+    use crate::plane::Plane;
 
     const A: Source = Source([10, 0, 0, 1, 0, 0, 0, 0]);
     const B: Source = Source([10, 0, 0, 2, 0, 0, 0, 0]);
@@ -355,7 +356,7 @@ mod tests {
         assert!(admission.enter(A).is_none(), "all are taken");
         tickets[1].is_busy();
         assert!(admission.make_room());
-        assert_eq!(told(&tickets), [Order::Stay, Order::Stay, Order::End(Reason::OldestIdle)]);
+        assert_eq!(told(&tickets), [Order::Stay, Order::Stay, Order::End(DropReason::OldestIdle)]);
         assert!(admission.make_room());
         assert!(!admission.make_room(), "the only one left is being answered");
         let [first, busy, last] = tickets;
@@ -374,13 +375,13 @@ mod tests {
             entered(&admission, A, 4),
         ];
         assert!(admission.make_room());
-        assert_eq!(tickets[1].order(), Order::End(Reason::SourceShare));
+        assert_eq!(tickets[1].order(), Order::End(DropReason::SourceShare));
         let [b, a, mut rest @ ..] = tickets;
         drop(a);
         // Within its share it is one of all.
         let newcomer = entered(&admission, Source([9; 8]), 9);
         assert!(admission.make_room());
-        assert_eq!(b.order(), Order::End(Reason::OldestIdle));
+        assert_eq!(b.order(), Order::End(DropReason::OldestIdle));
         assert_eq!(told(&rest), [Order::Stay, Order::Stay]);
         assert_eq!(newcomer.order(), Order::Stay);
         rest.reverse();
@@ -395,7 +396,7 @@ mod tests {
         assert!(admission.make_room());
         assert_eq!(
             told(&tickets),
-            [Order::End(Reason::OldestIdle), Order::Stay, Order::End(Reason::OldestIdle)],
+            [Order::End(DropReason::OldestIdle), Order::Stay, Order::End(DropReason::OldestIdle)],
             "the second was answered since they were looked for"
         );
     }
@@ -418,13 +419,13 @@ mod tests {
 
     #[test]
     fn orders_survive_their_encoding_and_only_get_stricter() {
-        for order in [Order::Stay, Order::EndAtRest].into_iter().chain(Reason::ALL.map(Order::End)) {
+        for order in [Order::Stay, Order::EndAtRest].into_iter().chain(DropReason::ALL.map(Order::End)) {
             assert_eq!(Order::decoded(order.encoded()), order);
         }
         let admission = admission(1, 100);
         let ticket = admission.enter(A).unwrap();
-        admission.order_all(Order::End(Reason::OldestIdle));
+        admission.order_all(Order::End(DropReason::OldestIdle));
         admission.order_all(Order::EndAtRest);
-        assert_eq!(ticket.order(), Order::End(Reason::OldestIdle));
+        assert_eq!(ticket.order(), Order::End(DropReason::OldestIdle));
     }
 }

@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep};
 
+use super::Limits;
 use super::admission::{Order, Ticket};
-use super::{Limits, Reason};
+use crate::metrics::DropReason;
 
 /// How long a connection has to rest before its protocol is asked to give back what it does not need.
 const LONG_REST: Duration = Duration::from_millis(100);
@@ -23,7 +24,7 @@ pub struct Deadline {
     /// The moment.
     pub at: Instant,
     /// What it is counted as; `None` for the usual end of an idle connection.
-    pub reason: Option<Reason>,
+    pub reason: Option<DropReason>,
     /// What the peer is told then, if it reads.
     pub last_word: &'static [u8],
 }
@@ -59,7 +60,7 @@ pub struct Connection {
 /// Why and how a connection ends before its protocol is done.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct End {
-    pub(super) reason: Option<Reason>,
+    pub(super) reason: Option<DropReason>,
     pub(super) last_word: &'static [u8],
 }
 
@@ -230,7 +231,7 @@ impl Connection {
 
     fn next_end(&self) -> Option<(Instant, End)> {
         let unread = self.unread.get().map(|unread| {
-            let end = End { reason: Some(Reason::WriteTimeout), last_word: b"" };
+            let end = End { reason: Some(DropReason::WriteTimeout), last_word: b"" };
             (unread.since + self.limits.write_timeout, end)
         });
         let waiting = self.deadline.get().map(|Deadline { at, reason, last_word }| {

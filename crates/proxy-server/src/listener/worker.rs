@@ -15,8 +15,8 @@ use super::admission::Ticket;
 use super::connection::{Connection, Deadline, End};
 use super::handshake::Handshakes;
 use super::stream::{Stream, Transport};
-use super::{END_PATIENCE, Limits, Protocol, Reason, Serve};
-use crate::metrics::ConnectionMetrics;
+use super::{END_PATIENCE, Limits, Protocol, Serve};
+use crate::metrics::{ConnectionMetrics, DropReason};
 
 /// A connection that has room.
 #[derive(Debug)]
@@ -96,7 +96,7 @@ async fn attend(accepted: Accepted, shared: Rc<Shared>, serve: Serve) {
     let limits = shared.limits;
     let handshake = Deadline {
         at: Instant::now() + limits.handshake_timeout,
-        reason: Some(Reason::HandshakeTimeout),
+        reason: Some(DropReason::HandshakeTimeout),
         last_word: b"",
     };
     let deadline = shared.handshakes.is_some().then_some(handshake);
@@ -108,7 +108,7 @@ async fn attend(accepted: Accepted, shared: Rc<Shared>, serve: Serve) {
         // What a handshake needs is large, and given back when it is over.
         Some(handshakes) => match connection.run(Box::pin(handshakes.shake(stream))).await {
             Ok(Ok(stream)) => Transport::Tls(Box::new(stream)),
-            Ok(Err(_)) => return shared.metrics.dropped(Reason::HandshakeFailed),
+            Ok(Err(_)) => return shared.metrics.dropped(DropReason::HandshakeFailed),
             Err(End { reason, .. }) => return reason.into_iter().for_each(|reason| shared.metrics.dropped(reason)),
         },
     };

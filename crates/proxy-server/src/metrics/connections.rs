@@ -6,8 +6,54 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use super::{Plane, PlaneLabels};
-use crate::listener::Reason;
+use super::PlaneLabels;
+use crate::plane::Plane;
+
+/// Why a connection was closed that might have gone on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DropReason {
+    /// Its TLS handshake failed.
+    HandshakeFailed,
+    /// Its TLS handshake took too long.
+    HandshakeTimeout,
+    /// A request took too long to arrive.
+    RequestTimeout,
+    /// Its peer did not read.
+    WriteTimeout,
+    /// It had waited for its peer longest when room was needed.
+    OldestIdle,
+    /// The same, among those of a source above its share.
+    SourceShare,
+    /// It was not done when the drain was over.
+    DrainTimeout,
+}
+
+impl DropReason {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::HandshakeFailed,
+        Self::HandshakeTimeout,
+        Self::RequestTimeout,
+        Self::WriteTimeout,
+        Self::OldestIdle,
+        Self::SourceShare,
+        Self::DrainTimeout,
+    ];
+
+    /// Its name in metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::HandshakeFailed => "handshake-failed",
+            Self::HandshakeTimeout => "handshake-timeout",
+            Self::RequestTimeout => "request-timeout",
+            Self::WriteTimeout => "write-timeout",
+            Self::OldestIdle => "oldest-idle",
+            Self::SourceShare => "source-share",
+            Self::DrainTimeout => "drain-timeout",
+        }
+    }
+}
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct DroppedLabels {
@@ -36,7 +82,7 @@ impl Connections {
     /// Those of one listener. Every reason to drop one is there from the start, at zero.
     pub(super) fn of(&self, plane: Plane) -> ConnectionMetrics {
         let plane = plane.as_str();
-        for reason in Reason::ALL {
+        for reason in DropReason::ALL {
             drop(self.dropped.get_or_create(&DroppedLabels { plane, reason: reason.as_str() }));
         }
         ConnectionMetrics {
@@ -70,7 +116,7 @@ impl ConnectionMetrics {
     }
 
     /// A connection was closed that might have gone on.
-    pub fn dropped(&self, reason: Reason) {
+    pub fn dropped(&self, reason: DropReason) {
         self.dropped.get_or_create(&DroppedLabels { plane: self.plane, reason: reason.as_str() }).inc();
     }
 }

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::time::Duration;
 
 use dps_emulator::{Emulator, Stats};
@@ -10,11 +9,7 @@ use dps_emulator::{Emulator, Stats};
 use super::fleet::Outcome;
 use super::scene::BURST;
 use super::{Options, instance_name};
-
-/// Writes a line to standard output; a reader that has gone away is no fault.
-pub(super) fn say(text: &str) {
-    let _closed_pipe = writeln!(std::io::stdout(), "{text}");
-}
+use crate::cli::terminal::print;
 
 /// Everything that was measured.
 pub(super) struct Report<'a> {
@@ -44,9 +39,9 @@ impl Report<'_> {
             row(&format!("{} as it counts itself", instance_name(number)), self.instance(stats));
         }
         row("devices per hub", self.spread());
-        say(text.trim_end());
+        print(&text);
         for (why, count) in self.failures() {
-            say(&format!("  not assigned: {count} × {why}"));
+            print(&format!("  not assigned: {count} × {why}"));
         }
         assigned == self.outcomes.len()
     }

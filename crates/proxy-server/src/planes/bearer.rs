@@ -5,10 +5,10 @@ use actix_web::http::StatusCode;
 use actix_web::http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
 use std::time::Duration;
 
-use super::connection::Exchange;
-use super::problem::Problem;
-use crate::app::App;
 use crate::config::{BackendToken, OperatorRole, OperatorToken};
+use crate::http::exchange::Exchange;
+use crate::http::problem::Problem;
+use crate::state::App;
 
 fn presented(request: &HttpRequest) -> &str {
     let header = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or("");

@@ -4,16 +4,17 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
 
-use actix_web::http::StatusCode;
 use parking_lot::Mutex;
 
-use super::problem::Problem;
-use crate::metrics::Plane;
+use crate::plane::Plane;
 
 /// Plane and name of the token.
 type Token = (&'static str, String);
+
+/// The token has a reading under way already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UnderWay;
 
 /// The tokens that have a reading under way.
 #[derive(Debug, Clone, Default)]
@@ -23,14 +24,13 @@ impl Scans {
     /// Begins a reading for the token `name`; it is over when what this returns is dropped.
     ///
     /// # Errors
-    /// 429 if the token has one under way.
-    pub fn begin(&self, plane: Plane, name: &str) -> Result<Scan, Problem> {
+    /// If the token has one under way.
+    pub fn begin(&self, plane: Plane, name: &str) -> Result<Scan, UnderWay> {
         let token = (plane.as_str(), name.to_owned());
         if self.0.lock().insert(token.clone()) {
             return Ok(Scan { scans: self.clone(), token });
         }
-        let detail = "this token has a page of a list or the invalidation of a hub under way; one at a time: wait for it and ask again";
-        Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, "one-at-a-time", detail).retry_after(Duration::from_secs(1)))
+        Err(UnderWay)
     }
 }
 
@@ -56,7 +56,7 @@ mod tests {
     fn a_token_has_one_at_a_time_and_tokens_of_one_name_on_two_planes_are_two() {
         let scans = Scans::default();
         let first = scans.begin(Plane::Backend, "a").unwrap();
-        assert_eq!(scans.begin(Plane::Backend, "a").unwrap_err().code(), "one-at-a-time");
+        assert_eq!(scans.begin(Plane::Backend, "a").unwrap_err(), UnderWay);
         let _others = [scans.begin(Plane::Backend, "b").unwrap(), scans.begin(Plane::Operator, "a").unwrap()];
         drop(first);
         let _again = scans.begin(Plane::Backend, "a").unwrap();

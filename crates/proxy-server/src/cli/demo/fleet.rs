@@ -11,9 +11,10 @@ use proxy_core::entropy::Entropy;
 use reqwest::{Certificate, Client, StatusCode};
 use serde_json::{Value, json};
 
+use super::Options;
 use super::scene::{HOST_NAME, Secrets, device_credential};
-use super::{Options, report};
-use crate::app::Addresses;
+use crate::cli::terminal::print;
+use crate::lifecycle::Addresses;
 
 /// A device that gets nowhere gives up after this many requests.
 const REQUESTS_MAX: u32 = 50;
@@ -170,7 +171,7 @@ impl Progress {
             Some(bar) => bar.inc(1),
             None if done.is_multiple_of((self.total / 10).max(1)) || done == self.total => {
                 let assigned = self.assigned.load(Ordering::Relaxed);
-                report::say(&format!(
+                print(&format!(
                     "{:6.1} s  {assigned} of {} devices have their hub",
                     self.began.elapsed().as_secs_f64(),
                     self.total

@@ -13,7 +13,7 @@ use crate::config::{StoreBackend, StoreSettings};
 ///
 /// # Errors
 /// If there is none, and `store.create` forbids to begin one.
-pub fn begins(settings: &StoreSettings) -> anyhow::Result<bool> {
+pub(super) fn begins(settings: &StoreSettings) -> anyhow::Result<bool> {
     let exists = match settings.backend {
         StoreBackend::Sled => SledStore::is_at(&settings.path),
     };
@@ -32,7 +32,11 @@ pub fn begins(settings: &StoreSettings) -> anyhow::Result<bool> {
 ///
 /// # Errors
 /// If the store cannot be read or written.
-pub async fn began(store: &dyn Store, settings: &StoreSettings, is_new: bool) -> anyhow::Result<Option<WallTime>> {
+pub(super) async fn began(
+    store: &dyn Store,
+    settings: &StoreSettings,
+    is_new: bool,
+) -> anyhow::Result<Option<WallTime>> {
     let key = Key::new(Table::Meta, "began");
     if !is_new {
         let noted = store.get(&key).await?;

@@ -5,7 +5,7 @@ use std::panic::PanicHookInfo;
 use proxy_core::supervise;
 
 /// Reports every later panic of this process through the log.
-pub fn log_them() {
+pub(super) fn log_them() {
     std::panic::set_hook(Box::new(log));
 }
 

@@ -11,7 +11,7 @@ use clap::Args;
 use proxy_core::ids::TenantName;
 use storm_sim::{BootCurve, CAPACITY, Comparison, DpsModel, Fleet, INSTANCES_MAX, Manner, Report, Scenario, Tenant};
 
-use crate::cli;
+use super::terminal::{print, report};
 use crate::config::parse_duration;
 
 mod answer;
@@ -106,17 +106,17 @@ pub fn run(options: &Options) -> ExitCode {
     let Answer { text, drawing, meets } = match answered {
         Ok(answer) => answer,
         Err(what) => {
-            cli::report(&format!("dps-proxy plan: {what}"));
+            report(&format!("dps-proxy plan: {what}"));
             return ExitCode::from(2);
         }
     };
-    cli::print(&text);
+    print(&text);
     if let Some((path, drawing)) = options.chart.as_ref().zip(drawing) {
         if let Err(error) = std::fs::write(path, drawing) {
-            cli::report(&format!("dps-proxy plan: {}: {error}", path.display()));
+            report(&format!("dps-proxy plan: {}: {error}", path.display()));
             return ExitCode::FAILURE;
         }
-        cli::print(&format!("Chart written to {}", path.display()));
+        print(&format!("Chart written to {}", path.display()));
     }
     if meets { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -22,11 +22,11 @@ use proxy_core::ids::TenantName;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::Instant;
 
-use super::backend::visible_tenants;
 use super::bearer;
-use super::connection::Exchange;
-use super::problem::Problem;
-use crate::app::App;
+use super::tenants::visible_tenants;
+use crate::http::exchange::Exchange;
+use crate::http::problem::Problem;
+use crate::state::App;
 
 /// Streams the changes behind `Last-Event-ID` (or `?lastEventId=`), or from now on.
 pub(super) async fn changes(app: web::Data<App>, request: HttpRequest) -> Result<HttpResponse, Problem> {

@@ -19,12 +19,12 @@ use serde_json::{Value, json};
 use tokio::task::JoinError;
 
 use super::bearer;
-use super::body::{Body, require_content_type, too_slow};
-use super::members::{self, FromMembers, Members};
-use super::problem::Problem;
-use crate::app::App;
 use crate::config::{OperatorRole, OperatorSettings};
+use crate::http::body::{Body, require_content_type, too_slow};
+use crate::http::members::{self, FromMembers, Members};
+use crate::http::problem::Problem;
 use crate::rows::{Cells, Csv, Header, Lines, Row};
+use crate::state::App;
 
 /// Rows written in one commit.
 const CHUNK_ROWS: usize = 1000;

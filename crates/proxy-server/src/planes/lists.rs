@@ -7,12 +7,12 @@ use proxy_core::ids::{InstanceName, RegistrationId, TenantName};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::backend::visible_tenants;
 use super::bearer;
-use super::problem::Problem;
-use crate::app::App;
+use super::tenants::visible_tenants;
 use crate::config::OperatorRole;
-use crate::metrics::Plane;
+use crate::http::problem::Problem;
+use crate::plane::Plane;
+use crate::state::App;
 
 /// Devices in a page, unless fewer or more are asked for.
 const LIMIT_DEFAULT: usize = 100;

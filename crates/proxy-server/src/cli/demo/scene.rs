@@ -15,7 +15,8 @@ use proxy_core::secret::SymmetricKey;
 use proxy_core::time::{Clock as _, SystemClock};
 
 use super::{Emulators, Options, instance_name};
-use crate::app::Addresses;
+use crate::cli::terminal::print;
+use crate::lifecycle::Addresses;
 
 /// The host name that devices call the proxy by, and sign for.
 pub(super) const HOST_NAME: &str = "localhost";
@@ -203,7 +204,7 @@ pub(super) fn device_credential(group_key: &SymmetricKey, hardware_id: &str, lif
 
 /// Where everything is, while the demo runs.
 pub(super) fn print_addresses(addresses: Addresses, directory: &Path) {
-    super::report::say(&format!(
+    print(&format!(
         "Devices        https://{HOST_NAME}:{device} (CA certificate in {ca})\nBackends       http://{backend} (token in {backend_token})\n\
          Operators      http://{operator} (token in {operator_token})",
         device = addresses.device.port(),
@@ -218,7 +219,7 @@ pub(super) fn print_addresses(addresses: Addresses, directory: &Path) {
 /// Two commands that a reader can paste while the demo keeps running. They refer to the directory that the addresses were printed with.
 pub(super) fn print_curls(addresses: Addresses, secrets: &Secrets) {
     let credential = device_credential(&secrets.group_key, "my-own-device", Duration::from_secs(86_400));
-    super::report::say(&format!(
+    print(&format!(
         "\nTry it:\n  curl --cacert {ca} https://{HOST_NAME}:{device}/v1/provision -H 'Content-Type: application/json' -H 'Prefer: wait=20' \
          -H 'Authorization: {credential}' -d '{{\"hardwareId\":\"my-own-device\"}}'\n  curl http://{backend}/v1/devices/my-own-device/assignment \
          -H 'Authorization: Bearer {token}'",

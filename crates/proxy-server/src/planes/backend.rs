@@ -1,19 +1,19 @@
 //! The backend plane: which hub is this device on?
 
-use std::collections::BTreeSet;
-
 use actix_web::http::header::{CACHE_CONTROL, ETAG, IF_NONE_MATCH};
 use actix_web::{HttpRequest, HttpResponse, web};
 use proxy_core::gateway::backend::{AssignmentView, Found};
-use proxy_core::ids::{HubName, TenantName};
+use proxy_core::ids::HubName;
 use serde_json::{Value, json};
 
-use super::members::{FromMembers, Members};
-use super::problem::Problem;
-use super::{bearer, body, get, lists, middleware, path_parameter, resource};
-use crate::app::App;
-use crate::config::BackendToken;
-use crate::metrics::Plane;
+use super::tenants::visible_tenants;
+use super::{bearer, changes, lists};
+use crate::http::members::{FromMembers, Members};
+use crate::http::problem::Problem;
+use crate::http::routes::{Routes, get, path_parameter, resource};
+use crate::http::{body, middleware};
+use crate::plane::Plane;
+use crate::state::App;
 
 /// Longest reason that is kept.
 const REASON_CHARS_MAX: usize = 200;
@@ -25,32 +25,21 @@ const LOOKUP: &str = "/v1/assignments/lookup";
 const CHANGES: &str = "/v1/assignments/changes";
 const INVALIDATE_HUB: &str = "/v1/hubs/{hostName}/invalidate";
 
-/// The paths of this plane.
-pub(super) const PATHS: [&str; 6] = [ASSIGNMENT, INVALIDATE, ASSIGNMENTS, LOOKUP, CHANGES, INVALIDATE_HUB];
+/// What this plane answers.
+pub(super) const ROUTES: Routes = Routes {
+    plane: Plane::Backend,
+    paths: &[ASSIGNMENT, INVALIDATE, ASSIGNMENTS, LOOKUP, CHANGES, INVALIDATE_HUB],
+    configure,
+};
 
-/// The routes of this plane.
-pub fn routes(config: &mut web::ServiceConfig) {
+fn configure(config: &mut web::ServiceConfig) {
     config
         .service(resource(ASSIGNMENT, "GET, HEAD").route(get().to(assignment)))
         .service(resource(INVALIDATE, "POST").route(web::post().to(invalidate)))
         .service(resource(ASSIGNMENTS, "GET, HEAD").route(get().to(lists::assignments)))
         .service(resource(LOOKUP, "POST").route(web::post().to(lookup)))
-        .service(resource(CHANGES, "GET, HEAD").route(get().to(super::changes::changes)))
+        .service(resource(CHANGES, "GET, HEAD").route(get().to(changes::changes)))
         .service(resource(INVALIDATE_HUB, "POST").route(web::post().to(invalidate_hub)));
-}
-
-/// The tenants a request may see: the token's, narrowed by `?tenant=`.
-pub(super) fn visible_tenants(
-    token: &BackendToken,
-    request: &HttpRequest,
-) -> Result<Option<BTreeSet<TenantName>>, Problem> {
-    let query = web::Query::<Vec<(String, String)>>::from_query(request.query_string())
-        .map_err(|_| Problem::bad_request("invalid-query", "the query is not percent-encoded UTF-8"))?;
-    let Some((_, wanted)) = query.iter().find(|(name, _)| name == "tenant") else { return Ok(token.tenants.clone()) };
-    let wanted =
-        TenantName::parse(wanted).map_err(|error| Problem::bad_request("invalid-query", format!("tenant: {error}")))?;
-    let visible = token.tenants.as_ref().is_none_or(|tenants| tenants.contains(&wanted));
-    Ok(Some(visible.then_some(wanted).into_iter().collect()))
 }
 
 /// Changes with every change that a backend could care about, and is never the same for two records that follow each other.

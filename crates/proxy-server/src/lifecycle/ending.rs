@@ -12,7 +12,7 @@ use proxy_core::gateway::Stopped;
 /// # Errors
 /// If something was left undone that an operator has to know of: a fault ended the process, the store failed for good, or what DPS said
 /// is not on disk.
-pub fn last_line(fault: Option<&str>, stopped: &Stopped) -> Result<String, String> {
+pub(super) fn last_line(fault: Option<&str>, stopped: &Stopped) -> Result<String, String> {
     let Stopped { left_with_dps, unwritten, trouble } = stopped;
     let mut line = "stopped; ".to_owned();
     match trouble {

@@ -12,14 +12,17 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tracing::Instrument as _;
 
-use super::members::{FromMembers, Members};
-use super::problem::Problem;
-use super::{bearer, body, get, import, lists, middleware, no_such_path, path_parameter, resource};
-use crate::app::App;
+use super::{bearer, import, lists};
 use crate::config::OperatorRole;
+use crate::http::members::{FromMembers, Members};
+use crate::http::problem::Problem;
+use crate::http::routes::{Routes, get, no_such_path, path_parameter, resource};
+use crate::http::{body, middleware};
 use crate::metrics::TextFormat;
+use crate::plane::Plane;
 use crate::refusals::{Wanted, reason_named};
 use crate::reload;
+use crate::state::App;
 
 /// Longest reason that is kept.
 const REASON_CHARS_MAX: usize = 200;
@@ -35,12 +38,14 @@ const REGISTRATIONS: &str = "/v1/registrations";
 const REGISTRATION: &str = "/v1/registrations/{registrationId}";
 const ACTION: &str = "/v1/registrations/{registrationId}/{action}";
 
-/// The paths of this plane; the first that fits a request serves it.
-pub(super) const PATHS: [&str; 10] =
-    [HEALTHZ, READYZ, METRICS, INSTANCES, REFUSALS, RELOAD, IMPORT, REGISTRATIONS, REGISTRATION, ACTION];
+/// What this plane answers.
+pub(super) const ROUTES: Routes = Routes {
+    plane: Plane::Operator,
+    paths: &[HEALTHZ, READYZ, METRICS, INSTANCES, REFUSALS, RELOAD, IMPORT, REGISTRATIONS, REGISTRATION, ACTION],
+    configure,
+};
 
-/// The routes of this plane.
-pub fn routes(config: &mut web::ServiceConfig) {
+fn configure(config: &mut web::ServiceConfig) {
     config
         .service(resource(HEALTHZ, "GET, HEAD").route(get().to(healthz)))
         .service(resource(READYZ, "GET, HEAD").route(get().to(readyz)))

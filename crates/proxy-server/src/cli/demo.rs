@@ -13,9 +13,12 @@ use dps_emulator::{Emulator, TestCa};
 use proxy_core::entropy::Entropy;
 use tokio::sync::oneshot;
 
-use crate::app::{Addresses, Application, Source};
+use super::signals::stop_or_hangup_signal;
+use super::terminal::print;
 use crate::config::{self, LogFormat, LogSettings};
-use crate::{cli, telemetry};
+use crate::lifecycle::{Addresses, Application};
+use crate::state::Source;
+use crate::telemetry;
 
 mod fleet;
 mod report;
@@ -46,7 +49,7 @@ pub struct Options {
     #[arg(long)]
     keep_running: bool,
     /// What is logged to standard error, in the language of RUST_LOG.
-    #[arg(long, default_value = "warn,proxy_server::new_store=error", env = "RUST_LOG")]
+    #[arg(long, default_value = "warn,proxy_server::lifecycle::new_store=error", env = "RUST_LOG")]
     log: String,
 }
 
@@ -67,7 +70,7 @@ pub async fn run(options: Options) -> anyhow::Result<bool> {
         (None, None) => anyhow::bail!("no directory to work in"),
     };
     std::fs::create_dir_all(&directory).with_context(|| format!("{}", directory.display()))?;
-    let ended = cli::stop_or_hangup_signal();
+    let ended = stop_or_hangup_signal();
     tokio::pin!(ended);
     let stage = tokio::select! {
         biased;
@@ -81,7 +84,7 @@ pub async fn run(options: Options) -> anyhow::Result<bool> {
     };
     if options.keep_running && matches!(shown, Some(Ok(_))) {
         scene::print_curls(stage.addresses, &stage.secrets);
-        report::say("Still running; Ctrl-C ends it.");
+        print("Still running; Ctrl-C ends it.");
         ended.await;
     }
     stage.strike().await?;
@@ -89,7 +92,7 @@ pub async fn run(options: Options) -> anyhow::Result<bool> {
 }
 
 fn interrupted() -> bool {
-    report::say("Interrupted.");
+    print("Interrupted.");
     false
 }
 
@@ -107,7 +110,7 @@ impl Stage {
         let mut entropy = Entropy::from_system();
         let ca = TestCa::generate().map_err(anyhow::Error::from)?;
         let secrets = scene::Secrets::make(directory, &ca, &mut entropy)?;
-        report::say(&format!(
+        print(&format!(
             "Starting {} emulated DPS {} (quota {} registrations per minute each, {} hubs each) and the proxy …",
             options.instances,
             if options.instances == 1 { "instance" } else { "instances" },
@@ -118,10 +121,7 @@ impl Stage {
         let file = scene::write_config(options, directory, &emulators)?;
         let (addresses, stop, serving) = start_service(file.clone()).await?;
         scene::print_addresses(addresses, directory);
-        report::say(&format!(
-            "Configuration  {} (edit it while this runs: rates change within a second)",
-            file.display()
-        ));
+        print(&format!("Configuration  {} (edit it while this runs: rates change within a second)", file.display()));
         Ok(Self { emulators, secrets, addresses, stop, serving })
     }
 
@@ -134,7 +134,7 @@ impl Stage {
         let report = Report { options, outcomes: &outcomes, took: began.elapsed(), emulators: &self.emulators };
         let assigned_all = report.print();
         if !options.keep_running {
-            report::say("\nWith --keep-running everything stays up, and two curl lines show how to ask by hand.");
+            print("\nWith --keep-running everything stays up, and two curl lines show how to ask by hand.");
         }
         Ok(assigned_all)
     }

@@ -12,12 +12,14 @@ use proxy_core::time::WallTime;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::connection::Exchange;
-use super::members::{FromMembers, Members};
-use super::problem::Problem;
-use super::{body, get, middleware, resource};
-use crate::app::App;
+use crate::http::exchange::Exchange;
+use crate::http::members::{FromMembers, Members};
+use crate::http::problem::Problem;
+use crate::http::routes::{Routes, get, resource};
+use crate::http::{body, middleware};
+use crate::plane::Plane;
 use crate::refusals;
+use crate::state::App;
 
 const PROVISION: &str = "/v1/provision";
 const TIME: &str = "/v1/time";
@@ -25,11 +27,10 @@ const TIME: &str = "/v1/time";
 /// The port of a URL without one: devices reach us by TLS, ours or that of something in front.
 const HTTPS_PORT: u16 = 443;
 
-/// The paths of this plane.
-pub(super) const PATHS: [&str; 2] = [PROVISION, TIME];
+/// What this plane answers.
+pub(super) const ROUTES: Routes = Routes { plane: Plane::Device, paths: &[PROVISION, TIME], configure };
 
-/// The routes of this plane.
-pub fn routes(config: &mut web::ServiceConfig) {
+fn configure(config: &mut web::ServiceConfig) {
     config
         .service(resource(PROVISION, "POST").route(web::post().to(provision)))
         .service(resource(TIME, "GET, HEAD").route(get().to(time)));
