@@ -26,4 +26,5 @@ mod refusals;
 mod shutdown;
 mod store_watch;
 mod tls;
+mod tree;
 mod tuning;
