@@ -21,7 +21,7 @@
 //! by itself (half a minute by default); that bytes went missing together with the file `head`; damage to a running store until
 //! a read meets it.
 //!
-//! A directory that was removed or replaced while it was in use is noticed before the next commit is acknowledged, and within a second by
+//! A directory that was removed or replaced while it was in use is noticed by the first commit that begins ten milliseconds later, and at once by
 //! whoever asks for the health: the store takes no writes from then on.
 //!
 //! A directory belongs to one process at a time. Backups are copies of the whole directory of a closed store.
@@ -409,6 +409,7 @@ impl SledStore {
             digest,
             lock,
             finished: finished_sender,
+            names_seen: None,
         };
         let thread = std::thread::Builder::new().name("store-writer".into()).spawn(move || writer.run());
         let thread = thread.map_err(|source| OpenError::Io { path: path.to_owned(), source })?;

@@ -81,8 +81,12 @@ impl OneAtATime {
 
     fn poll_turn(&mut self, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.exchange.has_all() {
-            self.exchange.connection().hold_reading(context);
-            return self.look(context);
+            let looked = self.look(context);
+            // Else what comes next wakes us by itself.
+            if !self.held.is_empty() {
+                self.exchange.connection().hold_reading(context);
+            }
+            return looked;
         }
         if std::mem::take(&mut self.turn_is_over) {
             let looked = self.look(context);

@@ -6,8 +6,8 @@
 //! - Every commit is one batch of sled with the digest of what it leaves, so whatever prefix a crash leaves is vouched for.
 //! - Nothing is acknowledged, not even a conflict, before the sync of its batch: whoever lost a race finds the winner on
 //!   reading again.
-//! - Nothing is acknowledged that went to files which the next start will not find: that is asked before a batch is written and again
-//!   after it was synced.
+//! - Whether the files still have their names is asked every [`NAMES_EVERY`] while there are writes: if not, nothing is acknowledged any more.
+//!   (What was before is gone with them, so a finer promise is worth nothing; a look at a file right after its sync costs a tenth of it.)
 //! - After the first failure to write, nothing is ever written or acknowledged again, and the overlay stays: an fsync that
 //!   failed must not be repeated, because the kernel may have dropped the pages. Sled is then not even closed.
 
@@ -15,6 +15,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use sled::{Batch, Db, IVec};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -25,6 +26,9 @@ use super::{Shared, codec, panic_text};
 use crate::store::{CommitError, Expect, Version, Write};
 
 type Outcome = Result<Vec<Version>, CommitError>;
+
+/// How long it holds that the files were found under their names.
+const NAMES_EVERY: Duration = Duration::from_millis(10);
 
 pub(super) enum Message {
     Commit(Pending),
@@ -46,6 +50,8 @@ pub(super) struct Writer {
     pub(super) digest: Digest,
     pub(super) lock: File,
     pub(super) finished: watch::Sender<bool>,
+    /// When the files were last found under their names.
+    pub(super) names_seen: Option<Instant>,
 }
 
 /// What a key holds as the next commit of the batch will find it, and what it held when the batch began.
@@ -94,7 +100,7 @@ impl Writer {
     }
 
     fn process(&mut self, batch: Vec<Pending>) {
-        if let Err(why) = self.shared.writable().and_then(|()| self.shared.still_ours()) {
+        if let Err(why) = self.shared.writable().and_then(|()| self.still_named()) {
             for pending in batch {
                 let _ = pending.reply.send(Err(CommitError::ReadOnly(why.clone())));
             }
@@ -116,6 +122,15 @@ impl Writer {
         }
         self.shared.count_batch(plan.apply.len());
         self.acknowledge(plan.acks);
+    }
+
+    /// Looks at the files' names, if that was not done a moment ago.
+    fn still_named(&mut self) -> Result<(), String> {
+        if self.names_seen.is_none_or(|seen| seen.elapsed() >= NAMES_EVERY) {
+            self.shared.still_ours()?;
+            self.names_seen = Some(Instant::now());
+        }
+        Ok(())
     }
 
     fn write(&mut self, batch: Vec<Pending>, plan: &mut Plan) -> Result<(), String> {
@@ -151,7 +166,6 @@ impl Writer {
         db.flush().map_err(|error| error.to_string())?;
         self.files.sync().map_err(|error| error.to_string())?;
         self.head.note(self.digest.sequence).map_err(|error| error.to_string())?;
-        self.shared.still_ours()?;
         #[cfg(test)]
         self.shared.hooks.synced();
         Ok(())
