@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use proxy_core::ids::{RegistrationId, TenantName};
-use proxy_core::lane::{Errand, Waiting};
-use proxy_core::lanes::{Class, Fairness, Lanes, Place};
-use proxy_core::ledger::Ledger;
+use proxy_core::line::lane::{JobKind, Waiting};
+use proxy_core::line::scheduler::{FairScheduler, Fairness};
+use proxy_core::place::{Class, Place};
 use proxy_core::sas::{self, SasToken};
 use proxy_core::secret::SymmetricKey;
-use proxy_core::time::Mono;
+use rate_control::ledger::Ledger;
+use rate_control::time::Mono;
 
 const KEY: &str = "8isrFI1sGsIlvvFSSFRiMfCNzv21fjbE/+ah/lSh3lF8e2YG1Te7w1KpZhJFFXJrqYKi9yegxkqIChbqOS9Egw==";
 
@@ -55,12 +56,12 @@ fn line(criterion: &mut Criterion) {
     let tenant = TenantName::parse("default").expect("a tenant");
     for waiting in [1_000_u64, 1_000_000] {
         let fairness = Fairness { urgent_share_percent: 10, handicap: 6000, weights: BTreeMap::new(), shared: false };
-        let mut lanes = Lanes::new(fairness);
+        let mut lanes = FairScheduler::new(fairness);
         let place = |sequence| Place { class: Class::First, sequence };
         let device = |sequence| {
             let id = RegistrationId::parse(&format!("sn-007-888-abc-mac-a1-b2-c3-d4-e5-f6-{sequence:011}"));
             let joined = u32::try_from(sequence / 100).unwrap_or(u32::MAX);
-            Waiting { id: id.expect("an ID"), errand: Errand::Register, confirmed: true, joined }
+            Waiting { id: id.expect("an ID"), job: JobKind::Register, confirmed: true, joined }
         };
         for sequence in 0..waiting {
             lanes.insert(&tenant, place(sequence), &device(sequence));

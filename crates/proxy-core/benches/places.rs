@@ -9,9 +9,8 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use proxy_core::attestation::Presented;
-use proxy_core::entropy::Entropy;
 use proxy_core::gateway::operator::{ImportRow, Imported};
-use proxy_core::gateway::provision::{Answered, Question};
+use proxy_core::gateway::provision::{Outcome, ProvisionRequest};
 use proxy_core::gateway::{Fixed, Gateway, StoreError};
 use proxy_core::ids::{EnrollmentName, IdScope, InstanceName, OperationId, RegistrationId, TenantName};
 use proxy_core::record::{Listed, Record, Versioned};
@@ -23,9 +22,10 @@ use proxy_core::settings::{
 };
 use proxy_core::store::Store as _;
 use proxy_core::store::sled_store::{SledOptions, SledStore};
-use proxy_core::time::{Clock as _, SystemClock};
 use proxy_core::upstream::time::{Speaker, TimeAnswer};
 use proxy_core::upstream::{CallResult, Caller, Connect, LastLook, NoAnswer, Upstream};
+use rate_control::entropy::Entropy;
+use rate_control::time::{Clock as _, SystemClock};
 use serde_json::Value;
 
 const HOST: &str = "gateway.example.com";
@@ -182,13 +182,13 @@ async fn join(gateway: &Arc<Gateway>, group_key: &SymmetricKey, hardware_id: &st
     let key = sas::derive_device_key(group_key, hardware_id);
     let expiry = gateway.now().wall.unix_seconds() + 3600;
     let authorization = sas::device_token(&key, &format!("{HOST}%2Fregistrations%2F{hardware_id}"), expiry, None);
-    let question = Question {
+    let question = ProvisionRequest {
         presented: Presented { authorization: Some(&authorization), host: None, ports: &[], hardware_id },
         payload: None,
         reprovision: false,
         wait: Duration::ZERO,
     };
-    matches!(gateway.provision(&question).await, Ok(Answered::Queued(_)))
+    matches!(gateway.provision(&question).await, Ok(Outcome::Queued(_)))
 }
 
 fn settings(group_key: &SymmetricKey) -> Result<Settings, Box<dyn Error>> {

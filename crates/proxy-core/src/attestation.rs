@@ -22,8 +22,8 @@ use crate::secret::{SymmetricKey, TokenDigest};
 use crate::settings::{
     Credential, DeriveFrom, DeviceAttestation, Enrollment, Membership, Settings, UpstreamAttestation,
 };
-use crate::time::{Now, WallTime};
 use crate::upstream::Caller;
+use rate_control::time::{Now, WallTime};
 
 mod disbelief;
 

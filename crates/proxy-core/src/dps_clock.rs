@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use crate::time::{Mono, Now, WallLead, WallTime};
+use rate_control::time::{Mono, Now, WallLead, WallTime};
 
 /// After so long without an answer DPS is asked anew before anything is signed.
 pub const GOOD_FOR: Duration = Duration::from_secs(3600);
@@ -150,7 +150,7 @@ impl DpsClock {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::time::{BootId, BootTag, Process};
+    use rate_control::time::{BootId, BootTag, Process};
 
     fn at(millis: u64) -> Mono {
         Mono::from_nanos(millis * 1_000_000)

@@ -20,7 +20,7 @@ use crate::ids::{DeviceId, HubName, InstanceName, RegistrationId, TenantName};
 use crate::record::{AssignmentState, Record};
 use crate::settings::FeedSettings;
 use crate::store::{CommitError, Expect, Key, ReadError, Store, Table, Write};
-use crate::time::{Now, StoredMoment};
+use rate_control::time::{Now, StoredMoment};
 
 /// Rows read at once.
 pub const PAGE: usize = 512;
@@ -276,7 +276,7 @@ mod tests {
     use super::*;
     use crate::store::memory::MemoryStore;
 
-    use crate::time::{BootId, BootTag, Mono, Process, WallTime};
+    use rate_control::time::{BootId, BootTag, Mono, Process, WallTime};
 
     /// A moment of the machine's only boot, by a wall clock that may be set.
     fn at(up: Duration, wall: WallTime) -> Now {

@@ -67,7 +67,7 @@ macro_rules! text_type {
 
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                crate::text::read(deserializer, "a string", Self::parse)
+                rate_control::text::read(deserializer, "a string", Self::parse)
             }
         }
 
@@ -230,5 +230,21 @@ mod tests {
         for bad in ["", ".", "https://hub", "hub:443", "hub..net", "hub..", "-hub.net", "hub/x"] {
             assert!(HubName::parse(bad).is_err(), "{bad:?} is invalid");
         }
+    }
+
+    #[test]
+    fn a_text_is_read_from_bytes_with_escapes_and_from_values_and_a_fault_names_the_rule() {
+        let name = InstanceName::parse("eu-1").unwrap();
+        for text in [r#""eu-1""#, r#""eu\u002d1""#] {
+            assert_eq!(serde_json::from_str::<InstanceName>(text).unwrap(), name);
+            let value: serde_json::Value = serde_json::from_str(text).unwrap();
+            assert_eq!(serde_json::from_value::<InstanceName>(value).unwrap(), name);
+        }
+        assert_eq!(serde_json::to_string(&name).unwrap(), r#""eu-1""#);
+        let told = |text| serde_json::from_str::<InstanceName>(text).unwrap_err().to_string();
+        assert!(told(r#""-""#).starts_with("a name has 1 to 63 characters"), "{}", told(r#""-""#));
+        assert!(told("7").contains("expected a string"), "{}", told("7"));
+        let told = serde_json::from_str::<rate_control::time::WallTime>(r#""noon""#).unwrap_err().to_string();
+        assert!(told.starts_with("expected an RFC 3339 time"), "{told}");
     }
 }

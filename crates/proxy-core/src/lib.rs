@@ -4,30 +4,19 @@
 //! of the repository has the map and the invariants.
 
 pub mod attestation;
-pub mod breaker;
-pub mod concurrency;
 pub mod dps_clock;
-pub mod entropy;
 pub mod feed;
 pub mod gateway;
 pub mod ids;
-pub mod lane;
-pub mod lanes;
-pub mod learner;
-pub mod ledger;
 pub mod line;
-pub mod pace;
+pub mod place;
 pub mod placement;
 pub mod record;
 pub mod repeat;
-pub mod retry;
 pub mod sas;
 pub mod secret;
 pub mod settings;
 pub mod store;
 pub mod supervise;
-mod text;
-pub mod time;
-pub mod typical;
 pub mod upstream;
 pub mod waiters;

@@ -14,22 +14,25 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::breaker::{Breaker, BreakerState, Held};
-use crate::concurrency::Concurrency;
-use crate::entropy::Entropy;
 use crate::ids::{RegistrationId, TenantName};
-use crate::lane::{Errand, Joined, Sequence, Waiting};
-use crate::lanes::{Class, Fairness, Lanes, Place, Turn};
-use crate::learner::{Band, Learned, Learner};
-use crate::ledger::{Full, Ledger, SlotId, SlotRecord};
-use crate::pace::Pace;
+use crate::line::lane::{JobKind, Joined, Waiting};
+use crate::line::scheduler::{FairScheduler, Fairness, Turn};
+use crate::place::{Class, Place, Sequence};
 use crate::settings::{Instance, LineSettings, RegistrationSettings};
-use crate::time::{BootId, Mono};
-use crate::typical::Typical;
+use rate_control::circuit_breaker::{CircuitBreaker, CircuitState, Held};
+use rate_control::concurrency_limit::ConcurrencyLimit;
+use rate_control::entropy::Entropy;
+use rate_control::latency_estimate::LatencyEstimate;
+use rate_control::learner::{Band, Learned, Learner};
+use rate_control::ledger::{Full, Ledger, SlotId, SlotRecord};
+use rate_control::time::{BootId, Mono};
+use rate_control::token_bucket::TokenBucket;
 
+pub mod lane;
 mod moving;
 mod recent;
 mod room;
+pub mod scheduler;
 mod status;
 
 pub use recent::LastMinute;
@@ -94,7 +97,7 @@ pub struct Departure {
     /// From where; it comes back there if it has to.
     pub place: Place,
     /// What for.
-    pub errand: Errand,
+    pub job: JobKind,
     /// The ledger slot it holds; `None` for a lookup that spends no registration.
     pub slot: Option<SlotId>,
 }
@@ -196,7 +199,7 @@ impl Hold {
 /// The line of one instance. See the module for its invariants.
 #[derive(Debug)]
 pub struct Line {
-    lanes: Lanes,
+    scheduler: FairScheduler,
     next_sequence: [Sequence; 4],
     deferred: BTreeMap<(Mono, Place), Deferred>,
     deferred_until: BTreeMap<Place, Mono>,
@@ -208,11 +211,11 @@ pub struct Line {
     /// Of these, how many have a call out.
     calling: usize,
     ledger: Ledger,
-    pace: Pace,
-    breaker: Breaker,
+    bucket: TokenBucket,
+    breaker: CircuitBreaker,
     /// When the breaker last opened.
     opened: Option<Mono>,
-    concurrency: Concurrency,
+    concurrency: ConcurrencyLimit,
     learner: Learner,
     /// The limit changed since somebody asked for it.
     learned_anew: bool,
@@ -227,14 +230,14 @@ pub struct Line {
     throttled_until: Mono,
     /// Until when the store is left alone after a failed write.
     store_until: Mono,
-    registration_time: Typical,
-    answer_time: Typical,
+    registration_time: LatencyEstimate,
+    answer_time: LatencyEstimate,
     recent: Recent,
 }
 
 /// What an earlier process left of one line, besides its places.
 #[derive(Debug, Default)]
-pub struct LeftByEarlier {
+pub struct RecoveryState {
     /// Sends that may still count.
     pub slots: Vec<(SlotId, SlotRecord)>,
     /// What was learned of the limit.
@@ -250,7 +253,7 @@ impl Line {
         instance: &Instance,
         rules: (&LineSettings, &RegistrationSettings),
         fairness: Fairness,
-        left: LeftByEarlier,
+        left: RecoveryState,
         boot: &BootId,
         now: Mono,
     ) -> Self {
@@ -263,16 +266,16 @@ impl Line {
         let mut sent: Vec<Mono> =
             left.slots.iter().map(|(_, slot)| if slot.boot == *boot { slot.sent.min(now) } else { now }).collect();
         sent.sort_unstable();
-        let credit = Pace::credit_after(limit, burst, sent, now);
+        let credit = TokenBucket::credit_after(limit, burst, sent, now);
         let mut ledger = Ledger::new(limit, registration.upstream_max_delay);
         ledger.restore(left.slots, boot, now);
         let waits = (registration.backoff_min, registration.backoff_max);
-        let mut breaker = Breaker::new(registration.breaker_threshold, waits);
+        let mut breaker = CircuitBreaker::new(registration.breaker_threshold, waits);
         if left.paused_until.is_some_and(|until| until > now) {
             breaker.throttled();
         }
         Self {
-            lanes: Lanes::new(fairness),
+            scheduler: FairScheduler::new(fairness),
             next_sequence: [0; 4],
             deferred: BTreeMap::new(),
             deferred_until: BTreeMap::new(),
@@ -281,10 +284,10 @@ impl Line {
             under_way: BTreeMap::new(),
             calling: 0,
             ledger,
-            pace: Pace::new(limit, burst, credit, now),
+            bucket: TokenBucket::new(limit, burst, credit, now),
             breaker,
             opened: None,
-            concurrency: Concurrency::default(),
+            concurrency: ConcurrencyLimit::default(),
             learner,
             learned_anew: false,
             began: now,
@@ -296,8 +299,8 @@ impl Line {
             upstream_max_delay: registration.upstream_max_delay,
             throttled_until: left.paused_until.unwrap_or_default(),
             store_until: Mono::default(),
-            registration_time: Typical::new(line.expected_registration),
-            answer_time: Typical::new(Duration::from_millis(300)),
+            registration_time: LatencyEstimate::new(line.expected_registration),
+            answer_time: LatencyEstimate::new(Duration::from_millis(300)),
             recent: Recent::default(),
         }
     }
@@ -311,7 +314,7 @@ impl Line {
         now: Mono,
     ) {
         let (line, registration) = rules;
-        self.lanes.configure(fairness);
+        self.scheduler.configure(fairness);
         let limit_before = self.learner.limit();
         self.learner.configure(band(instance), now);
         self.upstream_max_delay = registration.upstream_max_delay;
@@ -333,7 +336,7 @@ impl Line {
         let limit = self.learner.limit();
         let burst = burst_at(limit, self.quota_per_minute, self.burst);
         self.ledger.configure(limit, self.upstream_max_delay);
-        self.pace = Pace::new(limit, burst, self.pace.credit(now).min(burst), now);
+        self.bucket = TokenBucket::new(limit, burst, self.bucket.credit(now).min(burst), now);
         self.learned_anew = true;
     }
 
@@ -372,7 +375,7 @@ impl Line {
     /// Devices that wait.
     #[must_use]
     pub fn waiting(&self) -> usize {
-        self.lanes.len() + self.deferred.len()
+        self.scheduler.len() + self.deferred.len()
     }
 
     /// Gives out the next place of a lane. It holds up those behind it until [`confirm`](Self::confirm) or [`leave`](Self::leave).
@@ -404,8 +407,8 @@ impl Line {
         self.next_sequence[class as usize] += 1;
         let place = Place { class, sequence };
         let joined = self.joined(now, Duration::ZERO);
-        self.lanes.insert(tenant, place, &Waiting { id, errand: Errand::Register, confirmed: false, joined });
-        self.lanes.joins(tenant, now);
+        self.scheduler.insert(tenant, place, &Waiting { id, job: JobKind::Register, confirmed: false, joined });
+        self.scheduler.joins(tenant, now);
         place
     }
 
@@ -418,12 +421,12 @@ impl Line {
 
     /// The place is on disk: its turn counts from now on.
     pub fn confirm(&mut self, tenant: &TenantName, place: Place) {
-        self.lanes.confirm(tenant, place);
+        self.scheduler.confirm(tenant, place);
     }
 
     /// A confirmed place goes not before `not_before`; those behind it do not wait for it.
     pub fn defer(&mut self, tenant: &TenantName, place: Place, not_before: Mono) {
-        if let Some(waiting) = self.lanes.remove(tenant, place) {
+        if let Some(waiting) = self.scheduler.remove(tenant, place) {
             self.put_off(tenant.clone(), place, waiting, not_before);
         }
     }
@@ -453,12 +456,12 @@ impl Line {
         tenant: &TenantName,
         place: Place,
         id: RegistrationId,
-        errand: Errand,
+        job: JobKind,
         ago: Duration,
         now: Mono,
     ) {
         let joined = self.joined(now, ago);
-        self.lanes.insert(tenant, place, &Waiting { id, errand, confirmed: true, joined });
+        self.scheduler.insert(tenant, place, &Waiting { id, job, confirmed: true, joined });
         self.seen(place);
     }
 
@@ -497,7 +500,7 @@ impl Line {
             under_way.left = true;
             return false;
         }
-        self.take_deferred(place).is_some() || self.lanes.remove(tenant, place).is_some()
+        self.take_deferred(place).is_some() || self.scheduler.remove(tenant, place).is_some()
     }
 
     /// Decides who goes next. On [`Next::Depart`] the slot and the permit are taken and the place is under way.
@@ -509,16 +512,16 @@ impl Line {
             (Some(moment), None) | (None, Some(moment)) => Next::WaitUntil(moment),
             (Some(moment), Some(due)) => Next::WaitUntil(moment.min(due)),
         };
-        let Some(turn) = self.lanes.front() else {
+        let Some(turn) = self.scheduler.front() else {
             self.learn(None, now);
             return wait(None);
         };
         let hold = self.hold(&turn, now).or_else(|| {
-            let until = self.spends(turn.errand).then(|| self.pace.take(now).err()).flatten()?;
+            let until = self.spends(turn.job).then(|| self.bucket.take(now).err()).flatten()?;
             Some(Hold::by(Holding::Pace, Some(until)))
         });
         if let Some(hold) = hold {
-            let limit = if self.spends(turn.errand) { Some(hold) } else { None };
+            let limit = if self.spends(turn.job) { Some(hold) } else { None };
             return if self.learn(limit, now) { self.next(now) } else { wait(hold.until) };
         }
         self.depart(turn, now).map_or_else(|| wait(None), Next::Depart)
@@ -527,7 +530,7 @@ impl Line {
     /// Whether somebody is there who may go now. Takes nothing.
     pub fn front_may_go(&mut self, now: Mono) -> bool {
         self.recall_deferred(now);
-        let front = self.lanes.front();
+        let front = self.scheduler.front();
         front.is_some_and(|turn| self.hold(&turn, now).is_none())
     }
 
@@ -536,8 +539,8 @@ impl Line {
         self.breaker.left();
     }
 
-    fn spends(&self, errand: Errand) -> bool {
-        errand == Errand::Register || self.lookup_spends
+    fn spends(&self, job: JobKind) -> bool {
+        job == JobKind::Register || self.lookup_spends
     }
 
     /// What keeps `turn` from going. Takes nothing.
@@ -556,7 +559,7 @@ impl Line {
                 Held::AfterThrottling(most) => Hold::calls(Holding::AfterThrottling, most, None),
             });
         }
-        if self.spends(turn.errand) { self.limited(now) } else { None }
+        if self.spends(turn.job) { self.limited(now) } else { None }
     }
 
     /// What keeps a registration from going that spends the quota.
@@ -573,13 +576,13 @@ impl Line {
             Err((most, until)) if !certain => return Some(Hold::calls(Holding::Concurrency, most, Some(until))),
             _ => {}
         }
-        let permit = self.pace.forecast(0, now);
+        let permit = self.bucket.forecast(0, now);
         (permit > now).then_some(Hold::by(Holding::Pace, Some(permit)))
     }
 
     fn depart(&mut self, turn: Turn, now: Mono) -> Option<Departure> {
-        let Waiting { id, errand, joined, .. } = self.lanes.depart(&turn)?;
-        let slot = self.spends(errand).then(|| self.ledger.take());
+        let Waiting { id, job, joined, .. } = self.scheduler.depart(&turn)?;
+        let slot = self.spends(job).then(|| self.ledger.take());
         if let Some(slot) = slot {
             self.concurrency.left(slot, now);
             self.recent.left(&turn.tenant, now);
@@ -594,7 +597,7 @@ impl Line {
             UnderWay { tenant: owner, id: device, joined, since, calling, polls_failed, disturbed, left },
         );
         self.calling += 1;
-        Some(Departure { id, tenant, place, errand, slot })
+        Some(Departure { id, tenant, place, job, slot })
     }
 
     /// Tells the learner until when the limit holds the line back, or that it does not. Whether the limit was raised.
@@ -617,7 +620,7 @@ impl Line {
             && due <= now
         {
             if let Some(Deferred { tenant, waiting }) = self.take_deferred(place) {
-                self.lanes.insert(&tenant, place, &waiting);
+                self.scheduler.insert(&tenant, place, &waiting);
             }
         }
     }
@@ -630,7 +633,7 @@ impl Line {
         if self.throttled_until > now {
             return Err(Holding::ThrottledByDps);
         }
-        if self.breaker.state() == BreakerState::Open {
+        if self.breaker.state() == CircuitState::Open {
             return Err(Holding::InstanceFailing);
         }
         if slot.is_some() && self.ledger.used(now) > self.ledger.quota() {
@@ -705,12 +708,12 @@ impl Line {
     }
 
     /// A device under way comes back to its place, to go again not before `not_before`; unless the place was left meanwhile.
-    pub fn come_back(&mut self, place: Place, errand: Errand, not_before: Mono, now: Mono) {
+    pub fn come_back(&mut self, place: Place, job: JobKind, not_before: Mono, now: Mono) {
         let Some(under_way) = self.take_under_way(place).filter(|under_way| !under_way.left) else { return };
         let UnderWay { tenant, id, joined, .. } = under_way;
-        let waiting = Waiting { id, errand, confirmed: true, joined };
+        let waiting = Waiting { id, job, confirmed: true, joined };
         if not_before <= now {
-            self.lanes.insert(&tenant, place, &waiting);
+            self.scheduler.insert(&tenant, place, &waiting);
         } else {
             self.put_off(tenant, place, waiting, not_before);
         }
@@ -775,7 +778,7 @@ impl Line {
         if let Some(under_way) = self.under_way.get(&place) {
             // One that is overdue is expected to take half as long again, so that its device does not ask every other second.
             let mut due = under_way.since.after(typical);
-            if under_way.calling && self.breaker.state() != BreakerState::Closed {
+            if under_way.calling && self.breaker.state() != CircuitState::Closed {
                 // Most likely it hangs until it is given up.
                 due = due.max(under_way.since.after(self.upstream_max_delay));
             }
@@ -785,15 +788,16 @@ impl Line {
         let deferred_until = self.deferred_until.get(&place).copied();
         let joined = match deferred_until {
             Some(until) => self.deferred.get(&(until, place)).map(|deferred| deferred.waiting.joined),
-            None => self.lanes.joined(tenant, place),
+            None => self.scheduler.joined(tenant, place),
         }?;
         let rank = self.rank(tenant, place, joined);
         let permit = self.permit_forecast(rank as u64, now);
-        let reserve = u32::try_from(self.lanes.reserve(place.class, rank)).unwrap_or(u32::MAX);
-        let reserve = (self.pace.interval() * reserve).min(URGENT_RESERVE_TIME_MAX);
+        let reserve = u32::try_from(self.scheduler.reserve(place.class, rank)).unwrap_or(u32::MAX);
+        let reserve = (self.bucket.interval() * reserve).min(URGENT_RESERVE_TIME_MAX);
         let permit = permit.after(reserve).max(deferred_until.unwrap_or_default());
         let permit = permit.after(self.company_allowance(tenant, place, joined, permit.since(now), now));
-        let kept = self.lanes.appointment(tenant, place).map(|after| (after, self.permit_forecast(after as u64, now)));
+        let kept =
+            self.scheduler.appointment(tenant, place).map(|after| (after, self.permit_forecast(after as u64, now)));
         let (rank, permit) = kept.map_or((rank, permit), |(after, by)| (rank.min(after), permit.min(by)));
         Some(Forecast { position: rank + 1, appointment: permit.after(typical) })
     }
@@ -801,18 +805,18 @@ impl Line {
     /// How many devices go before the one at `place`, which joined at `joined`, if nobody else joins: those whose turn is before, or whose
     /// appointment.
     fn rank(&self, tenant: &TenantName, place: Place, joined: Joined) -> usize {
-        let ahead = self.lanes.ahead(tenant, place, joined);
-        if place.class == Class::Expedited { ahead } else { self.lanes.first_free(ahead) }
+        let ahead = self.scheduler.ahead(tenant, place, joined);
+        if place.class == Class::Expedited { ahead } else { self.scheduler.first_free(ahead) }
     }
 
     /// What the device at `place` is told at `now`. In a line that tenants share that is an appointment: whoever joins later, the device
     /// goes in time. `None` if this line does not know it.
     pub fn appoint(&mut self, tenant: &TenantName, place: Place, now: Mono) -> Option<Forecast> {
         let forecast = self.forecast(tenant, place, now)?;
-        if self.lanes.is_shared() && self.lanes.joined(tenant, place).is_some() {
+        if self.scheduler.is_shared() && self.scheduler.joined(tenant, place).is_some() {
             let after = self.departures_before(&forecast, now);
-            if self.lanes.appointment(tenant, place).is_none_or(|earlier| after < earlier) {
-                self.lanes.appoint(tenant, place, after);
+            if self.scheduler.appointment(tenant, place).is_none_or(|earlier| after < earlier) {
+                self.scheduler.appoint(tenant, place, after);
             }
         }
         Some(forecast)
@@ -825,7 +829,7 @@ impl Line {
         let wait = forecast.appointment.since(now).saturating_sub(self.registration_time.value());
         let goes_by = now.after(least + wait.saturating_sub(least).mul_f64(APPOINTMENT_MARGIN));
         // No more than at the full pace.
-        let most = wait.as_nanos() / self.pace.interval().as_nanos().max(1);
+        let most = wait.as_nanos() / self.bucket.interval().as_nanos().max(1);
         let (mut in_time, mut late) = (rank, rank.saturating_add(usize::try_from(most).unwrap_or(0)) + 1);
         while in_time + 1 < late {
             let middle = in_time.midpoint(late);
@@ -844,21 +848,21 @@ impl Line {
         wait: Duration,
         now: Mono,
     ) -> Duration {
-        if !self.lanes.is_shared() || place.class == Class::Expedited {
+        if !self.scheduler.is_shared() || place.class == Class::Expedited {
             return Duration::ZERO;
         }
-        let expected = self.lanes.expected_ahead(tenant, place, joined, now, wait);
-        let expected = self.pace.interval().saturating_mul(u32::try_from(expected).unwrap_or(u32::MAX));
+        let expected = self.scheduler.expected_ahead(tenant, place, joined, now, wait);
+        let expected = self.bucket.interval().saturating_mul(u32::try_from(expected).unwrap_or(u32::MAX));
         let wait = wait.saturating_add(expected);
         // After a burst the line rests until the quota's window has moved on.
-        let rest = self.pace.interval() * self.burst.saturating_sub(1);
+        let rest = self.bucket.interval() * self.burst.saturating_sub(1);
         expected + (wait / 2).min((COMPANY_RESERVE + rest).max(wait.mul_f64(COMPANY_RESERVE_PART)))
     }
 
     fn permit_forecast(&self, rank: u64, now: Mono) -> Mono {
         let start = self.paused(now).map_or_else(|| self.breaker.tried_until(now).unwrap_or(now), |(until, _)| until);
         let latency = self.answer_time.value();
-        let paced = |rank| self.pace.forecast(rank, start);
+        let paced = |rank| self.bucket.forecast(rank, start);
         paced(rank).max(self.ledger.forecast(rank, start, latency, paced))
     }
 

@@ -12,9 +12,9 @@ use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use crate::entropy::hash64;
 use crate::ids::{InstanceName, RegistrationId, TenantName};
 use crate::settings::{Enrollment, Instance};
+use rate_control::entropy::hash64;
 
 /// Instances that a message names, at most.
 const REASONS_TOLD: usize = 3;

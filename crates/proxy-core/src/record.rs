@@ -15,9 +15,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::ids::{DeviceId, EnrollmentName, HubName, InstanceName, OperationId, RegistrationId, TenantName};
-use crate::lanes::Place;
+use crate::place::Place;
 use crate::store::{Expect, Key, Stored, Table, Version, Write};
-use crate::time::{Now, StoredMoment, WallTime};
+use rate_control::time::{Now, StoredMoment, WallTime};
 
 /// Stands for tenant and enrollment while they are unknown.
 const UNKNOWN: &str = "unknown";

@@ -11,7 +11,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use crate::ids::RegistrationId;
-use crate::time::Mono;
+use rate_control::time::Mono;
 
 const CELLS: usize = 1 << 16;
 

@@ -7,7 +7,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::ids::{EnrollmentName, HubName, IdScope, InstanceName, TenantName};
-use crate::lanes::Fairness;
 use crate::secret::{SymmetricKey, TokenDigest};
 
 /// Everything that can change while the service runs.
@@ -29,26 +28,6 @@ pub struct Settings {
     pub attestation: AttestationSettings,
     /// Rules of the change feed.
     pub feed: FeedSettings,
-}
-
-impl Settings {
-    /// How the lanes of the line of `instance` share it.
-    #[must_use]
-    pub fn fairness(&self, instance: &InstanceName) -> Fairness {
-        let tenths = self.line.class_handicap.as_millis() / 100;
-        let dedicated = self.instances.get(instance).is_some_and(|instance| instance.tenant.is_some());
-        let users = self
-            .enrollments
-            .values()
-            .filter(|enrollment| enrollment.instances.is_empty() || enrollment.instances.contains(instance));
-        let tenants: BTreeSet<&TenantName> = users.map(|enrollment| &enrollment.tenant).collect();
-        Fairness {
-            urgent_share_percent: self.line.urgent_share_percent,
-            handicap: u32::try_from(tenths).unwrap_or(u32::MAX),
-            weights: self.tenants.iter().map(|(name, tenant)| (name.clone(), tenant.weight)).collect(),
-            shared: !dedicated && tenants.len() > 1,
-        }
-    }
 }
 
 /// One DPS instance.

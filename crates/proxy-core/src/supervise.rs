@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::ids::InstanceName;
-use crate::time::Mono;
+use rate_control::time::Mono;
 
 /// Two deaths within this time are a fault that beginning anew does not mend.
 pub const SECOND_DEATH: Duration = Duration::from_secs(60);

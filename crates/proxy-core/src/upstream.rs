@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::ids::{DeviceId, HubName, InstanceName, OperationId, RegistrationId};
 use crate::settings::{Instance, RegistrationSettings};
-use crate::time::WallTime;
+use rate_control::time::WallTime;
 
 pub mod answer;
 mod connections;

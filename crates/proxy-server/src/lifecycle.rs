@@ -10,10 +10,10 @@ use actix_web::web;
 use anyhow::{Context as _, bail};
 use futures_util::FutureExt as _;
 use futures_util::future::{join_all, select_all};
-use proxy_core::entropy::Entropy;
 use proxy_core::gateway::{Fixed, Gateway, Stopped};
-use proxy_core::time::SystemClock;
 use proxy_core::upstream::https::HttpsConnect;
+use rate_control::entropy::Entropy;
+use rate_control::time::SystemClock;
 use tokio::time::Instant;
 
 use crate::config::{FilesRead, Loaded};

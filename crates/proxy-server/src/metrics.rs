@@ -16,13 +16,13 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 use proxy_core::attestation::Reason;
-use proxy_core::breaker::BreakerState;
 use proxy_core::gateway::Gateway;
 use proxy_core::gateway::operator::InstanceView;
-use proxy_core::learner::Learning;
 use proxy_core::store::Health;
-use proxy_core::time::WallTime;
 use proxy_core::upstream::evidence::Blame;
+use rate_control::circuit_breaker::CircuitState;
+use rate_control::learner::Learning;
+use rate_control::time::WallTime;
 
 use crate::plane::Plane;
 
@@ -278,7 +278,7 @@ impl Collector for Core {
         }
         let help = "1 for the state the instance's breaker is in";
         self.encode_states(&mut encoder, ("instance_breaker_state", help), |view| {
-            BreakerState::ALL.map(|state| (state.as_str(), view.breaker == state))
+            CircuitState::ALL.map(|state| (state.as_str(), view.breaker == state))
         })?;
         let help = "1 for what the instance's limit learner is doing";
         self.encode_states(&mut encoder, ("instance_learning_state", help), |view| {

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use parking_lot::Mutex;
 use proxy_core::attestation::{NotBelieved, Reason};
 use proxy_core::ids::{EnrollmentName, TenantName};
-use proxy_core::time::WallTime;
+use rate_control::time::WallTime;
 use serde::Serialize;
 
 /// One credential that was not believed.

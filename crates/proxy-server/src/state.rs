@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use proxy_core::gateway::Gateway;
-use proxy_core::time::WallTime;
+use rate_control::time::WallTime;
 use tokio::sync::Semaphore;
 
 use crate::config::{ConfigWatcher, FilesRead, LiveServer, ServedChains, ServerSettings};

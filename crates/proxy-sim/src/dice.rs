@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use proxy_core::entropy::hash64;
+use rate_control::entropy::hash64;
 
 /// SplitMix64: enough to choose by, and the same for ever.
 #[derive(Debug, Clone)]

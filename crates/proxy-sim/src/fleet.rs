@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proxy_core::attestation::Presented;
-use proxy_core::gateway::provision::{Answered, ProvisionError, Question};
+use proxy_core::gateway::provision::{Outcome, ProvisionError, ProvisionRequest};
 use proxy_core::sas;
 use proxy_core::secret::SymmetricKey;
 use serde_json::json;
@@ -71,7 +71,7 @@ async fn ask(world: &World, plan: &DevicePlan, reprovision: bool, dice: &mut Dic
     let presented =
         Presented { authorization: Some(&authorization), host: None, ports: &[], hardware_id: &plan.hardware_id };
     let payload = plan.payload.then(|| json!({ "model": "th-1", "boot": dice.below(3) }));
-    let question = Question { presented, payload, reprovision, wait: plan.wait };
+    let question = ProvisionRequest { presented, payload, reprovision, wait: plan.wait };
     let hangs_up = async {
         match plan.patience {
             Some(patience) => tokio::time::sleep(patience).await,
@@ -85,14 +85,14 @@ async fn ask(world: &World, plan: &DevicePlan, reprovision: bool, dice: &mut Dic
         () = hangs_up => return (Told::HungUp, whenever),
     };
     match answered {
-        Ok(Answered::Assigned(assigned)) => {
+        Ok(Outcome::Assigned(assigned)) => {
             let mut hub = assigned.hub.to_string();
             if world.mutant == Some(Mutant::WrongHub) && dice.chance(300) {
                 hub = "hub-of-another.azure-devices.net".to_owned();
             }
             (Told::Assigned { hub }, Duration::ZERO)
         }
-        Ok(Answered::Queued(queued)) => {
+        Ok(Outcome::Queued(queued)) => {
             let retry_after = queued.retry_after_seconds;
             (Told::Queued { retry_after, position: queued.position }, Duration::from_secs(retry_after))
         }
@@ -127,7 +127,7 @@ async fn strangers(world: Arc<World>) {
         let Some(Running { gateway, .. }) = world.running() else { continue };
         let presented =
             Presented { authorization: authorization.as_deref(), host: None, ports: &[], hardware_id: &hardware_id };
-        let question = Question { presented, payload: None, reprovision: true, wait: Duration::from_secs(20) };
+        let question = ProvisionRequest { presented, payload: None, reprovision: true, wait: Duration::from_secs(20) };
         let before = world.commits();
         // It is answered without a pause in which others could write.
         let answered = Box::pin(gateway.provision(&question)).await;

@@ -70,7 +70,7 @@ pub struct Figures {
     pub processes: u32,
     /// Questions of devices.
     pub questions: u64,
-    /// Of these, of devices with the manners the service asks for, which have one errand and are never in a hurry.
+    /// Of these, of devices with the manners the service asks for, which have one job and are never in a hurry.
     pub questions_of_obedient: u64,
     /// Devices with those manners.
     pub obedient: u64,

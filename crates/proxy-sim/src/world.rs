@@ -10,12 +10,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use proxy_core::entropy::Entropy;
 use proxy_core::gateway::Gateway;
 use proxy_core::ids::{InstanceName, RegistrationId};
 use proxy_core::record::Record;
 use proxy_core::store::memory::Failure;
 use proxy_core::store::{Store as _, Table};
+use rate_control::entropy::Entropy;
 
 use crate::clock::SimClock;
 use crate::dice::Dice;

@@ -7,7 +7,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
-use proxy_core::time::Mono;
+use rate_control::time::Mono;
 
 use crate::fleet::Newcomer;
 

@@ -6,9 +6,9 @@
 
 use std::time::Duration;
 
-use proxy_core::entropy::Entropy;
 use proxy_core::ids::TenantName;
 use proxy_core::placement::NoRoom;
+use rate_control::entropy::Entropy;
 
 use crate::fleet::{BootCurve, Fleet, Newcomer, Tenant};
 use crate::inventory::Inventory;

@@ -1,6 +1,6 @@
 //! A bucket that fills evenly: what the ideal is measured against, and all that a proxy without a line has.
 
-use proxy_core::time::Mono;
+use rate_control::time::Mono;
 
 /// `quota` permits a minute, of which up to `burst` may be saved up; it starts full.
 #[derive(Debug)]

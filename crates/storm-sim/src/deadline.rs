@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use proxy_core::entropy::Entropy;
 use proxy_core::ids::TenantName;
 use proxy_core::placement::NoRoom;
-use proxy_core::time::Mono;
+use rate_control::entropy::Entropy;
+use rate_control::time::Mono;
 
 use crate::fleet::INSTANCES_MAX;
 use crate::judge::Report;

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use proxy_core::time::Mono;
+use rate_control::time::Mono;
 
 const MINUTE_NANOS: u64 = 60_000_000_000;
 

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use proxy_core::entropy::Entropy;
 use proxy_core::ids::TenantName;
-use proxy_core::time::Mono;
+use rate_control::entropy::Entropy;
+use rate_control::time::Mono;
 
 /// Most instances that a simulation takes.
 pub const INSTANCES_MAX: u16 = 1_000;

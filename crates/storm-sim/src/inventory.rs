@@ -7,8 +7,8 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use proxy_core::entropy::hash64;
 use proxy_core::placement::NoRoom;
+use rate_control::entropy::hash64;
 
 use crate::fleet::{CAPACITY, Fleet};
 

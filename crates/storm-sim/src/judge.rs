@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use proxy_core::ids::TenantName;
-use proxy_core::time::Mono;
+use rate_control::time::Mono;
 
 use crate::bucket::Bucket;
 use crate::dps::Counts;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use proxy_core::entropy::Entropy;
+use rate_control::entropy::Entropy;
 
 use crate::fleet::Fleet;
 

@@ -9,9 +9,9 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use proxy_core::entropy::Entropy;
 use proxy_core::placement::NoRoom;
-use proxy_core::time::Mono;
+use rate_control::entropy::Entropy;
+use rate_control::time::Mono;
 
 use crate::agenda::{Agenda, Event};
 use crate::bucket::Bucket;

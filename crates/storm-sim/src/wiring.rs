@@ -5,19 +5,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
-use proxy_core::entropy::Entropy;
 use proxy_core::ids::{IdScope, RegistrationId, TenantName};
-use proxy_core::lane::Errand;
-use proxy_core::lanes::{Class, Fairness, Place};
-use proxy_core::ledger::SlotId;
-use proxy_core::line::{Admission, LeftByEarlier, Line, Next};
-use proxy_core::retry;
+use proxy_core::line::lane::JobKind;
+use proxy_core::line::scheduler::Fairness;
+use proxy_core::line::{Admission, Line, Next, RecoveryState};
+use proxy_core::place::{Class, Place};
 #[cfg(test)]
 use proxy_core::secret::SymmetricKey;
 #[cfg(test)]
 use proxy_core::settings::{Credential, DeriveFrom, DeviceAttestation, Enrollment, Membership, UpstreamAttestation};
 use proxy_core::settings::{Instance, LineSettings, RegistrationSettings};
-use proxy_core::time::{BootId, Mono};
+use rate_control::entropy::Entropy;
+use rate_control::ledger::SlotId;
+use rate_control::retry;
+use rate_control::time::{BootId, Mono};
 
 use crate::fleet::{CAPACITY, Fleet};
 use crate::scenario::Scenario;
@@ -58,7 +59,7 @@ pub(crate) fn lines(scenario: &Scenario) -> Vec<SimulatedLine> {
     let line = |number| {
         let instance = instance(scenario.quota_of(number), owners.next());
         let fairness = fairness(fleet, instance.tenant.is_none());
-        let line = Line::new(&instance, rules, fairness, LeftByEarlier::default(), &boot, Mono::default());
+        let line = Line::new(&instance, rules, fairness, RecoveryState::default(), &boot, Mono::default());
         SimulatedLine { line, tenants: Rc::clone(&tenants) }
     };
     (0..scenario.instances).map(line).collect()
@@ -106,7 +107,7 @@ impl SimulatedLine {
     pub(crate) fn throttled(&mut self, place: Stand, slot: Slot, sent: Mono, wait: Duration, now: Mono) {
         self.line.answered(place, slot, sent, Admission::Throttled, now);
         self.line.throttled(Some(sent), now.after(wait), now);
-        self.line.come_back(place, Errand::Register, now, now);
+        self.line.come_back(place, JobKind::Register, now, now);
     }
 
     pub(crate) fn assigned(&mut self, place: Stand, now: Mono) {

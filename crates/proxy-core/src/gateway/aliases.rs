@@ -53,7 +53,7 @@ mod tests {
     use super::*;
     use crate::ids::{EnrollmentName, HubName, InstanceName};
     use crate::record::{Assignment, AssignmentState};
-    use crate::time::WallTime;
+    use rate_control::time::WallTime;
 
     fn named(tenant: &str, registration_id: &str, device_id: &str) -> Record {
         let tenant = TenantName::parse(tenant).unwrap();

@@ -11,10 +11,10 @@ use super::task_names::HUB_INVALIDATION;
 use super::{ChangeError, Gateway, StoreError};
 use crate::feed::{EventId, Next, Start};
 use crate::ids::{DeviceId, HubName, InstanceName, RegistrationId, TenantName};
-use crate::lanes::Class;
+use crate::place::Class;
 use crate::record::{Assignment, AssignmentState, Reason, Record, Refusal, Versioned};
 use crate::store::ReadError;
-use crate::time::Now;
+use rate_control::time::Now;
 
 /// Invalidations of one hub under way at once.
 const CONCURRENT_CHANGES: usize = 256;
@@ -39,9 +39,9 @@ pub struct AssignmentView {
     /// How far to rely on it.
     pub state: AssignmentState,
     /// When the device came to this hub.
-    pub assigned_at: crate::time::WallTime,
+    pub assigned_at: rate_control::time::WallTime,
     /// When DPS last said so.
-    pub last_confirmed_at: crate::time::WallTime,
+    pub last_confirmed_at: rate_control::time::WallTime,
     /// Grows with every change.
     pub revision: u64,
 }

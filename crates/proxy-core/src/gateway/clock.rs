@@ -18,11 +18,11 @@ use super::Gateway;
 use super::dispatch::{Asking, Dispatcher, count};
 use super::task_names::NOTES;
 use crate::dps_clock::DpsClock;
-use crate::time::{Mono, Now, WallLead, WallTime};
 use crate::upstream::NoAnswer;
 use crate::upstream::evidence::{self, Evidence, weigh};
 use crate::upstream::time::{Speaker, TimeAnswer};
 use crate::upstream::verdict::Call;
+use rate_control::time::{Mono, Now, WallLead, WallTime};
 
 mod agreement;
 

@@ -10,13 +10,14 @@ use super::Gateway;
 use super::task_names::NOTES;
 use crate::dps_clock::DpsClock;
 use crate::ids::InstanceName;
-use crate::ledger::{SlotId, SlotRecord};
+use crate::line::scheduler::Fairness;
 use crate::line::{Holding, Line, LineStatus, Next};
 use crate::settings::{Instance, Settings};
 use crate::store::{Expect, Key, Table, Write};
-use crate::time::Mono;
 use crate::upstream::evidence::Blame;
 use crate::upstream::{NoAnswer, Upstream};
+use rate_control::ledger::{SlotId, SlotRecord};
+use rate_control::time::Mono;
 
 /// How often things happened at one instance since the process started.
 #[derive(Debug, Default)]
@@ -154,7 +155,7 @@ impl Dispatcher {
     /// Applies changed limits at once.
     pub(super) fn configure(&self, instance: &Instance, settings: &Settings, now: Mono) {
         let rules = (&settings.line, &settings.registration);
-        self.line.lock().configure(instance, rules, settings.fairness(&self.name), now);
+        self.line.lock().configure(instance, rules, Fairness::of(settings, &self.name), now);
         let mut connections = self.connections.lock();
         // Calls under way end beside the new ones.
         if connections.max != settings.registration.connections_max {

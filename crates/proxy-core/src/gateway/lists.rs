@@ -25,7 +25,7 @@ use crate::ids::{DeviceId, EnrollmentName, HubName, InstanceName, RegistrationId
 use crate::record::{AssignmentState, Record, Stage};
 use crate::store::{ReadError, Table};
 use crate::supervise::Task;
-use crate::time::Now;
+use rate_control::time::Now;
 
 /// Rows read and decoded at once: well under a millisecond.
 const ROWS: usize = 128;

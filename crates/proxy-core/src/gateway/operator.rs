@@ -9,20 +9,20 @@ use serde::Serialize;
 use super::dispatch::Counts;
 use super::provision::{Joining, ProvisionError};
 use super::task_names::IMPORT;
-use super::why::Why;
+use super::wait_explanation::WaitExplanation;
 use super::{CAS_ATTEMPTS_MAX, ChangeError, Gateway, StoreError, about};
-use crate::breaker::BreakerState;
 use crate::ids::{EnrollmentName, IdScope, InstanceName, RegistrationId, TenantName};
-use crate::lanes::Class;
-use crate::learner::Learning;
 use crate::line::{Holding, TenantStatus};
+use crate::place::Class;
 use crate::placement;
 use crate::record::{AssignmentState, Blocked, Listed, Pending, Reason, Record, Stage, Versioned};
 use crate::secret::SymmetricKey;
 use crate::settings::{Settings, UpstreamAttestation};
 use crate::store::{CommitError, Expect, Write};
-use crate::time::{Mono, Now, StoredMoment, WallTime};
 use crate::upstream::evidence::Blame;
+use rate_control::circuit_breaker::CircuitState;
+use rate_control::learner::Learning;
+use rate_control::time::{Mono, Now, StoredMoment, WallTime};
 
 /// One instance as operators see it.
 #[derive(Debug, Clone, Serialize)]
@@ -71,7 +71,7 @@ pub struct InstanceView {
     pub paused_until: Option<WallTime>,
     /// Whether calls go through: `closed` (they do), `open` (they fail; nobody goes until `pausedUntil`), `half-open` (one device
     /// tries).
-    pub breaker: BreakerState,
+    pub breaker: CircuitState,
     /// Failures in a row.
     pub consecutive_failures: u32,
     /// Devices that may have a record there, tombstones included.
@@ -337,7 +337,7 @@ impl Gateway {
         view.appointment = forecast.map(|forecast| now.wall_at(forecast.appointment));
         let status = dispatcher.status(&mut line, now.mono);
         let clock_trouble = dispatcher.clock_trouble(now);
-        let why = Why {
+        let why = WaitExplanation {
             pending,
             status: &status,
             position: view.position,

@@ -10,8 +10,8 @@ use crate::ids::{InstanceName, TenantName};
 use crate::line::LineFull;
 use crate::placement;
 use crate::record::Record;
-use crate::retry;
-use crate::time::Now;
+use rate_control::retry;
+use rate_control::time::Now;
 
 impl Gateway {
     /// Instances whose lines take no device of `tenant` now.

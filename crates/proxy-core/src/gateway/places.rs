@@ -9,8 +9,8 @@ use std::sync::Arc;
 use super::Gateway;
 use super::provision::suspect_not_before;
 use crate::ids::InstanceName;
-use crate::lanes::Class;
 use crate::line::Line;
+use crate::place::Class;
 use crate::record::{Pending, Record, Versioned};
 use crate::store::CommitError;
 

@@ -10,18 +10,18 @@ use super::dispatch::Dispatcher;
 use super::{CAS_ATTEMPTS_MAX, Gateway, StoreError, about};
 use crate::attestation::{self, HandedCredential, NotBelieved, Presented};
 use crate::ids::{DeviceId, EnrollmentName, HubName, InstanceName, InvalidName, RegistrationId, TenantName};
-use crate::lanes::{Class, Place};
 use crate::line::LineFull;
+use crate::place::{Class, Place};
 use crate::placement::{self, NoRoom};
 use crate::record::{AssignmentState, Home, Pending, Reason, Record, Refusal, Stage, Versioned};
-use crate::retry;
 use crate::settings::{DeriveFrom, Enrollment, Settings};
 use crate::store::{CommitError, ReadError};
-use crate::time::{Mono, Now, StoredMoment, WallTime};
+use rate_control::retry;
+use rate_control::time::{Mono, Now, StoredMoment, WallTime};
 
-/// A device's question.
+/// A device's request.
 #[derive(Debug, Clone)]
-pub struct Question<'a> {
+pub struct ProvisionRequest<'a> {
     /// Who it says it is, and the proof.
     pub presented: Presented<'a>,
     /// For DPS's allocation policy.
@@ -34,7 +34,7 @@ pub struct Question<'a> {
 
 /// The answer to a believed device.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Answered {
+pub enum Outcome {
     /// Its hub.
     Assigned(Box<Assigned>),
     /// Its place.
@@ -116,14 +116,14 @@ pub enum ProvisionError {
 
 /// What the record says is to be done.
 enum Step {
-    Answer(Answered),
+    Answer(Outcome),
     /// Write this first, then decide again.
     Write {
         record: Box<Record>,
         /// What is remembered with it as done for this request.
         done: Done,
         /// What the device is told if the store takes no writes; `None` if it must not be told anything then.
-        unwritten: Option<Answered>,
+        unwritten: Option<Outcome>,
     },
     /// Its instance fails and nothing has left for it: book it on another one, which has it sooner.
     Elsewhere {
@@ -156,8 +156,8 @@ impl Gateway {
     ///
     /// # Errors
     /// [`ProvisionError`]; for an unbelieved device nothing was written and nobody was called.
-    pub async fn provision(self: &Arc<Self>, question: &Question<'_>) -> Result<Answered, ProvisionError> {
-        let id = RegistrationId::parse(question.presented.hardware_id)?;
+    pub async fn provision(self: &Arc<Self>, request: &ProvisionRequest<'_>) -> Result<Outcome, ProvisionError> {
+        let id = RegistrationId::parse(request.presented.hardware_id)?;
         let settings = self.settings();
         let record = match self.load(&id).await {
             // What cannot be read is unknown until the device is believed: nobody else learns that there is something.
@@ -168,13 +168,13 @@ impl Gateway {
         let now = self.now();
         let known = record.as_ref().ok().and_then(Option::as_ref).map(|versioned| &versioned.record);
         let judged_at = Now { wall: self.credential_time(now), ..now };
-        let (name, enrollment) = attestation::authenticate(&settings, &id, known, question.presented, judged_at)?;
+        let (name, enrollment) = attestation::authenticate(&settings, &id, known, request.presented, judged_at)?;
         let record = record.map_err(StoreError::from)?;
         self.repeat.check(&id, now.mono).map_err(ProvisionError::TooFast)?;
-        let device = Believed { id, name, enrollment, settings: &settings, question };
-        let waiter = (!question.wait.is_zero()).then(|| self.waiters.park(&device.id)).flatten();
+        let device = Believed { id, name, enrollment, settings: &settings, request };
+        let waiter = (!request.wait.is_zero()).then(|| self.waiters.park(&device.id)).flatten();
         let Some(waiter) = waiter else { return self.answer(&device, record).await };
-        let deadline = tokio::time::sleep(question.wait);
+        let deadline = tokio::time::sleep(request.wait);
         tokio::pin!(deadline);
         loop {
             let changed = waiter.changed.notified();
@@ -183,7 +183,7 @@ impl Gateway {
             // Read only now: a change from here on wakes this request, and an earlier one is in what is read.
             let record = self.load(&device.id).await.map_err(StoreError::from)?;
             let answered = self.answer(&device, record).await?;
-            if matches!(answered, Answered::Assigned(_)) || self.is_stopping() {
+            if matches!(answered, Outcome::Assigned(_)) || self.is_stopping() {
                 return Ok(answered);
             }
             tokio::select! {
@@ -203,7 +203,7 @@ impl Gateway {
         self: &Arc<Self>,
         device: &Believed<'_>,
         mut record: Option<Versioned>,
-    ) -> Result<Answered, ProvisionError> {
+    ) -> Result<Outcome, ProvisionError> {
         let mut done = Done::default();
         for _ in 0..CAS_ATTEMPTS_MAX {
             let now = self.now();
@@ -231,12 +231,12 @@ impl Gateway {
                     match self.rebook(from, &to, now).await {
                         Ok(written) => written,
                         // That does not take it after all: it keeps its place, and gets an honest time.
-                        Err(_) => return Ok(Answered::Queued(queued)),
+                        Err(_) => return Ok(Outcome::Queued(queued)),
                     }
                 }
                 Step::Ahead { from, queued } => {
                     match self.reseat(&from, Class::Reprovision, "the device itself asks now").await {
-                        Err(CommitError::ReadOnly(_) | CommitError::Failed(_)) => return Ok(Answered::Queued(queued)),
+                        Err(CommitError::ReadOnly(_) | CommitError::Failed(_)) => return Ok(Outcome::Queued(queued)),
                         written => written,
                     }
                 }
@@ -272,7 +272,7 @@ impl Gateway {
             return Err(ProvisionError::Retired);
         }
         if let Some(pending) = &record.pending {
-            if record.confirmed().is_some() && !device.question.reprovision {
+            if record.confirmed().is_some() && !device.request.reprovision {
                 return Ok(tell(device, record, done, now, self.credential_time(now)));
             }
             return Ok(self.queued_step(device, versioned, pending, now));
@@ -295,21 +295,21 @@ impl Gateway {
     /// Tells a place. What the device newly wants is written first, while it still can have an effect.
     fn queued_step(&self, device: &Believed<'_>, versioned: &Versioned, pending: &Pending, now: Now) -> Step {
         let record = &versioned.record;
-        let question = device.question;
-        let new_payload = question.payload.is_some() && question.payload != pending.payload;
-        let newly_asked = question.reprovision && !pending.reprovision;
+        let request = device.request;
+        let new_payload = request.payload.is_some() && request.payload != pending.payload;
+        let newly_asked = request.reprovision && !pending.reprovision;
         // DPS is to be shown the spelling that the device has proved itself with.
         let spelling = device.spelling();
         let new_spelling = device.enrollment.derive_from == DeriveFrom::AsGiven && record.hardware_id != spelling;
         let quoted = self.quote(&record.tenant, pending, device.settings.line.jitter_max, now);
-        let queued = Answered::Queued(quoted);
+        let queued = Outcome::Queued(quoted);
         if (new_payload || newly_asked || new_spelling) && pending.stage == Stage::Waiting {
             let mut record = record.clone();
             record.hardware_id = spelling;
             if let Some(pending) = &mut record.pending {
                 pending.reprovision |= newly_asked;
                 if new_payload {
-                    pending.payload.clone_from(&question.payload);
+                    pending.payload.clone_from(&request.payload);
                 }
             }
             return Step::Write { record: Box::new(record), done: Done::default(), unwritten: Some(queued) };
@@ -357,13 +357,13 @@ impl Gateway {
         record.unclaimed = false;
         record.hardware_id = device.spelling();
         let new = Versioned { record, version: versioned.and_then(|versioned| versioned.version) };
-        let question = device.question;
+        let request = device.request;
         let class = if reason == Reason::First { Class::First } else { Class::Reprovision };
         let joining = Joining {
             reason,
             class,
-            payload: question.payload.clone(),
-            reprovision: question.reprovision,
+            payload: request.payload.clone(),
+            reprovision: request.reprovision,
             asked: true,
             home: None,
             rebooked: 0,
@@ -504,9 +504,9 @@ fn tell(device: &Believed<'_>, record: &Record, done: Done, now: Now, time: Wall
         let place = (&assignment.hub, &assignment.device_id);
         credential = attestation::credential(enrollment, record, &assignment.instance, place, time);
     }
-    let tells_reprovision = device.question.reprovision && record.reprovisioned_untold;
+    let tells_reprovision = device.request.reprovision && record.reprovisioned_untold;
     let claims = enrollment.credential_once && credential.is_some() && !done.claimed;
-    let answered = Answered::Assigned(Box::new(Assigned {
+    let answered = Outcome::Assigned(Box::new(Assigned {
         registration_id: record.registration_id.clone(),
         device_id: assignment.device_id.clone(),
         hub: assignment.hub.clone(),
@@ -590,13 +590,13 @@ struct Believed<'a> {
     name: &'a EnrollmentName,
     enrollment: &'a Enrollment,
     settings: &'a Settings,
-    question: &'a Question<'a>,
+    request: &'a ProvisionRequest<'a>,
 }
 
 impl Believed<'_> {
     /// The hardware ID as the device spells it, if that is not the registration ID.
     fn spelling(&self) -> Option<String> {
-        let given = self.question.presented.hardware_id;
+        let given = self.request.presented.hardware_id;
         (given != self.id.as_str()).then(|| given.to_owned())
     }
 
@@ -607,6 +607,6 @@ impl Believed<'_> {
             |moment: Option<StoredMoment>| moment.is_some_and(|moment| moment.left_of(cooldown, now).is_some());
         let met =
             record.reprovisioned_untold || lately(record.last_registration_begun) || lately(record.reprovision_told);
-        self.question.reprovision && !met
+        self.request.reprovision && !met
     }
 }

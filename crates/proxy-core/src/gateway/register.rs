@@ -18,16 +18,16 @@ use super::dispatch::{Connection, Dispatcher, count};
 use super::{ChangeError, Gateway, about};
 use crate::attestation;
 use crate::ids::{OperationId, RegistrationId};
-use crate::lane::Errand;
-use crate::lanes::Place;
-use crate::ledger::{SlotId, SlotRecord};
+use crate::line::lane::JobKind;
 use crate::line::{Admission, Departure, Holding};
+use crate::place::Place;
 use crate::record::{Record, Stage};
 use crate::store::Write;
-use crate::time::{Mono, Now, StoredMoment};
 use crate::upstream::evidence::{Blame, Evidence};
 use crate::upstream::verdict::{Call, Named, RefusalWords, Verdict, judge};
 use crate::upstream::{Answer, CallResult, Caller, DpsError, LastLook, NoAnswer, Said, Upstream};
+use rate_control::ledger::{SlotId, SlotRecord};
+use rate_control::time::{Mono, Now, StoredMoment};
 
 mod back;
 mod durable;
@@ -99,7 +99,7 @@ fn admission(said: &Said) -> Admission {
 }
 
 /// One registration under way.
-struct Trip {
+struct Attempt {
     gateway: Arc<Gateway>,
     dispatcher: Arc<Dispatcher>,
     id: RegistrationId,
@@ -134,10 +134,10 @@ impl Gateway {
         departure: Departure,
         connection: Connection,
     ) {
-        let trip = Trip { gateway: self, dispatcher, id: departure.id.clone(), place: departure.place };
-        match departure.errand {
-            Errand::Register => trip.register(departure, connection).await,
-            Errand::Lookup => Box::pin(trip.look_up(departure, connection)).await,
+        let attempt = Attempt { gateway: self, dispatcher, id: departure.id.clone(), place: departure.place };
+        match departure.job {
+            JobKind::Register => attempt.register(departure, connection).await,
+            JobKind::Lookup => Box::pin(attempt.look_up(departure, connection)).await,
         }
     }
 
@@ -152,12 +152,12 @@ impl Gateway {
         let spread = self.settings().registration.poll_interval.max(RESUME_SPREAD_MIN);
         let first_wait = self.spread(spread);
         about::operation(&operation_id);
-        let trip = Trip { gateway: self, dispatcher, id, place };
-        trip.poll(operation_id, first_wait).await;
+        let attempt = Attempt { gateway: self, dispatcher, id, place };
+        attempt.poll(operation_id, first_wait).await;
     }
 }
 
-impl Trip {
+impl Attempt {
     fn now(&self) -> Now {
         self.gateway.now()
     }
@@ -166,7 +166,7 @@ impl Trip {
         Arc::clone(&self.dispatcher.upstream.read())
     }
 
-    /// Whether the record is still where this trip began.
+    /// Whether the record is still where this attempt began.
     fn is_mine(&self, record: &Record) -> bool {
         record
             .pending
@@ -177,7 +177,7 @@ impl Trip {
     async fn register(self, departure: Departure, connection: Connection) {
         let Some(on_the_wire) = OnTheWire::begin(&self.gateway, &self.id) else {
             self.dispatcher.line.lock().never_left(departure.slot);
-            return self.come_back(departure.errand, self.now().mono.after(OTHER_CALL_WAIT));
+            return self.come_back(departure.job, self.now().mono.after(OTHER_CALL_WAIT));
         };
         let ready = match self.mark_sent(&departure).await {
             Ok(ready) => ready,
@@ -200,7 +200,7 @@ impl Trip {
                     self.poll(operation_id, wait).await;
                 }
             }
-            Err(NoAnswer::Withheld(held)) => self.stay(held, Errand::Register, ready.sent_before, settled).await,
+            Err(NoAnswer::Withheld(held)) => self.stay(held, JobKind::Register, ready.sent_before, settled).await,
             Err(NoAnswer::NeverLeft(why) | NoAnswer::NoMeans(why)) => {
                 self.unreachable(&why, ready.sent_before, settled).await;
             }
@@ -224,9 +224,9 @@ impl Trip {
             let pending = record.pending.as_mut().ok_or(NotGoing::Elsewhere)?;
             pending.attempts = pending.attempts.saturating_add(1);
             pending.stage = Stage::Sent { time: now.wall, dps_time };
-            let attempt = pending.attempts;
+            let number = pending.attempts;
             record.last_sent = Some(StoredMoment::of(now));
-            record.note(now.wall, timeline_max, format!("registration {attempt} sent to {}", self.dispatcher.name));
+            record.note(now.wall, timeline_max, format!("registration {number} sent to {}", self.dispatcher.name));
             Ok(ready)
         };
         self.gateway.change(&self.id, &slot, edit).await.map(|(ready, _)| ready)
@@ -260,7 +260,11 @@ impl Trip {
         })
     }
 
-    fn slot_writes(&self, departure: &Departure, record: impl FnOnce(crate::time::BootId) -> SlotRecord) -> Vec<Write> {
+    fn slot_writes(
+        &self,
+        departure: &Departure,
+        record: impl FnOnce(rate_control::time::BootId) -> SlotRecord,
+    ) -> Vec<Write> {
         let boot = self.gateway.clock.boot_id();
         departure.slot.map(|slot| self.dispatcher.slot_write(slot, Some(&record(boot)))).into_iter().collect()
     }
@@ -270,7 +274,7 @@ impl Trip {
         self.dispatcher.line.lock().never_left(departure.slot);
         match error {
             ChangeError::Unknown | ChangeError::Refused(NotGoing::Elsewhere) => self.finish(false),
-            ChangeError::Refused(NotGoing::NoTime) => self.come_back(departure.errand, self.now().mono),
+            ChangeError::Refused(NotGoing::NoTime) => self.come_back(departure.job, self.now().mono),
             ChangeError::Refused(NotGoing::Refused(words)) => self.refuse(words, Settled::default()).await,
             ChangeError::Refused(NotGoing::Blocked) => {
                 self.edit_durably(Settled::default(), |record| drop(record.drop_pending())).await;
@@ -280,7 +284,7 @@ impl Trip {
                 tracing::debug!(registration_id = %self.id, instance = %self.dispatcher.name, %error, "the sent mark could not be written; nothing was sent");
                 let now = self.now().mono;
                 self.dispatcher.line.lock().store_failed(now);
-                self.come_back(departure.errand, now);
+                self.come_back(departure.job, now);
             }
         }
     }

@@ -19,11 +19,12 @@ use tracing::Instrument as _;
 use super::provision::{Joining, ProvisionError, Seat};
 use super::{Gateway, about};
 use crate::ids::{InstanceName, RegistrationId};
-use crate::lanes::{Place, Walk};
+use crate::line::scheduler::Walk;
+use crate::place::Place;
 use crate::placement;
 use crate::record::{Home, Pending, Record, Stage, Versioned};
 use crate::store::CommitError;
-use crate::time::{Mono, Now};
+use rate_control::time::{Mono, Now};
 
 /// How often lines of instances that fail, and devices away from home, are looked at.
 const RELIEF_EVERY: Duration = Duration::from_secs(1);

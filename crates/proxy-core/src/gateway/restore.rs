@@ -13,19 +13,18 @@ use tokio_util::task::TaskTracker;
 
 use super::aliases::Aliases;
 use super::dispatch::{Dispatcher, slot_of};
-use super::heard::{self, Heard};
-use super::left::{Left, LeftInLine, LeftWith};
 use super::provision::suspect_not_before;
+use super::recovered_limits::{self, RecoveredLimits};
+use super::recovered_places::{RecoveredLine, RecoveredPlace, RecoveredStage};
 use super::relief::Away;
 use super::task_names::{FEED_PRUNING, RELIEF, STORE_WATCH};
 use super::{Fixed, Gateway, NotApplicable, StoreError};
 use crate::dps_clock::DpsClock;
-use crate::entropy::Entropy;
 use crate::feed::Feed;
 use crate::ids::{IdScope, InstanceName};
-use crate::lane::Errand;
-use crate::ledger::{SlotId, SlotRecord};
-use crate::line::{LeftByEarlier, Line};
+use crate::line::lane::JobKind;
+use crate::line::scheduler::Fairness;
+use crate::line::{Line, RecoveryState};
 use crate::placement::Occupancy;
 use crate::record::{Record, Stage, Versioned};
 use crate::repeat::RepeatGuard;
@@ -33,9 +32,11 @@ use crate::settings::Settings;
 use crate::store::watched::Watched;
 use crate::store::{CommitError, Expect, Key, MAX_WRITES, ReadError, Store, Stored, Table, Write};
 use crate::supervise::Task;
-use crate::time::Clock;
 use crate::upstream::{Connect, Upstream};
 use crate::waiters::Waiters;
+use rate_control::entropy::Entropy;
+use rate_control::ledger::{SlotId, SlotRecord};
+use rate_control::time::Clock;
 
 /// Rows read at once while starting.
 const SCAN_PAGE: usize = 1024;
@@ -67,7 +68,7 @@ struct Renewed {
 struct Derived {
     occupancy: Occupancy,
     aliases: Aliases,
-    lines: BTreeMap<InstanceName, LeftInLine>,
+    lines: BTreeMap<InstanceName, RecoveredLine>,
     away: Away,
 }
 
@@ -137,7 +138,7 @@ impl Gateway {
         Ok(gateway)
     }
 
-    async fn start(self: &Arc<Self>, mut lines: BTreeMap<InstanceName, LeftInLine>) -> Result<(), OpenError> {
+    async fn start(self: &Arc<Self>, mut lines: BTreeMap<InstanceName, RecoveredLine>) -> Result<(), OpenError> {
         let settings = self.settings();
         let mut left = read_left(&*self.store, &settings, &*self.clock).await?;
         let (mut problems, mut taken_over) = (Vec::new(), Vec::new());
@@ -184,7 +185,7 @@ impl Gateway {
         &self,
         settings: &Settings,
         name: &InstanceName,
-        mut left: LeftByEarlier,
+        mut left: RecoveryState,
     ) -> Result<(Dispatcher, Vec<Write>), String> {
         let instance = settings.instances.get(name).ok_or_else(|| format!("there is no instance {name}"))?;
         let upstream = self.connect.connect(name, instance, &settings.registration)?;
@@ -197,32 +198,32 @@ impl Gateway {
             }
         }
         let rules = (&settings.line, &settings.registration);
-        let line = Line::new(instance, rules, settings.fairness(name), left, &boot, now);
+        let line = Line::new(instance, rules, Fairness::of(settings, name), left, &boot, now);
         let dispatcher = Dispatcher::new(name.clone(), line, upstream, settings.registration.connections_max);
         let writes = changed.iter().map(|(slot, record)| dispatcher.slot_write(*slot, Some(record))).collect();
         Ok((dispatcher, writes))
     }
 
     /// Puts everybody back where an earlier process left them.
-    fn take_over(self: &Arc<Self>, dispatcher: &Arc<Dispatcher>, left: LeftInLine) {
+    fn take_over(self: &Arc<Self>, dispatcher: &Arc<Dispatcher>, left: RecoveredLine) {
         let now = self.now().mono;
         let mut line = dispatcher.line.lock();
         left.all_given().for_each(|place| line.seen(place));
         let mut shortest = BTreeMap::new();
-        for Left { place, tenant, id, ago, what } in left.into_ordered() {
+        for RecoveredPlace { place, tenant, id, ago, what } in left.into_ordered() {
             // Who stands behind another one joined no earlier, whatever a clock that was set in between says.
             let shortest = shortest.entry(place.class).or_insert(ago);
             *shortest = ago.min(*shortest);
             let ago = *shortest;
             match what {
-                LeftWith::Waiting { not_before } => {
-                    line.restore(&tenant, place, id, Errand::Register, ago, now);
+                RecoveredStage::Waiting { not_before } => {
+                    line.restore(&tenant, place, id, JobKind::Register, ago, now);
                     if let Some(not_before) = not_before {
                         line.defer(&tenant, place, not_before);
                     }
                 }
-                LeftWith::UnknownOutcome => line.restore(&tenant, place, id, Errand::Lookup, ago, now),
-                LeftWith::Operation(operation_id) => {
+                RecoveredStage::UnknownOutcome => line.restore(&tenant, place, id, JobKind::Lookup, ago, now),
+                RecoveredStage::Operation(operation_id) => {
                     line.adopt(&tenant, place, id.clone(), ago, now);
                     self.spawn_poll(Arc::clone(dispatcher), id, place, operation_id);
                 }
@@ -490,14 +491,15 @@ async fn read_left(
     store: &dyn Store,
     settings: &Settings,
     clock: &dyn Clock,
-) -> Result<BTreeMap<InstanceName, LeftByEarlier>, StoreError> {
+) -> Result<BTreeMap<InstanceName, RecoveryState>, StoreError> {
     let mut slots = read_ledger(store).await?;
     let (boot, now) = (clock.boot_id(), clock.now());
     let mut left = BTreeMap::new();
     for name in settings.instances.keys() {
-        let Heard { learned, paused_until } = heard::read(store, name, settings, &boot, now).await?;
+        let RecoveredLimits { learned, paused_until } =
+            recovered_limits::read(store, name, settings, &boot, now).await?;
         let slots = slots.remove(name).unwrap_or_default();
-        left.insert(name.clone(), LeftByEarlier { slots, learned, paused_until });
+        left.insert(name.clone(), RecoveryState { slots, learned, paused_until });
     }
     Ok(left)
 }
@@ -520,7 +522,7 @@ async fn read_ledger(store: &dyn Store) -> Result<BTreeMap<InstanceName, Vec<(Sl
     }
 }
 
-async fn derive(store: &dyn Store, settings: &Settings, now: crate::time::Now) -> Result<Derived, StoreError> {
+async fn derive(store: &dyn Store, settings: &Settings, now: rate_control::time::Now) -> Result<Derived, StoreError> {
     let mut derived = Derived::default();
     let mut after: Option<Vec<u8>> = None;
     loop {
@@ -538,23 +540,23 @@ async fn derive(store: &dyn Store, settings: &Settings, now: crate::time::Now) -
 }
 
 impl Derived {
-    fn add(&mut self, record: Record, settings: &Settings, now: crate::time::Now) {
+    fn add(&mut self, record: Record, settings: &Settings, now: rate_control::time::Now) {
         self.occupancy.follow(None, &record.footprint, None);
         self.aliases.follow(None, Some(&record));
         self.away.follow(None, Some(&record));
         let Some(pending) = &record.pending else { return };
         let what = match &pending.stage {
             Stage::Waiting => {
-                LeftWith::Waiting { not_before: suspect_not_before(&record, pending.reason, settings, now) }
+                RecoveredStage::Waiting { not_before: suspect_not_before(&record, pending.reason, settings, now) }
             }
-            Stage::Sent { .. } => LeftWith::UnknownOutcome,
-            Stage::Assigning { operation_id, .. } => LeftWith::Operation(operation_id.clone()),
+            Stage::Sent { .. } => RecoveredStage::UnknownOutcome,
+            Stage::Assigning { operation_id, .. } => RecoveredStage::Operation(operation_id.clone()),
         };
         if let Some(home) = &pending.home {
             self.lines.entry(home.instance.clone()).or_default().given(home.place);
         }
         let (instance, place, ago) = (pending.instance.clone(), pending.place, pending.joined_at.age(now));
         let Record { registration_id: id, tenant, .. } = record;
-        self.lines.entry(instance).or_default().add(Left { place, tenant, id, ago, what });
+        self.lines.entry(instance).or_default().add(RecoveredPlace { place, tenant, id, ago, what });
     }
 }

@@ -16,12 +16,12 @@ use super::dispatch::{Connection, Dispatcher};
 use super::task_names::{CLOCK, DISPATCHER, POLL, REGISTRATION};
 use super::{Gateway, about};
 use crate::ids::{OperationId, RegistrationId};
-use crate::lane::Errand;
-use crate::lanes::Place;
-use crate::ledger::SlotId;
 use crate::line::Departure;
+use crate::line::lane::JobKind;
+use crate::place::Place;
 use crate::record::Stage;
 use crate::supervise::{Deaths, Died, Supervisor, Task};
+use rate_control::ledger::SlotId;
 
 /// Before a device goes again whose registration died.
 const AFTER_DEATH: Duration = Duration::from_secs(60);
@@ -170,10 +170,10 @@ impl Gateway {
                 self.spawn_poll(Arc::clone(dispatcher), id, place, operation_id);
             }
             Some(Stage::Waiting) => {
-                dispatcher.line.lock().come_back(place, Errand::Register, now.after(AFTER_DEATH), now);
+                dispatcher.line.lock().come_back(place, JobKind::Register, now.after(AFTER_DEATH), now);
             }
             Some(Stage::Sent { .. }) => {
-                dispatcher.line.lock().come_back(place, Errand::Lookup, now.after(AFTER_DEATH), now);
+                dispatcher.line.lock().come_back(place, JobKind::Lookup, now.after(AFTER_DEATH), now);
             }
         }
         dispatcher.bell.notify_one();

@@ -4,11 +4,12 @@
 use std::time::Duration;
 
 use super::Line;
-use crate::breaker::BreakerState;
 use crate::ids::{RegistrationId, TenantName};
-use crate::lane::{Errand, Waiting};
-use crate::lanes::{Class, Place, Walk};
-use crate::time::Mono;
+use crate::line::lane::{JobKind, Waiting};
+use crate::line::scheduler::Walk;
+use crate::place::{Class, Place};
+use rate_control::circuit_breaker::CircuitState;
+use rate_control::time::Mono;
 
 impl Line {
     /// When a device of `tenant` should hold its assignment that joins in `class` now.
@@ -49,7 +50,7 @@ impl Line {
         now: Mono,
     ) -> bool {
         let given = place.sequence < self.next_sequence[place.class as usize];
-        let taken = self.lanes.joined(tenant, place).is_some()
+        let taken = self.scheduler.joined(tenant, place).is_some()
             || self.deferred_until.contains_key(&place)
             || self.under_way.contains_key(&place);
         if !given || taken {
@@ -57,14 +58,14 @@ impl Line {
         }
         let joined = self.joined(now, ago);
         self.outside.came_in(tenant);
-        self.lanes.insert(tenant, place, &Waiting { id, errand: Errand::Register, confirmed: false, joined });
+        self.scheduler.insert(tenant, place, &Waiting { id, job: JobKind::Register, confirmed: false, joined });
         true
     }
 
     /// Whether nothing speaks against the instance.
     #[must_use]
     pub fn works(&self) -> bool {
-        self.breaker.state() == BreakerState::Closed
+        self.breaker.state() == CircuitState::Closed
     }
 
     /// Whether one device only is here, so that nobody would try the instance without it.
@@ -73,9 +74,9 @@ impl Line {
         self.waiting() + self.under_way.len() <= 1
     }
 
-    /// The next devices that wait for a registration, see [`Lanes::walk`](crate::lanes::Lanes::walk).
+    /// The next devices that wait for a registration, see [`FairScheduler::walk`](crate::line::scheduler::FairScheduler::walk).
     #[must_use]
     pub fn walk(&self, walk: &mut Walk, most: usize) -> Vec<RegistrationId> {
-        self.lanes.walk(walk, most)
+        self.scheduler.walk(walk, most)
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::ids::TenantName;
-use crate::time::Mono;
+use rate_control::time::Mono;
 
 const STEP: Duration = Duration::from_secs(5);
 const STEPS: u64 = 12;

@@ -17,9 +17,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{Line, LineFull};
-use crate::entropy::Entropy;
 use crate::ids::TenantName;
-use crate::time::Mono;
+use rate_control::entropy::Entropy;
+use rate_control::time::Mono;
 
 /// Promises are counted in steps of this.
 const STEP: Duration = Duration::from_secs(5);
@@ -161,7 +161,7 @@ impl Line {
         let leaves = self.permit_forecast(rank as u64, now);
         let deferred_due = self.deferred.first_key_value().map(|(&(due, _), _)| due);
         // Only those leave whose turn it can be.
-        deferred_due.filter(|_| self.lanes.is_empty()).map_or(leaves, |due| leaves.max(due))
+        deferred_due.filter(|_| self.scheduler.is_empty()).map_or(leaves, |due| leaves.max(due))
     }
 
     /// Promises room to a device of `tenant` that is turned away now. Returns when it should come.
@@ -179,7 +179,7 @@ impl Line {
     /// The shares of all tenants that have devices in the line or outside, and of `asking`.
     fn shares<'l>(&'l self, asking: &'l TenantName) -> BTreeMap<&'l TenantName, Share> {
         let mut shares: BTreeMap<&TenantName, Share> = BTreeMap::from([(asking, Share::default())]);
-        for (tenant, held) in self.lanes.tenants() {
+        for (tenant, held) in self.scheduler.tenants() {
             shares.entry(tenant).or_default().held += held;
         }
         for (tenant, (held, _)) in &self.deferred_of {
@@ -189,7 +189,7 @@ impl Line {
             shares.entry(tenant).or_default().promised = promised.total;
         }
         for (tenant, share) in &mut shares {
-            share.weight = u64::from(self.lanes.weight(tenant));
+            share.weight = u64::from(self.scheduler.weight(tenant));
         }
         let total: u64 = shares.values().map(|share| share.weight).sum();
         for share in shares.values_mut() {

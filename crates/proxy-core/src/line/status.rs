@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use super::{Holding, LastMinute, Line};
-use crate::breaker::BreakerState;
 use crate::ids::TenantName;
-use crate::lanes::Drain;
-use crate::learner::Learning;
-use crate::time::Mono;
+use crate::line::scheduler::Drain;
+use rate_control::circuit_breaker::CircuitState;
+use rate_control::learner::Learning;
+use rate_control::time::Mono;
 
 /// The devices of one tenant in the line.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,7 +72,7 @@ pub struct LineStatus {
     /// Until when the line is paused, if it is.
     pub paused_until: Option<Mono>,
     /// Whether calls go through.
-    pub breaker: BreakerState,
+    pub breaker: CircuitState,
     /// Failures of the instance in a row.
     pub failures: u32,
 }
@@ -84,14 +84,14 @@ impl Line {
         let waiting = self.waiting();
         let used = self.ledger.used(now);
         let paused = self.paused(now);
-        let front = self.lanes.front();
+        let front = self.scheduler.front();
         let hold = front.as_ref().and_then(|turn| self.hold(turn, now));
-        let last = self.lanes.len().checked_sub(1);
+        let last = self.scheduler.len().checked_sub(1);
         LineStatus {
             waiting,
             deferred: self.deferred.len(),
             deferred_until: self.deferred.last_key_value().map(|(&(until, _), _)| until),
-            expedited: self.lanes.expedited(),
+            expedited: self.scheduler.expedited(),
             under_way: self.under_way.len(),
             calling: self.calling,
             quota_per_minute: self.quota_per_minute,
@@ -124,7 +124,7 @@ impl Line {
             drained_at: now,
             last_minute: LastMinute::default(),
         };
-        for Drain { tenant, waiting, half, all } in self.lanes.drains() {
+        for Drain { tenant, waiting, half, all } in self.scheduler.drains() {
             let (half_drained_at, drained_at) = (self.done_forecast(half, now), self.done_forecast(all, now));
             found.insert(tenant.clone(), TenantStatus { waiting, half_drained_at, drained_at, ..quiet(tenant) });
         }

@@ -16,7 +16,7 @@ use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 
 use super::{CommitError, Health, Key, ReadError, Row, Store, Stored, Table, Version, Write};
-use crate::time::{Clock, Mono, Now, WallTime};
+use rate_control::time::{Clock, Mono, Now, WallTime};
 
 /// How often counts are told.
 const TELL_EVERY: Duration = Duration::from_secs(60);
@@ -190,7 +190,7 @@ mod tests {
     use crate::store::Expect;
     use crate::store::conformance::{device, put};
     use crate::store::memory::{Failure, MemoryStore};
-    use crate::time::SystemClock;
+    use rate_control::time::SystemClock;
 
     fn watched() -> (Arc<MemoryStore>, Watched) {
         let store = Arc::new(MemoryStore::new());

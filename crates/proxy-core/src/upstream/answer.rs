@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use super::{Answer, CallResult, DpsError, NoAnswer, Progress, RegistrationState, Said, Status};
 use crate::ids::{DeviceId, HubName, OperationId, RegistrationId};
-use crate::time::WallTime;
+use rate_control::time::WallTime;
 
 /// Longest part of DPS's words that is kept.
 const MESSAGE_CHARS_MAX: usize = 300;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::answer::{parse_http_date, read};
 use super::{NoAnswer, Said};
-use crate::time::WallTime;
+use rate_control::time::WallTime;
 
 /// Path behind the ID scope. No device can have this registration ID, as it is not one.
 pub const PATH: &str = "/registrations/-/operations/-";

@@ -7,10 +7,9 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use proxy_core::attestation::{Reason, Told};
-use proxy_core::entropy::Entropy;
 use proxy_core::gateway::backend::Found;
 use proxy_core::gateway::operator::{ImportRow, Imported};
-use proxy_core::gateway::provision::{Answered, ProvisionError};
+use proxy_core::gateway::provision::{Outcome, ProvisionError};
 use proxy_core::gateway::restore::OpenError;
 use proxy_core::gateway::{Fixed, Gateway, StoreError};
 use proxy_core::ids::{IdScope, InstanceName, TenantName};
@@ -22,8 +21,9 @@ use proxy_core::settings::{
 };
 use proxy_core::store::memory::MemoryStore;
 use proxy_core::store::{Health, ReadError};
-use proxy_core::time::Clock as _;
 use proxy_core::upstream::{Connect, Upstream};
+use rate_control::entropy::Entropy;
+use rate_control::time::Clock as _;
 use serde_json::json;
 
 use crate::support::clock::TestClock;
@@ -75,7 +75,7 @@ async fn a_device_that_was_ever_seen_belongs_to_its_tenant() {
     let ask = |world: &World, device: &str, side: &str| world.ask_of(device, &format!("{side}.example"));
     world.dps("one").next(Call::Register, Fate::error(401, Some(401_002)));
     for device in ["refused", "blocked", "retired"] {
-        assert!(matches!(world.provision(ask(&world, device, "one")).await, Ok(Answered::Queued(_))));
+        assert!(matches!(world.provision(ask(&world, device, "one")).await, Ok(Outcome::Queued(_))));
         sleep(seconds(10)).await;
     }
     world.gateway.block(&id("blocked"), "oncall", None).await.unwrap();
@@ -234,7 +234,7 @@ async fn an_instance_on_which_a_device_is_placed_during_a_reload_is_not_removed_
     assert_eq!(*gateway.settings(), before);
     sleep(seconds(20)).await;
     let answered = world.ask("device-1").of(gateway).await;
-    assert!(matches!(answered, Ok(Answered::Assigned(_))), "{answered:?}");
+    assert!(matches!(answered, Ok(Outcome::Assigned(_))), "{answered:?}");
 }
 
 async fn open(world: &World, store: &Arc<MemoryStore>, settings: Settings) -> Result<Arc<Gateway>, OpenError> {
@@ -318,7 +318,7 @@ async fn dps_is_shown_the_spelling_that_the_device_proved_itself_with_last() {
     world.dps("a").reachable(false);
     for (spelling, kept) in [("SN-1", Some("SN-1")), ("Sn-1", Some("Sn-1")), ("sn-1", None)] {
         let ask = world.ask(spelling).authorization(Some("Bearer fleet"));
-        assert!(matches!(world.provision(ask).await, Ok(Answered::Queued(_))));
+        assert!(matches!(world.provision(ask).await, Ok(Outcome::Queued(_))));
         assert_eq!(world.record("sn-1").await.unwrap().hardware_id.as_deref(), kept);
         sleep(seconds(3)).await;
     }
@@ -415,7 +415,7 @@ async fn a_device_without_a_key_of_its_own_is_not_believed() {
 }
 
 /// Why the device was not believed; `None` if it has a place.
-fn reason(answered: Result<Answered, ProvisionError>) -> Option<Reason> {
+fn reason(answered: Result<Outcome, ProvisionError>) -> Option<Reason> {
     match answered {
         Ok(_) => None,
         Err(ProvisionError::NotBelieved(not_believed)) => Some(not_believed.reason),

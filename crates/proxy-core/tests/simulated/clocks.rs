@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use proxy_core::gateway::provision::{Answered, ProvisionError};
+use proxy_core::gateway::provision::{Outcome, ProvisionError};
 use proxy_core::sas;
-use proxy_core::time::{Clock as _, WallTime};
+use rate_control::time::{Clock as _, WallTime};
 
 use crate::support::dps::{Call, Fate};
 use crate::support::{AUDIENCE, Ask, World, enrollment_name, group_key, id, millis, name, seconds, settings, sleep};
@@ -101,10 +101,10 @@ async fn a_reprovisioning_is_possible_again_after_the_cooldown_whatever_the_cloc
             world.clock.set_wall_offset_millis(0);
             then.happens(&mut world).await;
             let again = world.provision(world.ask("device-1").reprovision()).await;
-            assert!(matches!(again, Ok(Answered::Assigned(_))), "{then:?}: {again:?}");
+            assert!(matches!(again, Ok(Outcome::Assigned(_))), "{then:?}: {again:?}");
             sleep(seconds(901)).await;
             let again = world.provision(world.ask("device-1").reprovision()).await;
-            assert!(matches!(again, Ok(Answered::Queued(_))), "{then:?}: {again:?}");
+            assert!(matches!(again, Ok(Outcome::Queued(_))), "{then:?}: {again:?}");
         }
     }
 }
@@ -305,7 +305,7 @@ async fn when_nobody_can_say_which_clock_jumped_ours_is_believed_soon_and_dps_as
     stands_still(&world, 2 * HOUR_MILLIS);
     let before = world.clock.elapsed();
     let known = world.provision(ask_until(&world, "device-0", true_unix_seconds(&world) + 3_600)).await;
-    assert!(matches!(known, Ok(Answered::Assigned(_))), "{known:?}");
+    assert!(matches!(known, Ok(Outcome::Assigned(_))), "{known:?}");
     assert!(world.clock.elapsed() - before <= seconds(2), "asking DPS keeps nobody waiting for longer");
     let expired = ask_until(&world, "device-0", true_unix_seconds(&world) - 3_600);
     assert!(matches!(world.provision(expired).await, Err(ProvisionError::NotBelieved(_))));

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use proxy_core::breaker::BreakerState;
 use proxy_core::gateway::operator::InstanceView;
-use proxy_core::gateway::provision::{Answered, ProvisionError};
+use proxy_core::gateway::provision::{Outcome, ProvisionError};
+use rate_control::circuit_breaker::CircuitState;
 
 use crate::support::dps::{Call, Fate, Reply};
 use crate::support::{World, individual, millis, seconds, settings, sleep};
@@ -32,14 +32,14 @@ async fn web_pages_in_place_of_every_answer_open_the_circuit_and_refuse_nobody_h
         world.queue(&format!("device-{number}")).await;
     }
     sleep(seconds(1)).await;
-    assert_ne!(view(&world).breaker, BreakerState::Closed);
+    assert_ne!(view(&world).breaker, CircuitState::Closed);
     let calls_at_first = world.dps("a").calls();
     assert!(calls_at_first <= 20, "{calls_at_first}");
     for _ in 0..60 {
         sleep(seconds(60)).await;
         for number in 0..30 {
             let told = world.provision(world.ask(&format!("device-{number}"))).await;
-            assert!(matches!(told, Ok(Answered::Queued(_))), "device-{number}: {told:?}");
+            assert!(matches!(told, Ok(Outcome::Queued(_))), "device-{number}: {told:?}");
         }
     }
     let trials = world.dps("a").calls() - calls_at_first;
@@ -101,7 +101,7 @@ async fn a_dps_that_forbids_calls_like_ours_is_held_against_no_device() {
         let counts = view(&world).counts;
         assert_eq!((counts.refused, counts.blamed.instance, counts.blamed.path), (0, 0, 0), "{http_status}");
         assert!(counts.blamed.ourselves > 1, "{http_status}");
-        assert_ne!(view(&world).breaker, BreakerState::Closed);
+        assert_ne!(view(&world).breaker, CircuitState::Closed);
         world.dps("a").forget_fates();
         sleep(seconds(120)).await;
         for number in 0..10 {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proxy_core::gateway::Gateway;
-use proxy_core::gateway::provision::{Answered, ProvisionError};
+use proxy_core::gateway::provision::{Outcome, ProvisionError};
 use proxy_core::ids::TenantName;
 use proxy_core::settings::{DeviceAttestation, Membership, Settings, TenantSettings};
 use tokio::task::JoinHandle;
@@ -41,7 +41,7 @@ async fn knock(gateway: Arc<Gateway>, ask: Ask) -> Fared {
     let (began, mut refused) = (Instant::now(), 0);
     loop {
         match ask.clone().of(Arc::clone(&gateway)).await {
-            Ok(Answered::Queued(_) | Answered::Assigned(_)) => return Fared { waited: began.elapsed(), refused },
+            Ok(Outcome::Queued(_) | Outcome::Assigned(_)) => return Fared { waited: began.elapsed(), refused },
             Err(ProvisionError::LineFull { retry_after_seconds, .. }) => {
                 refused += 1;
                 sleep(seconds(retry_after_seconds)).await;

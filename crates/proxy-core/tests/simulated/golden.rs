@@ -6,11 +6,11 @@ use std::path::PathBuf;
 
 use proxy_core::ids::{HubName, IdScope, OperationId};
 use proxy_core::sas;
-use proxy_core::time::WallTime;
 use proxy_core::upstream::answer;
 use proxy_core::upstream::https::DpsClient;
 use proxy_core::upstream::verdict::{Call, Verdict, judge};
 use proxy_core::upstream::{Answer, Caller, LastLook, Said, Status, Upstream as _};
+use rate_control::time::WallTime;
 use serde_json::{Map, Value, json};
 
 use crate::support::{group_key, seconds, settings};

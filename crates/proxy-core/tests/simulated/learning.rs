@@ -4,11 +4,12 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use proxy_core::ids::{RegistrationId, TenantName};
-use proxy_core::lane::Errand;
-use proxy_core::lanes::{Class, Place};
-use proxy_core::ledger::SlotId;
-use proxy_core::line::{Admission, LeftByEarlier, Line, Next};
-use proxy_core::time::{BootId, Mono};
+use proxy_core::line::lane::JobKind;
+use proxy_core::line::scheduler::Fairness;
+use proxy_core::line::{Admission, Line, Next, RecoveryState};
+use proxy_core::place::{Class, Place};
+use rate_control::ledger::SlotId;
+use rate_control::time::{BootId, Mono};
 
 use crate::support::{name, settings};
 
@@ -144,10 +145,10 @@ impl Run {
         (instance.learn_limit, instance.learned_min_per_minute) = (true, quota / 10);
         instance.burst = 10;
         rules.registration.in_flight_max = in_flight_max;
-        let (instance, fairness) = (&rules.instances[&name("a")], rules.fairness(&name("a")));
+        let (instance, fairness) = (&rules.instances[&name("a")], Fairness::of(&rules, &name("a")));
         let boot = BootId("boot".to_owned());
         let line =
-            Line::new(instance, (&rules.line, &rules.registration), fairness, LeftByEarlier::default(), &boot, at(0));
+            Line::new(instance, (&rules.line, &rules.registration), fairness, RecoveryState::default(), &boot, at(0));
         Self {
             dps,
             line,
@@ -280,7 +281,7 @@ impl Run {
                     if self.line.limit_per_minute() < limit {
                         self.steps_down.push((self.now, self.leaving.len() + self.answers.len()));
                     }
-                    self.line.come_back(out.place, Errand::Register, now, now);
+                    self.line.come_back(out.place, JobKind::Register, now, now);
                 }
             }
         }

@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
-use proxy_core::entropy::Entropy;
 use proxy_core::ids::TenantName;
-use proxy_core::lane::Errand;
-use proxy_core::lanes::{Class, Place};
-use proxy_core::line::{Admission, LeftByEarlier, Line, Next};
-use proxy_core::time::{BootId, Mono};
+use proxy_core::line::lane::JobKind;
+use proxy_core::line::scheduler::Fairness;
+use proxy_core::line::{Admission, Line, Next, RecoveryState};
+use proxy_core::place::{Class, Place};
+use rate_control::entropy::Entropy;
+use rate_control::time::{BootId, Mono};
 
 use crate::support::{id, millis, name, seconds, settings};
 
@@ -21,9 +22,9 @@ fn line(quota: u32, length_max: usize, in_flight_max: usize) -> Line {
     settings.line.length_max = length_max;
     settings.registration.in_flight_max = in_flight_max;
     let instance = settings.instances.values().next().unwrap();
-    let (rules, fairness) = ((&settings.line, &settings.registration), settings.fairness(&name("a")));
+    let (rules, fairness) = ((&settings.line, &settings.registration), Fairness::of(&settings, &name("a")));
     let boot = BootId("boot".to_owned());
-    Line::new(instance, rules, fairness, LeftByEarlier::default(), &boot, at(0))
+    Line::new(instance, rules, fairness, RecoveryState::default(), &boot, at(0))
 }
 
 fn tenant() -> TenantName {
@@ -72,7 +73,7 @@ struct Onlooker {
     unconfirmed: BTreeSet<Place>,
     ready: BTreeSet<Place>,
     deferred: BTreeMap<Place, u64>,
-    under_way: BTreeMap<Place, Option<proxy_core::ledger::SlotId>>,
+    under_way: BTreeMap<Place, Option<rate_control::ledger::SlotId>>,
     /// Of those under way, the ones that do not come back.
     left: BTreeSet<Place>,
     throttled_until: u64,
@@ -109,10 +110,10 @@ fn a_device_under_way_at_a_crash_comes_back_as_old_as_it_is() {
     let place = |class, sequence| Place { class, sequence };
     let first = place(Class::First, 0);
     line.adopt(&tenant(), first, id("first"), seconds(1500), at(0));
-    line.restore(&tenant(), place(Class::First, 1), id("second"), Errand::Register, seconds(1499), at(0));
+    line.restore(&tenant(), place(Class::First, 1), id("second"), JobKind::Register, seconds(1499), at(0));
     // Its class is behind the other by 600 s, and it joined 650 s after them.
-    line.restore(&tenant(), place(Class::Reprovision, 0), id("third"), Errand::Register, seconds(850), at(0));
-    line.come_back(first, Errand::Register, at(0), at(0));
+    line.restore(&tenant(), place(Class::Reprovision, 0), id("third"), JobKind::Register, seconds(850), at(0));
+    line.come_back(first, JobKind::Register, at(0), at(0));
     let told = |line: &Line, place| line.forecast(&tenant(), place, at(0)).unwrap().position;
     let positions = [first, place(Class::First, 1), place(Class::Reprovision, 0)].map(|place| told(&line, place));
     assert_eq!(positions, [1, 2, 3]);
@@ -188,7 +189,7 @@ proptest! {
                 },
                 Event::ComeBack(which, wait) => if let Some(place) = pick(seen.under_way.keys().copied(), which) {
                     line.abandoned(place, seen.under_way.remove(&place).unwrap(), at(now));
-                    line.come_back(place, Errand::Lookup, at(now + wait), at(now));
+                    line.come_back(place, JobKind::Lookup, at(now + wait), at(now));
                     if seen.left.contains(&place) {
                         prop_assert_eq!(line.forecast(&tenant(), place, at(now)), None, "it was left");
                     } else if wait == 0 {
@@ -229,7 +230,7 @@ proptest! {
             line.confirm(&tenant(), place);
             told.insert(place, line.forecast(&tenant(), place, at(0)).unwrap());
         }
-        let (mut now, mut answers) = (0u64, Vec::<(u64, Place, Option<proxy_core::ledger::SlotId>)>::new());
+        let (mut now, mut answers) = (0u64, Vec::<(u64, Place, Option<rate_control::ledger::SlotId>)>::new());
         // Registering takes the 4 s that are expected of it.
         let typical = seconds(4);
         let mut departed = 0;

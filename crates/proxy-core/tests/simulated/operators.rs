@@ -3,7 +3,7 @@
 use proxy_core::attestation::{HandedCredential, Told};
 use proxy_core::feed::{Next, Start};
 use proxy_core::gateway::operator::{ImportRow, Imported, OperatorError};
-use proxy_core::gateway::provision::{Answered, ProvisionError};
+use proxy_core::gateway::provision::{Outcome, ProvisionError};
 use proxy_core::placement::NoRoom;
 use proxy_core::record::AssignmentState;
 use proxy_core::secret::TokenDigest;
@@ -105,7 +105,7 @@ async fn a_moved_device_waits_at_its_new_instance_and_is_told_that_hub_only() {
     assert!(matches!(world.gateway.move_to(&id("device-1"), &name("c")).await, Err(OperatorError::Wrong(_))));
     world.dps("b").reachable(false);
     world.gateway.move_to(&id("device-1"), &name("b")).await.unwrap();
-    assert!(matches!(world.provision(world.ask("device-1")).await, Ok(Answered::Queued(_))));
+    assert!(matches!(world.provision(world.ask("device-1")).await, Ok(Outcome::Queued(_))));
     world.kill().await;
     world.dps("b").reachable(true);
     sleep(seconds(30)).await;
@@ -139,7 +139,7 @@ async fn a_tombstone_counts_against_the_capacity_until_its_deletion_is_confirmed
     let mut world = World::new(inventory).await;
     world.settle(world.ask("device-1")).await;
     world.settle(world.ask("device-2")).await;
-    let no_room = |answered: &Result<Answered, ProvisionError>| {
+    let no_room = |answered: &Result<Outcome, ProvisionError>| {
         matches!(answered, Err(ProvisionError::NoRoom(NoRoom::AllFull(_))))
     };
     assert!(no_room(&world.provision(world.ask("device-3")).await));

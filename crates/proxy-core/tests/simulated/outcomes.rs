@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use proxy_core::gateway::provision::{Answered, ProvisionError};
+use proxy_core::gateway::provision::{Outcome, ProvisionError};
 use proxy_core::line::Holding;
 use proxy_core::record::{AssignmentState, Record, Refusal};
 use proxy_core::store::Store as _;
@@ -43,7 +43,7 @@ async fn two_instances() -> World {
 
 async fn queue_at(world: &World, side: &str, device: &str) {
     let ask = world.ask_of(device, &format!("{side}.example"));
-    assert!(matches!(world.provision(ask).await, Ok(Answered::Queued(_))), "{device}");
+    assert!(matches!(world.provision(ask).await, Ok(Outcome::Queued(_))), "{device}");
 }
 
 // --- throttling -------------------------------------------------------------------------------------------------------
@@ -510,7 +510,7 @@ async fn a_refused_reprovisioning_does_not_take_a_device_its_confirmed_hub() {
     world.settle(world.ask("device-1")).await;
     sleep(seconds(1000)).await;
     world.dps("a").next(Call::Register, Fate::error(401, Some(401_002)));
-    assert!(matches!(world.provision(world.ask("device-1").reprovision()).await, Ok(Answered::Queued(_))));
+    assert!(matches!(world.provision(world.ask("device-1").reprovision()).await, Ok(Outcome::Queued(_))));
     sleep(seconds(10)).await;
     let again = world.provision(world.ask("device-1").reprovision()).await;
     assert!(matches!(again, Err(ProvisionError::Refused(_))), "{again:?}");
@@ -558,7 +558,7 @@ async fn a_device_id_that_another_registration_holds_is_refused() {
                 }
                 sleep(seconds(10)).await;
                 let told = [world.provision(world.ask(&first)).await, world.provision(world.ask(&second)).await];
-                let assigned = told.iter().filter(|told| matches!(told, Ok(Answered::Assigned(_)))).count();
+                let assigned = told.iter().filter(|told| matches!(told, Ok(Outcome::Assigned(_)))).count();
                 let refused = told
                     .iter()
                     .filter(|told| matches!(told, Err(ProvisionError::Refused(refusal)) if refusal.code == "device-id-taken"))
@@ -581,7 +581,7 @@ async fn nothing_is_assigned_while_it_cannot_be_read_whether_the_device_id_is_ta
     world.queue("device-1").await;
     world.store.seed(key.clone(), "damaged");
     sleep(seconds(60)).await;
-    assert!(matches!(world.provision(world.ask("device-1")).await, Ok(Answered::Queued(_))));
+    assert!(matches!(world.provision(world.ask("device-1")).await, Ok(Outcome::Queued(_))));
     assert_eq!(world.record("device-1").await.unwrap().assignment, None);
     world.store.seed(key, stored.value);
     sleep(seconds(20)).await;
@@ -600,7 +600,7 @@ async fn a_device_that_repeats_reprovision_is_registered_once() {
         let before = world.dps("a").count(Call::Register);
         for _ in 0..10 {
             let answered = world.provision(world.ask("device-1").reprovision()).await.unwrap();
-            let wait = if let Answered::Queued(queued) = answered { queued.retry_after_seconds } else { 20 };
+            let wait = if let Outcome::Queued(queued) = answered { queued.retry_after_seconds } else { 20 };
             if restart {
                 world.kill().await;
             }
@@ -616,7 +616,7 @@ async fn a_device_that_comes_back_long_after_it_asked_is_told_of_that_registrati
     let mut world = World::new(settings(&[("a", 60)])).await;
     world.settle(world.ask("device-1")).await;
     sleep(seconds(3600)).await;
-    assert!(matches!(world.provision(world.ask("device-1").reprovision()).await, Ok(Answered::Queued(_))));
+    assert!(matches!(world.provision(world.ask("device-1").reprovision()).await, Ok(Outcome::Queued(_))));
     sleep(seconds(60)).await;
     world.reboot(seconds(40)).await;
     sleep(seconds(10 * 24 * 3600)).await;
@@ -625,10 +625,7 @@ async fn a_device_that_comes_back_long_after_it_asked_is_told_of_that_registrati
     world.assigned(world.ask("device-1").reprovision()).await;
     assert_eq!(world.dps("a").count(Call::Register), 2);
     sleep(seconds(1000)).await;
-    assert!(
-        matches!(world.provision(world.ask("device-1").reprovision()).await, Ok(Answered::Queued(_))),
-        "a new wish"
-    );
+    assert!(matches!(world.provision(world.ask("device-1").reprovision()).await, Ok(Outcome::Queued(_))), "a new wish");
 }
 
 #[tokio::test(start_paused = true)]
@@ -640,7 +637,7 @@ async fn being_told_of_a_reprovisioning_is_no_wish_for_another_however_short_the
     sleep(seconds(10)).await;
     for wish in 1..=3 {
         let ask = world.ask("device-1").reprovision();
-        assert!(matches!(world.provision(ask.clone()).await, Ok(Answered::Queued(_))), "wish {wish}");
+        assert!(matches!(world.provision(ask.clone()).await, Ok(Outcome::Queued(_))), "wish {wish}");
         // Who does not ask for it is not held up by it.
         world.hub("device-1").await;
         sleep(seconds(10)).await;
@@ -670,7 +667,7 @@ async fn a_contradicted_assignment_is_not_told_and_registered_anew_once_per_cool
         if restarts == 1 {
             world.kill().await;
         }
-        assert!(matches!(world.provision(world.ask("device-1")).await, Ok(Answered::Queued(_))));
+        assert!(matches!(world.provision(world.ask("device-1")).await, Ok(Outcome::Queued(_))));
         assert_eq!(world.dps("a").count(Call::Register), 1, "still within the cool-down");
     }
     sleep(seconds(170)).await;
@@ -732,7 +729,7 @@ async fn no_device_is_told_two_hubs_while_dps_changes_its_mind() {
         sleep(seconds(5)).await;
         for number in 0..20 {
             let device = format!("device-{number}");
-            if let Ok(Answered::Assigned(assigned)) = world.provision(world.ask(&device).payload(json!({}))).await {
+            if let Ok(Outcome::Assigned(assigned)) = world.provision(world.ask(&device).payload(json!({}))).await {
                 let hub = told.entry(device).or_insert_with(|| assigned.hub.to_string());
                 assert_eq!(*hub, assigned.hub.to_string());
             }

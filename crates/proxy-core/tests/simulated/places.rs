@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use proxy_core::attestation::Told;
 use proxy_core::gateway::Fixed;
-use proxy_core::gateway::provision::{Answered, ProvisionError};
+use proxy_core::gateway::provision::{Outcome, ProvisionError};
 use proxy_core::store::Table;
 use serde_json::json;
 use tokio::task::JoinSet;
@@ -36,7 +36,7 @@ async fn a_place_is_told_only_after_it_is_on_disk() {
     assert_eq!(world.dps("a").calls(), 0, "called DPS before the place was on disk");
     assert!(world.record("device-1").await.is_none());
     world.store.sync();
-    assert!(matches!(asked.await.unwrap(), Ok(Answered::Queued(_))));
+    assert!(matches!(asked.await.unwrap(), Ok(Outcome::Queued(_))));
     assert!(world.record("device-1").await.unwrap().pending.is_some());
 }
 
@@ -110,7 +110,7 @@ async fn concurrent_requests_share_one_registration_even_while_the_disk_is_slow(
         sleep(seconds(1)).await;
         world.store.hold_acks(false);
         while let Some(answered) = requests.join_next().await {
-            assert!(matches!(answered.unwrap(), Ok(Answered::Queued(_))), "held {held}");
+            assert!(matches!(answered.unwrap(), Ok(Outcome::Queued(_))), "held {held}");
         }
         sleep(seconds(30)).await;
         assert_eq!(world.hub("device-1").await, "hub-a.azure-devices.net");
@@ -229,9 +229,9 @@ async fn an_assignment_is_told_only_after_it_is_on_disk() {
     sleep(seconds(60)).await;
     assert_eq!(world.store.held(), 1, "the assignment is waiting for the disk");
     assert!(!waiting.is_finished());
-    assert!(matches!(world.provision(world.ask("device-1")).await, Ok(Answered::Queued(_))));
+    assert!(matches!(world.provision(world.ask("device-1")).await, Ok(Outcome::Queued(_))));
     world.store.sync();
-    assert!(matches!(waiting.await.unwrap(), Ok(Answered::Assigned(_))));
+    assert!(matches!(waiting.await.unwrap(), Ok(Outcome::Assigned(_))));
 }
 
 #[tokio::test(start_paused = true)]
@@ -373,7 +373,7 @@ async fn a_waiting_request_returns_when_the_device_is_assigned_or_its_time_is_ov
     world.dps("a").reachable(false);
     let begun = world.clock.elapsed();
     let answered = world.provision(world.ask("device-2").wait(seconds(30))).await;
-    assert!(matches!(answered, Ok(Answered::Queued(_))));
+    assert!(matches!(answered, Ok(Outcome::Queued(_))));
     assert_eq!((world.clock.elapsed() - begun).as_secs(), 30);
 }
 
@@ -391,7 +391,7 @@ async fn no_more_requests_wait_than_are_allowed_and_the_others_are_answered_at_o
     sleep(seconds(1)).await;
     assert_eq!(world.gateway.parked(), 3);
     let begun = world.clock.elapsed();
-    assert!(matches!(world.provision(world.ask("one-more").wait(seconds(60))).await, Ok(Answered::Queued(_))));
+    assert!(matches!(world.provision(world.ask("one-more").wait(seconds(60))).await, Ok(Outcome::Queued(_))));
     assert_eq!(world.clock.elapsed(), begun);
     waiting.shutdown().await;
     assert_eq!(world.gateway.parked(), 0, "those who hang up make room");
@@ -404,7 +404,7 @@ async fn a_stop_answers_those_who_wait() {
     let waiting = tokio::spawn(world.ask("device-1").wait(seconds(600)).of(Arc::clone(&world.gateway)));
     sleep(seconds(1)).await;
     world.gateway.stop(seconds(5)).await;
-    assert!(matches!(waiting.await.unwrap(), Ok(Answered::Queued(_))));
+    assert!(matches!(waiting.await.unwrap(), Ok(Outcome::Queued(_))));
 }
 
 #[tokio::test(start_paused = true)]
@@ -417,7 +417,7 @@ async fn a_full_line_takes_nobody_and_leaks_nothing() {
     let mut refused = 0;
     for device in devices(30) {
         match world.provision(world.ask(&device)).await {
-            Ok(Answered::Queued(_)) => {}
+            Ok(Outcome::Queued(_)) => {}
             Err(ProvisionError::LineFull { full, .. }) => {
                 assert_eq!(full.length_max, 5);
                 refused += 1;
@@ -431,7 +431,7 @@ async fn a_full_line_takes_nobody_and_leaks_nothing() {
     sleep(seconds(90)).await;
     let view = world.gateway.instances().remove(0);
     assert_eq!((view.line_length, view.registered_count), (0, 30 - refused));
-    assert!(matches!(world.provision(world.ask("device-029")).await, Ok(Answered::Queued(_))), "there is room again");
+    assert!(matches!(world.provision(world.ask("device-029")).await, Ok(Outcome::Queued(_))), "there is room again");
 }
 
 #[tokio::test(start_paused = true)]

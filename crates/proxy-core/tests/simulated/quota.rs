@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use proxy_core::gateway::Gateway;
-use proxy_core::gateway::provision::Answered;
+use proxy_core::gateway::provision::Outcome;
 use proxy_core::record::Stage;
 use tokio::task::JoinSet;
 
@@ -32,13 +32,13 @@ impl Storm {
             // What a killed process would have answered reaches nobody.
             let alive = Arc::ptr_eq(&gateway, &self.gateway.lock());
             let wait = match answered {
-                Ok(Answered::Assigned(assigned)) if alive => {
+                Ok(Outcome::Assigned(assigned)) if alive => {
                     let hub = assigned.hub.to_string();
                     let told = self.hubs.lock().entry(ask.hardware_id.clone()).or_insert_with(|| hub.clone()).clone();
                     assert_eq!(told, hub, "seed {}: {} was told two hubs", self.seed, ask.hardware_id);
                     return;
                 }
-                Ok(Answered::Queued(queued)) if alive => {
+                Ok(Outcome::Queued(queued)) if alive => {
                     self.promised.lock().insert(ask.hardware_id.clone());
                     queued.retry_after_seconds
                 }

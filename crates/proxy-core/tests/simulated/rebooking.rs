@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use proxy_core::gateway::Gateway;
 use proxy_core::gateway::operator::InstanceView;
-use proxy_core::gateway::provision::Answered;
+use proxy_core::gateway::provision::Outcome;
 use proxy_core::ids::{RegistrationId, TenantName};
 use proxy_core::settings::{DeviceAttestation, Membership, Settings};
 use tokio::task::JoinHandle;
@@ -115,8 +115,8 @@ async fn an_operator_who_hangs_up_leaves_no_ghosts_behind() {
 async fn live(gateway: Arc<Gateway>, ask: Ask) {
     loop {
         match ask.clone().of(Arc::clone(&gateway)).await.unwrap() {
-            Answered::Assigned(_) => return,
-            Answered::Queued(queued) => sleep(seconds(queued.retry_after_seconds)).await,
+            Outcome::Assigned(_) => return,
+            Outcome::Queued(queued) => sleep(seconds(queued.retry_after_seconds)).await,
         }
     }
 }

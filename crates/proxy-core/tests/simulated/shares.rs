@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use proxy_core::gateway::operator::InstanceView;
 use proxy_core::ids::TenantName;
-use proxy_core::lanes::Class;
-use proxy_core::learner::Learning;
+use proxy_core::place::Class;
 use proxy_core::settings::{DeviceAttestation, Membership, Settings, TenantSettings};
-use proxy_core::time::{Clock, WallTime};
+use rate_control::learner::Learning;
+use rate_control::time::{Clock, WallTime};
 
 use crate::support::dps::{Call, Fate};
 use crate::support::judge::{assert_within_quota, counted};

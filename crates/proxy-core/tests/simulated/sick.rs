@@ -1,9 +1,9 @@
 //! Instances that fail: who waits, who is booked elsewhere, who must not be, and how an instance comes back.
 
-use proxy_core::breaker::BreakerState;
 use proxy_core::gateway::operator::InstanceView;
 use proxy_core::record::{Record, Stage};
-use proxy_core::time::{Clock, WallTime};
+use rate_control::circuit_breaker::CircuitState;
+use rate_control::time::{Clock, WallTime};
 
 use crate::support::clock::Dice;
 use crate::support::dps::{Call, Fate, Weather};
@@ -107,7 +107,7 @@ async fn an_instance_that_works_again_after_its_line_was_emptied_gets_devices_ag
         sleep(seconds(2)).await;
     }
     let at_a = view(&world, "a");
-    assert!(at_a.counts.assigned > 10 && at_a.breaker == BreakerState::Closed, "{at_a:?}");
+    assert!(at_a.counts.assigned > 10 && at_a.breaker == CircuitState::Closed, "{at_a:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -231,7 +231,7 @@ async fn an_instance_that_comes_back_is_tried_with_one_device_and_then_ramped_up
     assert_eq!(out_at(sent[0].at), 1);
     assert!(out_at(first_answer + millis(10)) <= 2, "{}", out_at(first_answer + millis(10)));
     assert!(out_at(first_answer + millis(450)) <= 4);
-    assert_eq!(view(&world, "a").breaker, BreakerState::Closed);
+    assert_eq!(view(&world, "a").breaker, CircuitState::Closed);
     assert_within_quota(world.dps("a"), 600, "a");
 }
 
@@ -281,7 +281,7 @@ async fn what_an_outage_delayed_does_not_make_the_appointments_after_it_late() {
     world.dps("a").weather(Weather { failing: 1000, ..Weather::fair(100) });
     sleep(seconds(120)).await;
     world.dps("a").weather(Weather::fair(100));
-    while view(&world, "a").breaker != BreakerState::Closed {
+    while view(&world, "a").breaker != CircuitState::Closed {
         sleep(seconds(1)).await;
     }
     let mut told = Vec::new();
@@ -310,7 +310,7 @@ async fn polls_that_succeed_do_not_hide_that_registrations_fail() {
     for _ in 0..20 {
         sleep(seconds(1)).await;
         let now = view(&world, "a");
-        assert!(now.breaker != BreakerState::Closed && now.consecutive_failures >= 2, "{:?}", now.breaker);
+        assert!(now.breaker != CircuitState::Closed && now.consecutive_failures >= 2, "{:?}", now.breaker);
     }
     assert!(view(&world, "a").counts.assigned >= 40, "the polls succeeded");
 }
@@ -329,7 +329,7 @@ async fn polls_that_were_put_off_go_on_soon_after_the_instance_works_again() {
     }
     sleep(seconds(200)).await;
     world.dps("a").reachable(true);
-    while view(&world, "a").breaker != BreakerState::Closed {
+    while view(&world, "a").breaker != CircuitState::Closed {
         sleep(seconds(1)).await;
     }
     sleep(seconds(12)).await;

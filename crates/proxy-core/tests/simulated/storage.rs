@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use proxy_core::gateway::StoreError;
-use proxy_core::gateway::provision::{Answered, ProvisionError};
+use proxy_core::gateway::provision::{Outcome, ProvisionError};
 use proxy_core::store::memory::Failure;
 use proxy_core::store::{CommitError, Health, Table};
 
@@ -42,7 +42,7 @@ async fn what_cannot_be_remembered_does_not_keep_a_known_device_from_its_answer(
         let world = World::new(settings(&[("a", 60)])).await;
         world.settle(world.ask("told")).await;
         sleep(seconds(1000)).await;
-        assert!(matches!(world.provision(world.ask("told").reprovision()).await, Ok(Answered::Queued(_))));
+        assert!(matches!(world.provision(world.ask("told").reprovision()).await, Ok(Outcome::Queued(_))));
         sleep(seconds(20)).await;
         world.dps("a").reachable(false);
         world.queue("queued").await;
@@ -53,7 +53,7 @@ async fn what_cannot_be_remembered_does_not_keep_a_known_device_from_its_answer(
             world.ask("queued"),
         ] {
             let answered = world.provision(ask).await;
-            assert!(matches!(answered, Ok(Answered::Queued(_))), "{answered:?}");
+            assert!(matches!(answered, Ok(Outcome::Queued(_))), "{answered:?}");
         }
         let calls = world.dps("a").count(Call::Register);
         for _ in 0..3 {
@@ -114,7 +114,7 @@ async fn an_assignment_that_came_while_the_store_could_not_write_is_stored_when_
         sleep(seconds(1)).await;
         world.store.set_health(full_disk());
         sleep(seconds(60 * minutes)).await;
-        assert!(matches!(world.provision(world.ask("device-1")).await, Ok(Answered::Queued(_))));
+        assert!(matches!(world.provision(world.ask("device-1")).await, Ok(Outcome::Queued(_))));
         world.store.set_health(Health::Writable);
         sleep(seconds(15)).await;
         world.hub("device-1").await;
@@ -148,7 +148,7 @@ async fn fail_nth(nth: u32, failure: &Failure) -> bool {
         }
         world.store.sync();
     }
-    let acknowledged = request.is_finished() && matches!(request.await.unwrap(), Ok(Answered::Queued(_)));
+    let acknowledged = request.is_finished() && matches!(request.await.unwrap(), Ok(Outcome::Queued(_)));
     world.hub("known").await;
     if matches!(failure, Failure::Failed { .. }) {
         world.kill().await;

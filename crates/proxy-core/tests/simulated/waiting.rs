@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::future::BoxFuture;
-use proxy_core::gateway::provision::Answered;
+use proxy_core::gateway::provision::Outcome;
 use proxy_core::store::memory::MemoryStore;
 use proxy_core::store::{CommitError, Health, Key, ReadError, Row, Store, Stored, Table, Version, Write};
 use tokio::sync::Notify;
@@ -77,6 +77,6 @@ async fn an_assignment_that_is_written_while_the_record_is_read_is_told_at_once(
     let went_on = Instant::now();
     slow.goes_on.notify_one();
     let answered = waiting.await.unwrap();
-    assert!(matches!(answered, Ok(Answered::Assigned(_))), "{answered:?}");
+    assert!(matches!(answered, Ok(Outcome::Assigned(_))), "{answered:?}");
     assert!(went_on.elapsed() < seconds(1), "{:?}", went_on.elapsed());
 }

@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use proxy_core::breaker::BreakerState;
 use proxy_core::ids::TenantName;
 use proxy_core::line::Holding;
 use proxy_core::settings::{DeviceAttestation, Membership};
 use proxy_core::store::Health;
-use proxy_core::time::Clock;
+use rate_control::circuit_breaker::CircuitState;
+use rate_control::time::Clock;
 
 use crate::support::dps::{Call, Fate, Reply, Weather};
 use crate::support::{World, enrollment, enrollment_name, id, millis, name, seconds, settings, sleep};
@@ -232,7 +232,7 @@ async fn a_store_that_takes_no_writes_is_not_told_as_a_failing_instance() {
     until_held_by(&world, Holding::Store).await;
     assert_why(&world, "device-99", &["the store takes no writes, and nothing is sent that is not on disk"]).await;
     let seen = world.gateway.instances().remove(0);
-    assert_eq!((seen.breaker, seen.consecutive_failures), (BreakerState::Closed, 0));
+    assert_eq!((seen.breaker, seen.consecutive_failures), (CircuitState::Closed, 0));
     world.store.set_health(Health::Writable);
     sleep(seconds(120)).await;
     world.hub("device-99").await;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use clap::Args;
 use dps_emulator::{Emulator, TestCa};
-use proxy_core::entropy::Entropy;
+use rate_control::entropy::Entropy;
 use tokio::sync::oneshot;
 
 use super::signals::stop_or_hangup_signal;

@@ -1,7 +1,7 @@
 //! Keys, tokens and certificates: from files into types that cannot be printed.
 
 use proxy_core::secret::{SymmetricKey, TokenDigest};
-use proxy_core::time::SystemClock;
+use rate_control::time::SystemClock;
 
 use super::TlsFiles;
 use super::reader::{Document, Secrecy, Section};

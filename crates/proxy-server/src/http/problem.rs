@@ -12,7 +12,6 @@ use actix_web::http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER
 use actix_web::http::{StatusCode, header};
 use actix_web::{HttpResponse, ResponseError};
 use proxy_core::attestation::Told;
-use proxy_core::entropy::Entropy;
 use proxy_core::gateway::StoreError;
 use proxy_core::gateway::about;
 use proxy_core::gateway::backend::{BackendError, Found};
@@ -21,7 +20,8 @@ use proxy_core::gateway::operator::OperatorError;
 use proxy_core::gateway::provision::ProvisionError;
 use proxy_core::record::Refusal;
 use proxy_core::store::{CommitError, ReadError};
-use proxy_core::time::WallTime;
+use rate_control::entropy::Entropy;
+use rate_control::time::WallTime;
 use serde_json::{Map, Value, json};
 
 use crate::scans::UnderWay;
@@ -214,7 +214,7 @@ fn unauthorized_device(told: Told) -> Problem {
 /// The server's time, for devices without a clock.
 #[must_use]
 pub fn server_time() -> WallTime {
-    proxy_core::time::SystemClock::wall()
+    rate_control::time::SystemClock::wall()
 }
 
 fn forbidden(code: &'static str, detail: String) -> Problem {

@@ -51,7 +51,7 @@ pub(super) fn last_line(fault: Option<&str>, stopped: &Stopped) -> Result<String
 #[cfg(test)]
 mod tests {
     use proxy_core::store::watched::Trouble;
-    use proxy_core::time::WallTime;
+    use rate_control::time::WallTime;
 
     use super::*;
 

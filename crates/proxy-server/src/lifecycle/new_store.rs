@@ -5,7 +5,7 @@ use anyhow::bail;
 use bytes::Bytes;
 use proxy_core::store::sled_store::SledStore;
 use proxy_core::store::{CommitError, Expect, Key, Store, Table, Write};
-use proxy_core::time::{SystemClock, WallTime};
+use rate_control::time::{SystemClock, WallTime};
 
 use crate::config::{StoreBackend, StoreSettings};
 

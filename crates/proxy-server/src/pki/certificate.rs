@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use proxy_core::time::WallTime;
+use rate_control::time::WallTime;
 use rustls::client::verify_server_name;
 use rustls::server::ParsedCertificate;
 use rustls_pki_types::{CertificateDer, ServerName};

@@ -6,9 +6,9 @@ use actix_web::http::header::{AUTHORIZATION, CACHE_CONTROL, HOST, HeaderMap, Hea
 use actix_web::{HttpRequest, HttpResponse, web};
 use proxy_core::attestation::{HandedCredential, Presented};
 use proxy_core::gateway::about;
-use proxy_core::gateway::provision::{Answered, Assigned, ProvisionError, Question, Queued};
+use proxy_core::gateway::provision::{Assigned, Outcome, ProvisionError, ProvisionRequest, Queued};
 use proxy_core::ids::{DeviceId, HubName, RegistrationId};
-use proxy_core::time::WallTime;
+use rate_control::time::WallTime;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -62,7 +62,7 @@ async fn provision(app: web::Data<App>, request: HttpRequest, payload: web::Payl
     let payload = checked_payload(body.payload, limits.payload_max_bytes)?;
     let (host, port) = host_and_port(request.headers()).unzip();
     let ports = [port.flatten().unwrap_or(HTTPS_PORT), limits.http.listen.port()];
-    let mut question = Question {
+    let mut question = ProvisionRequest {
         presented: Presented {
             authorization: request.headers().get(AUTHORIZATION).map(|value| value.to_str().unwrap_or("\u{fffd}")),
             host: host.as_deref(),
@@ -84,7 +84,11 @@ async fn provision(app: web::Data<App>, request: HttpRequest, payload: web::Payl
 }
 
 /// Waits for the answer for as long as the question says, but not for a device that sends no more.
-async fn answer(app: &App, request: &HttpRequest, question: &mut Question<'_>) -> Result<Answered, ProvisionError> {
+async fn answer(
+    app: &App,
+    request: &HttpRequest,
+    question: &mut ProvisionRequest<'_>,
+) -> Result<Outcome, ProvisionError> {
     tokio::select! {
         biased;
         answered = app.gateway.provision(question) => return answered,
@@ -113,20 +117,20 @@ fn note(app: &App, request: &HttpRequest, hardware_id: &str, error: &ProvisionEr
 }
 
 /// `wait` is what the device asked for, within `device.wait_max`; `waited` is how long it did.
-fn respond(answered: &Answered, wait: Duration, waited: Duration) -> HttpResponse {
+fn respond(answered: &Outcome, wait: Duration, waited: Duration) -> HttpResponse {
     let mut response = match answered {
-        Answered::Assigned(_) => HttpResponse::Ok(),
-        Answered::Queued(_) => HttpResponse::Accepted(),
+        Outcome::Assigned(_) => HttpResponse::Ok(),
+        Outcome::Queued(_) => HttpResponse::Accepted(),
     };
     response.insert_header((CACHE_CONTROL, "no-store"));
     // A place that is told early was not waited for: too many requests are held, or the service is about to stop.
-    let honoured = matches!(answered, Answered::Assigned(_)) || waited >= wait;
+    let honoured = matches!(answered, Outcome::Assigned(_)) || waited >= wait;
     if honoured && !wait.is_zero() {
         response.insert_header((HeaderName::from_static("preference-applied"), format!("wait={}", wait.as_secs())));
     }
     match answered {
-        Answered::Assigned(assigned) => response.json(AssignedBody::of(assigned)),
-        Answered::Queued(queued) => {
+        Outcome::Assigned(assigned) => response.json(AssignedBody::of(assigned)),
+        Outcome::Queued(queued) => {
             let &Queued { retry_after_seconds: retry_after, appointment, position } = queued;
             response.insert_header((RETRY_AFTER, retry_after));
             response.json(QueuedBody { appointment, position, retry_after, status: "queued" })

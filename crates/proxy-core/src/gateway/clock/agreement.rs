@@ -8,7 +8,7 @@
 
 use std::time::Duration;
 
-use crate::time::{Mono, Now, WallLead};
+use rate_control::time::{Mono, Now, WallLead};
 
 /// Our wall clock is off if it differs from DPS's by more than this.
 pub(super) const OFF_MIN_MILLIS: i64 = 30_000;
@@ -113,7 +113,7 @@ impl Agreement {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::time::{BootId, BootTag, Process, WallTime};
+    use rate_control::time::{BootId, BootTag, Process, WallTime};
 
     const TWO_HOURS: i64 = 7_200_000;
 

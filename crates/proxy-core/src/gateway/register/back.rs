@@ -4,15 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::durable::set_stage;
-use super::{Settled, Trip};
+use super::{Attempt, Settled};
 use crate::gateway::Gateway;
 use crate::gateway::dispatch::count;
 use crate::gateway::task_names::NOTES;
-use crate::lane::Errand;
+use crate::line::lane::JobKind;
 use crate::record::{Pending, Record, Stage};
-use crate::retry;
-use crate::time::StoredMoment;
 use crate::upstream::verdict::{Call, Named, RefusalWords, trace};
+use rate_control::retry;
+use rate_control::time::StoredMoment;
 
 /// Least wait after DPS throttled us, whatever it asked for.
 const THROTTLE_WAIT_MIN: Duration = Duration::from_secs(1);
@@ -29,7 +29,7 @@ impl Gateway {
     }
 }
 
-impl Trip {
+impl Attempt {
     pub(super) async fn throttled(
         &self,
         call: Call,
@@ -45,27 +45,27 @@ impl Trip {
         let now = self.now().mono;
         self.dispatcher.line.lock().throttled(settled.spent_at, now.after(wait), now);
         self.gateway.spawn(NOTES, Arc::clone(&self.gateway).keep_pause(Arc::clone(&self.dispatcher)));
-        let (stage, errand) = match call {
-            Call::Lookup => (None, Errand::Lookup),
-            Call::Register | Call::Poll => (Some(Stage::Waiting), Errand::Register),
+        let (stage, job) = match call {
+            Call::Lookup => (None, JobKind::Lookup),
+            Call::Register | Call::Poll => (Some(Stage::Waiting), JobKind::Register),
         };
         let (name, seconds, trace) = (&self.dispatcher.name, wait.as_secs(), trace(tracking_id.as_deref()));
         let what = format!("{name} throttled us for {seconds} s; the place is kept{trace}");
         if self.edit_mine(settled, &what, |record| set_stage(record, stage.clone())).await {
-            self.come_back(errand, self.now().mono);
+            self.come_back(job, self.now().mono);
         }
     }
 
     pub(super) async fn unreachable(&self, why: &str, sent_before: Option<StoredMoment>, settled: Settled) {
         tracing::debug!(why, "the instance cannot be reached");
         let what = format!("{} cannot be reached: {why}", self.dispatcher.name);
-        self.stay(&what, Errand::Register, sent_before, settled).await;
+        self.stay(&what, JobKind::Register, sent_before, settled).await;
     }
 
     /// Nothing left: the place is as it was.
-    pub(super) async fn stay(&self, what: &str, errand: Errand, sent_before: Option<StoredMoment>, settled: Settled) {
+    pub(super) async fn stay(&self, what: &str, job: JobKind, sent_before: Option<StoredMoment>, settled: Settled) {
         let undo = |record: &mut Record| {
-            if errand == Errand::Register
+            if job == JobKind::Register
                 && let Some(pending) = &mut record.pending
             {
                 pending.stage = Stage::Waiting;
@@ -74,7 +74,7 @@ impl Trip {
             }
         };
         if self.edit_mine(settled, what, undo).await {
-            self.come_back(errand, self.now().mono);
+            self.come_back(job, self.now().mono);
         }
     }
 
@@ -120,7 +120,7 @@ impl Trip {
             }
         };
         if self.edit_mine(settled, why, back).await {
-            self.come_back(Errand::Register, self.now().mono.after(wait));
+            self.come_back(JobKind::Register, self.now().mono.after(wait));
         }
     }
 

@@ -1,22 +1,22 @@
-//! How a trip edits its record and leaves the line: durably, and only while the record is still at the trip's place.
+//! How an attempt edits its record and leaves the line: durably, and only while the record is still at the attempt's place.
 
 use std::time::Duration;
 
-use super::{Settled, Trip};
+use super::{Attempt, Settled};
 use crate::gateway::ChangeError;
 use crate::gateway::dispatch::count;
-use crate::lane::Errand;
+use crate::line::lane::JobKind;
 use crate::record::{Record, Stage};
-use crate::retry;
 use crate::store::Write;
-use crate::time::Mono;
+use rate_control::retry;
+use rate_control::time::Mono;
 
-impl Trip {
+impl Attempt {
     pub(super) async fn move_to_stage(&self, stage: Stage, what: &str, settled: Settled) -> bool {
         self.edit_mine(settled, what, |record| set_stage(record, Some(stage.clone()))).await
     }
 
-    /// Edits the record with an event, durably. False if the trip is over: the record is elsewhere, or the service stops.
+    /// Edits the record with an event, durably. False if the attempt is over: the record is elsewhere, or the service stops.
     pub(super) async fn edit_mine(&self, settled: Settled, what: &str, edit: impl Fn(&mut Record)) -> bool {
         let timeline_max = self.gateway.settings().registration.timeline_max;
         let now = self.now().wall;
@@ -32,7 +32,7 @@ impl Trip {
         edited
     }
 
-    /// Edits the record while it is at this trip's place, and does not give up while the store cannot write: what DPS said must not
+    /// Edits the record while it is at this attempt's place, and does not give up while the store cannot write: what DPS said must not
     /// be lost to a full disk. False if the record is elsewhere or the service stops.
     pub(super) async fn edit_durably(&self, settled: Settled, edit: impl Fn(&mut Record)) -> bool {
         let edited = self.keep_editing(settled.write, edit).await;
@@ -86,9 +86,9 @@ impl Trip {
         }
     }
 
-    pub(super) fn come_back(&self, errand: Errand, not_before: Mono) {
+    pub(super) fn come_back(&self, job: JobKind, not_before: Mono) {
         let now = self.now().mono;
-        self.dispatcher.line.lock().come_back(self.place, errand, not_before, now);
+        self.dispatcher.line.lock().come_back(self.place, job, not_before, now);
         self.dispatcher.bell.notify_one();
     }
 

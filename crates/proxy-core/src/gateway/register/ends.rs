@@ -2,17 +2,17 @@
 
 use std::collections::hash_map::Entry;
 
-use super::{Settled, Trip};
+use super::{Attempt, Settled};
 use crate::gateway::dispatch::count;
 use crate::gateway::{Gateway, StoreError};
 use crate::ids::{DeviceId, HubName, RegistrationId, TenantName};
 use crate::record::{Assignment, AssignmentState, Record, Refusal, Versioned};
 use crate::settings::UpstreamAttestation;
-use crate::time::StoredMoment;
 use crate::upstream::RegistrationState;
 use crate::upstream::verdict::{Named, RefusalWords, trace};
+use rate_control::time::StoredMoment;
 
-impl Trip {
+impl Attempt {
     /// The assignment goes to disk, then everybody hears of it.
     pub(super) async fn assign(&self, state: RegistrationState, named: Named, settled: Settled) {
         let Some(record) = self.own_record().await else { return self.finish(false) };

@@ -2,16 +2,16 @@
 
 use std::time::Duration;
 
-use super::{Settled, Trip, no_result};
+use super::{Attempt, Settled, no_result};
 use crate::gateway::dispatch::Connection;
-use crate::lane::Errand;
-use crate::ledger::SlotRecord;
 use crate::line::Departure;
+use crate::line::lane::JobKind;
 use crate::record::{Record, Stage};
-use crate::time::Now;
 use crate::upstream::evidence::Evidence;
 use crate::upstream::verdict::{Call, Verdict};
 use crate::upstream::{Answer, CallResult, Caller, NoAnswer, RegistrationState, Said, Status};
+use rate_control::ledger::SlotRecord;
+use rate_control::time::Now;
 
 /// Least wait before looking up what became of a call without a clear answer: DPS needs a moment to have recorded it.
 pub(super) const LOOKUP_WAIT: Duration = Duration::from_secs(2);
@@ -19,7 +19,7 @@ pub(super) const LOOKUP_WAIT: Duration = Duration::from_secs(2);
 /// The same after an old connection broke: most likely DPS has never heard of the call.
 pub(super) const OLD_CONNECTION_WAIT: Duration = Duration::from_secs(1);
 
-impl Trip {
+impl Attempt {
     pub(super) async fn outcome_unknown(&self, why: &str, wait: Duration, settled: Settled) {
         tracing::debug!(why, "the outcome of a registration is unknown");
         self.look_up_after(wait, why, settled).await;
@@ -34,7 +34,7 @@ impl Trip {
     async fn look_up_after(&self, wait: Duration, why: &str, settled: Settled) {
         let what = format!("outcome unknown ({why}); asking {} what it holds", self.dispatcher.name);
         if self.edit_mine(settled, &what, |_| {}).await {
-            self.come_back(Errand::Lookup, self.now().mono.after(wait));
+            self.come_back(JobKind::Lookup, self.now().mono.after(wait));
         }
     }
 
@@ -108,7 +108,7 @@ impl Trip {
                     }
                 }
             }
-            Err(NoAnswer::Withheld(held)) => self.stay(held, Errand::Lookup, None, settled).await,
+            Err(NoAnswer::Withheld(held)) => self.stay(held, JobKind::Lookup, None, settled).await,
             Err(no_answer) => self.look_up_later(Call::Lookup, &no_answer.to_string(), settled).await,
         }
     }

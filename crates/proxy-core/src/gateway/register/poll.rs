@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use super::{NotGoing, RESUME_SPREAD_MIN, Settled, Trip, no_result};
+use super::{Attempt, NotGoing, RESUME_SPREAD_MIN, Settled, no_result};
 use crate::gateway::dispatch::count;
 use crate::ids::OperationId;
-use crate::retry;
 use crate::upstream::verdict::{Call, Named, Verdict, trace};
 use crate::upstream::{Answer, Said, Status};
+use rate_control::retry;
 
 /// Least wait between two polls of one device: DPS allows 5 per 10 s.
 const POLL_WAIT_MIN: Duration = Duration::from_secs(2);
@@ -15,7 +15,7 @@ const POLL_WAIT_MIN: Duration = Duration::from_secs(2);
 /// Events about failing polls in one registration's part of the timeline.
 const POLL_EVENTS_MAX: u32 = 4;
 
-impl Trip {
+impl Attempt {
     pub(super) fn poll_wait(&self, retry_after: Option<Duration>) -> Duration {
         let registration = &self.gateway.settings().registration;
         let most = registration.poll_interval_max.max(POLL_WAIT_MIN);
@@ -141,7 +141,7 @@ impl Trip {
     }
 
     /// The last polls of the device failed, so many in a row. Its timeline hears of the first one, as long as that leaves room for
-    /// other events. False if the trip is over.
+    /// other events. False if the attempt is over.
     async fn poll_failed(&self, in_a_row: u32, events: &mut u32, why: &str) -> bool {
         tracing::debug!(why, in_a_row, "a poll failed");
         self.dispatcher.line.lock().polls_failed(self.place, Some((in_a_row, why.to_owned())));

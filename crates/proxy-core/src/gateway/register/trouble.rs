@@ -1,12 +1,12 @@
 //! Calls to the instance fail, or go through again: the circuit, its counters, and one line of the log per change of state.
 
-use super::Trip;
+use super::Attempt;
 use crate::gateway::dispatch::count;
 use crate::upstream::evidence::{self, Evidence};
 use crate::upstream::verdict::Call;
 use crate::upstream::{CallResult, Said};
 
-impl Trip {
+impl Attempt {
     /// Acts upon what the end of a call is evidence of, as far as the instance is concerned.
     ///
     /// A poll that fails is counted and changes nothing else: registrations and lookups find out by themselves. What DPS tells in an answer

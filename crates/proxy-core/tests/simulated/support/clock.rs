@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use proxy_core::supervise::{self, Task};
-use proxy_core::time::{BootId, BootTag, Clock, Mono, Now, Process, WallTime};
+use rate_control::time::{BootId, BootTag, Clock, Mono, Now, Process, WallTime};
 use tokio::time::Instant;
 
 /// 2026-01-01T00:00:00Z.

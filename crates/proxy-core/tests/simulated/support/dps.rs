@@ -14,12 +14,12 @@ use parking_lot::Mutex;
 use proxy_core::ids::{DeviceId, HubName, InstanceName, OperationId};
 use proxy_core::sas::SasToken;
 use proxy_core::settings::{Instance as InstanceSettings, RegistrationSettings};
-use proxy_core::time::WallTime;
 use proxy_core::upstream::time::{Speaker, TimeAnswer};
 use proxy_core::upstream::{
     Answer, CallResult, Caller, Connect, DpsError, LastLook, NoAnswer, Progress, RegistrationState, Said, Status,
     Upstream,
 };
+use rate_control::time::WallTime;
 use serde_json::Value;
 use tokio::time::Instant;
 

@@ -8,9 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proxy_core::attestation::Presented;
-use proxy_core::entropy::Entropy;
 use proxy_core::gateway::operator::ImportRow;
-use proxy_core::gateway::provision::{Answered, Assigned, ProvisionError, Question, Queued};
+use proxy_core::gateway::provision::{Assigned, Outcome, ProvisionError, ProvisionRequest, Queued};
 use proxy_core::gateway::{Fixed, Gateway};
 use proxy_core::ids::{EnrollmentName, IdScope, InstanceName, RegistrationId, TenantName};
 use proxy_core::record::Record;
@@ -22,6 +21,7 @@ use proxy_core::settings::{
 };
 use proxy_core::store::Store;
 use proxy_core::store::memory::MemoryStore;
+use rate_control::entropy::Entropy;
 use serde_json::Value;
 
 pub(crate) mod clock;
@@ -188,15 +188,19 @@ impl Ask {
         self
     }
 
-    pub(crate) async fn of(self, gateway: Arc<Gateway>) -> Result<Answered, ProvisionError> {
+    pub(crate) async fn of(self, gateway: Arc<Gateway>) -> Result<Outcome, ProvisionError> {
         let presented = Presented {
             authorization: self.authorization.as_deref(),
             host: Some(AUDIENCE),
             ports: &[],
             hardware_id: &self.hardware_id,
         };
-        let question =
-            Question { presented, payload: self.payload.clone(), reprovision: self.reprovision, wait: self.wait };
+        let question = ProvisionRequest {
+            presented,
+            payload: self.payload.clone(),
+            reprovision: self.reprovision,
+            wait: self.wait,
+        };
         gateway.provision(&question).await
     }
 }
@@ -264,14 +268,14 @@ impl World {
         self.gateway.import(vec![row]).await.unwrap();
     }
 
-    pub(crate) async fn provision(&self, ask: Ask) -> Result<Answered, ProvisionError> {
+    pub(crate) async fn provision(&self, ask: Ask) -> Result<Outcome, ProvisionError> {
         ask.of(Arc::clone(&self.gateway)).await
     }
 
     /// Asks once and has to be put in line.
     pub(crate) async fn queue(&self, hardware_id: &str) -> Queued {
         match self.provision(self.ask(hardware_id)).await {
-            Ok(Answered::Queued(queued)) => queued,
+            Ok(Outcome::Queued(queued)) => queued,
             other => panic!("{hardware_id}: {other:?}"),
         }
     }
@@ -284,7 +288,7 @@ impl World {
     pub(crate) async fn assigned(&self, ask: Ask) -> Assigned {
         let hardware_id = ask.hardware_id.clone();
         match self.provision(ask).await {
-            Ok(Answered::Assigned(assigned)) => *assigned,
+            Ok(Outcome::Assigned(assigned)) => *assigned,
             other => panic!("{hardware_id} at {:?}: {other:?}", self.clock.elapsed()),
         }
     }
@@ -295,8 +299,8 @@ impl World {
         loop {
             requests += 1;
             match self.provision(ask.clone()).await {
-                Ok(Answered::Assigned(assigned)) => return (assigned.hub.to_string(), requests),
-                Ok(Answered::Queued(queued)) => sleep(seconds(queued.retry_after_seconds)).await,
+                Ok(Outcome::Assigned(assigned)) => return (assigned.hub.to_string(), requests),
+                Ok(Outcome::Queued(queued)) => sleep(seconds(queued.retry_after_seconds)).await,
                 Err(error) => panic!("{}: {error:?}", ask.hardware_id),
             }
             assert!(requests < 200, "{} is never served", ask.hardware_id);

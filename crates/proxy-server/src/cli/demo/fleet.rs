@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use indicatif::{ProgressBar, ProgressStyle};
-use proxy_core::entropy::Entropy;
+use rate_control::entropy::Entropy;
 use reqwest::{Certificate, Client, StatusCode};
 use serde_json::{Value, json};
 

@@ -9,10 +9,10 @@ use anyhow::Context as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use dps_emulator::{Config, Emulator, GroupConfig, HubConfig, Quota, QuotaShape, TestCa, Tls};
-use proxy_core::entropy::Entropy;
 use proxy_core::sas;
 use proxy_core::secret::SymmetricKey;
-use proxy_core::time::{Clock as _, SystemClock};
+use rate_control::entropy::Entropy;
+use rate_control::time::{Clock as _, SystemClock};
 
 use super::{Emulators, Options, instance_name};
 use crate::cli::terminal::print;

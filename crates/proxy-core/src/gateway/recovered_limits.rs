@@ -11,10 +11,10 @@ use serde::{Deserialize, Serialize};
 use super::Gateway;
 use super::dispatch::Dispatcher;
 use crate::ids::InstanceName;
-use crate::learner::Learned;
 use crate::settings::Settings;
 use crate::store::{Expect, Key, ReadError, Store, Table, Write};
-use crate::time::{BootId, Mono, Now, WallTime};
+use rate_control::learner::Learned;
+use rate_control::time::{BootId, Mono, Now, WallTime};
 
 /// A wait that DPS asked for, by both clocks.
 #[derive(Debug, Serialize, Deserialize)]
@@ -27,7 +27,7 @@ struct Pause {
 
 /// What an earlier process heard of an instance.
 #[derive(Debug, Default)]
-pub(super) struct Heard {
+pub(super) struct RecoveredLimits {
     pub(super) learned: Option<Learned>,
     /// Nothing is sent before.
     pub(super) paused_until: Option<Mono>,
@@ -48,7 +48,7 @@ pub(super) async fn read(
     settings: &Settings,
     boot: &BootId,
     now: Now,
-) -> Result<Heard, ReadError> {
+) -> Result<RecoveredLimits, ReadError> {
     let learned = store.get(&learned_key(instance)).await?;
     let learned = learned.and_then(|stored| std::str::from_utf8(&stored.value).ok()?.parse().ok());
     let pause = store.get(&pause_key(instance)).await?;
@@ -58,7 +58,7 @@ pub(super) async fn read(
         let left = if pause.boot == *boot { pause.until.since(now.mono) } else { pause.until_time.since(now.wall) };
         now.mono.after(left.min(settings.registration.throttle_wait_max))
     });
-    Ok(Heard { learned, paused_until })
+    Ok(RecoveredLimits { learned, paused_until })
 }
 
 impl Gateway {

@@ -11,14 +11,14 @@ const OBSERVATIONS_MIN: usize = 8;
 
 /// See the module.
 #[derive(Debug)]
-pub struct Typical {
+pub struct LatencyEstimate {
     expected: Duration,
     recent: Vec<Duration>,
     oldest: usize,
     value: Duration,
 }
 
-impl Typical {
+impl LatencyEstimate {
     /// At least `expected`, until enough were seen.
     #[must_use]
     pub fn new(expected: Duration) -> Self {
@@ -72,7 +72,7 @@ mod tests {
     #[test]
     fn it_is_the_longest_but_one_of_the_last_ones() {
         let mut entropy = Entropy::from_seed(1);
-        let (mut typical, mut seen) = (Typical::new(Duration::ZERO), Vec::new());
+        let (mut typical, mut seen) = (LatencyEstimate::new(Duration::ZERO), Vec::new());
         for _ in 0..10 * OBSERVATIONS {
             let duration = entropy.up_to(Duration::from_nanos(40));
             typical.observe(duration);
@@ -88,7 +88,7 @@ mod tests {
     #[test]
     fn one_straggler_in_a_while_does_not_count() {
         let seconds = Duration::from_secs;
-        let mut typical = Typical::new(seconds(4));
+        let mut typical = LatencyEstimate::new(seconds(4));
         typical.observe(seconds(1));
         assert_eq!(typical.value(), seconds(4));
         for _ in 0..7 {

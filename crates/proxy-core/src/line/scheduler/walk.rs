@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{Class, Lanes, STRIDE};
+use super::{Class, FairScheduler, STRIDE};
 use crate::ids::{RegistrationId, TenantName};
-use crate::lane::Sequence;
+use crate::place::Sequence;
 
 /// How far lanes have been looked through; a new one begins at their fronts.
 #[derive(Debug, Default)]
@@ -12,7 +12,7 @@ pub struct Walk {
     next: BTreeMap<(TenantName, Class), Sequence>,
 }
 
-impl Lanes {
+impl FairScheduler {
     /// The next confirmed devices that need a registration, from where `walk` has come to: `most` in all, shared by weight, but at
     /// least one of each tenant, and in the order in which the tenants would take turns. A lane whose end was reached begins at its
     /// front the next time.
@@ -54,16 +54,16 @@ impl Lanes {
 mod tests {
     use super::super::{Fairness, Place};
     use super::*;
-    use crate::lane::{Errand, Waiting};
+    use crate::line::lane::{JobKind, Waiting};
 
-    fn filled(tenants: &[(&str, u64)], weights: &[(&str, u32)]) -> Lanes {
+    fn filled(tenants: &[(&str, u64)], weights: &[(&str, u32)]) -> FairScheduler {
         let tenant = |name: &str| TenantName::parse(name).unwrap();
         let weights = weights.iter().map(|(name, weight)| (tenant(name), *weight)).collect();
-        let mut lanes = Lanes::new(Fairness { urgent_share_percent: 10, handicap: 600, weights, shared: true });
+        let mut lanes = FairScheduler::new(Fairness { urgent_share_percent: 10, handicap: 600, weights, shared: true });
         for (name, count) in tenants {
             for sequence in 0..*count {
                 let id = RegistrationId::parse(&format!("{name}-{sequence}")).unwrap();
-                let waiting = Waiting { id, errand: Errand::Register, confirmed: true, joined: 0 };
+                let waiting = Waiting { id, job: JobKind::Register, confirmed: true, joined: 0 };
                 lanes.insert(&tenant(name), Place { class: Class::First, sequence }, &waiting);
             }
         }

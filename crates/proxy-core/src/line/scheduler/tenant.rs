@@ -3,7 +3,7 @@
 use super::arrivals::Arrivals;
 use super::{Class, Place, Tier};
 use crate::ids::TenantName;
-use crate::lane::{Departure, Front, Joined, Lane};
+use crate::line::lane::{Departure, Front, Joined, Lane};
 
 #[derive(Debug)]
 pub(super) struct TenantLanes {

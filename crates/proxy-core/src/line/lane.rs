@@ -13,16 +13,14 @@
 use std::collections::VecDeque;
 
 use crate::ids::RegistrationId;
-
-/// A place's sequence number within its class of one instance, given in the order of joining and never reused.
-pub type Sequence = u64;
+use crate::place::Sequence;
 
 /// When a place was joined, in tenths of a second since a moment long before; see [`Line`](crate::line::Line).
 pub type Joined = u32;
 
 /// What a device that waits needs from DPS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Errand {
+pub enum JobKind {
     /// A registration.
     Register,
     /// A status lookup, because the outcome of its last registration is unknown.
@@ -47,7 +45,7 @@ pub struct Waiting {
     /// Who.
     pub id: RegistrationId,
     /// What for.
-    pub errand: Errand,
+    pub job: JobKind,
     /// False while its durable record is being written.
     pub confirmed: bool,
     /// Since when.
@@ -64,7 +62,7 @@ struct Slot {
     /// See [`Lane::appoint`]; [`NONE`] if there is none.
     appointment: Departure,
     id_length: u8,
-    errand: Errand,
+    job: JobKind,
     confirmed: bool,
 }
 
@@ -94,9 +92,9 @@ impl Chunk {
         let id_at = u32::try_from(self.ids.len()).unwrap_or(u32::MAX);
         self.ids.push_str(id);
         let id_length = u8::try_from(id.len()).unwrap_or(u8::MAX);
-        let Waiting { errand, confirmed, joined, .. } = *waiting;
+        let Waiting { job, confirmed, joined, .. } = *waiting;
         let behind: Vec<bool> = (at..self.slots.len()).map(|at| self.is_live(at)).collect();
-        self.slots.insert(at, Slot { sequence, joined, id_at, appointment: NONE, id_length, errand, confirmed });
+        self.slots.insert(at, Slot { sequence, joined, id_at, appointment: NONE, id_length, job, confirmed });
         self.mark(at, true);
         for (number, live) in behind.into_iter().enumerate() {
             self.mark(at + 1 + number, live);
@@ -108,15 +106,15 @@ impl Chunk {
     fn put_back(&mut self, at: usize, waiting: &Waiting) {
         let slot = self.slots[at];
         if self.id(slot) == waiting.id.as_str() {
-            let Waiting { errand, confirmed, joined, .. } = *waiting;
-            self.slots[at] = Slot { errand, confirmed, joined, ..slot };
+            let Waiting { job, confirmed, joined, .. } = *waiting;
+            self.slots[at] = Slot { job, confirmed, joined, ..slot };
             self.mark(at, true);
         } else {
             let id_at = u32::try_from(self.ids.len()).unwrap_or(u32::MAX);
             self.ids.push_str(waiting.id.as_str());
             let id_length = u8::try_from(waiting.id.as_str().len()).unwrap_or(u8::MAX);
-            let Waiting { errand, confirmed, joined, .. } = *waiting;
-            self.slots[at] = Slot { errand, confirmed, joined, id_at, id_length, appointment: NONE, ..slot };
+            let Waiting { job, confirmed, joined, .. } = *waiting;
+            self.slots[at] = Slot { job, confirmed, joined, id_at, id_length, appointment: NONE, ..slot };
             self.mark(at, true);
         }
     }
@@ -129,7 +127,7 @@ impl Chunk {
     fn waiting(&self, at: usize) -> Option<Waiting> {
         let slot = self.slots.get(at).copied().filter(|_| self.is_live(at))?;
         let id = RegistrationId::parse(self.id(slot)).expect("it was one");
-        Some(Waiting { id, errand: slot.errand, confirmed: slot.confirmed, joined: slot.joined })
+        Some(Waiting { id, job: slot.job, confirmed: slot.confirmed, joined: slot.joined })
     }
 
     fn is_live(&self, at: usize) -> bool {
@@ -345,16 +343,16 @@ impl Lane {
     #[must_use]
     pub fn front(&self) -> Option<Front> {
         let slot = self.chunks.front()?.front()?;
-        let Slot { sequence, joined, errand, confirmed, appointment, .. } = *slot;
+        let Slot { sequence, joined, job, confirmed, appointment, .. } = *slot;
         let appointment = Some(appointment).filter(|departure| *departure != NONE);
-        Some(Front { sequence, joined, errand, confirmed, appointment })
+        Some(Front { sequence, joined, job, confirmed, appointment })
     }
 
     /// The first places from `from` on that are confirmed and need a registration, at most `most`.
     #[must_use]
     pub fn first(&self, from: Sequence, most: usize) -> Vec<(Sequence, RegistrationId)> {
         let places = self.chunks.range(self.chunk_of(from).unwrap_or(0)..).flat_map(|chunk| {
-            let wanted = move |slot: &Slot| slot.confirmed && slot.errand == Errand::Register && slot.sequence >= from;
+            let wanted = move |slot: &Slot| slot.confirmed && slot.job == JobKind::Register && slot.sequence >= from;
             let numbered = chunk.slots.iter().enumerate().filter(move |(_, slot)| wanted(slot));
             numbered.filter_map(|(at, slot)| Some((slot.sequence, chunk.waiting(at)?.id)))
         });
@@ -438,7 +436,7 @@ pub struct Front {
     /// Since when it waits.
     pub joined: Joined,
     /// What for.
-    pub errand: Errand,
+    pub job: JobKind,
     /// Whether it may go.
     pub confirmed: bool,
     /// With which departure it goes at the latest.
@@ -472,7 +470,7 @@ mod tests {
 
     fn waiting(sequence: u64) -> Waiting {
         let id = RegistrationId::parse(&format!("sn-{sequence}")).unwrap();
-        Waiting { id, errand: Errand::Register, confirmed: true, joined: joined(sequence) }
+        Waiting { id, job: JobKind::Register, confirmed: true, joined: joined(sequence) }
     }
 
     /// Several places of one moment, as in a storm.

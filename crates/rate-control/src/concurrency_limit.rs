@@ -15,12 +15,12 @@ use crate::time::Mono;
 
 /// See the module.
 #[derive(Debug, Default)]
-pub struct Concurrency {
+pub struct ConcurrencyLimit {
     /// What left and was not answered yet, as far as it counts; oldest first.
     out: VecDeque<(Mono, SlotId)>,
 }
 
-impl Concurrency {
+impl ConcurrencyLimit {
     /// A registration left under `slot`.
     pub fn left(&mut self, slot: SlotId, now: Mono) {
         self.out.push_back((now, slot));
@@ -66,7 +66,7 @@ mod tests {
     #[test]
     fn as_many_are_out_as_the_rate_needs() {
         for (limit, most) in [(1, 1), (100, 1), (200, 2), (1000, 6), (10_000, 51)] {
-            let mut concurrency = Concurrency::default();
+            let mut concurrency = ConcurrencyLimit::default();
             for slot in 0..u32::try_from(most).unwrap() {
                 assert_eq!(concurrency.check(limit, ANSWER_TIME, at(5)), Ok(()), "{slot} at {limit}");
                 concurrency.left(SlotId(slot), at(5));
@@ -80,7 +80,7 @@ mod tests {
     #[test]
     fn a_line_whose_calls_are_never_answered_keeps_its_rate() {
         for limit in [1, 60, 199, 200, 1000, 10_000] {
-            let mut concurrency = Concurrency::default();
+            let mut concurrency = ConcurrencyLimit::default();
             let (mut now, mut left) = (0, 0);
             while now < 60_000 {
                 while concurrency.check(limit, ANSWER_TIME, at(now)).is_ok() && now < 60_000 {

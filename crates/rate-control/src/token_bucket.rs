@@ -34,7 +34,7 @@ impl Clock for HandedClock {
 }
 
 /// Spreads sends evenly, with a bounded burst.
-pub struct Pace {
+pub struct TokenBucket {
     clock: HandedClock,
     limiter: RateLimiter<NotKeyed, InMemoryState, HandedClock, NoOpMiddleware<Nanos>>,
     interval: Duration,
@@ -42,13 +42,16 @@ pub struct Pace {
     theoretical_arrival: Mono,
 }
 
-impl fmt::Debug for Pace {
+impl fmt::Debug for TokenBucket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pace").field("interval", &self.interval).field("burst", &self.burst).finish_non_exhaustive()
+        f.debug_struct("TokenBucket")
+            .field("interval", &self.interval)
+            .field("burst", &self.burst)
+            .finish_non_exhaustive()
     }
 }
 
-impl Pace {
+impl TokenBucket {
     /// A pace of `quota_per_minute` with bursts of `burst` sends, both at least 1, of which `credit` may leave now.
     #[must_use]
     pub fn new(quota_per_minute: u32, burst: u32, credit: u32, now: Mono) -> Self {
@@ -58,12 +61,12 @@ impl Pace {
         let burst = NonZeroU32::new(burst).unwrap_or(NonZeroU32::MIN);
         let quota = Quota::with_period(interval).expect("an interval is never zero").allow_burst(burst);
         let limiter = RateLimiter::direct_with_clock(quota, clock.clone());
-        let mut pace = Self { clock, limiter, interval, burst: burst.get(), theoretical_arrival: now };
+        let mut bucket = Self { clock, limiter, interval, burst: burst.get(), theoretical_arrival: now };
         for _ in credit..burst.get() {
             // Cannot fail: fewer than a burst are taken.
-            let _ = pace.take(now);
+            let _ = bucket.take(now);
         }
-        pace
+        bucket
     }
 
     /// The time between two permits.
@@ -133,38 +136,38 @@ mod tests {
 
     #[test]
     fn a_burst_leaves_at_once_and_the_rest_at_even_intervals() {
-        let mut pace = Pace::new(60, 3, 3, at(5_000));
+        let mut bucket = TokenBucket::new(60, 3, 3, at(5_000));
         for _ in 0..3 {
-            assert_eq!(pace.take(at(5_000)), Ok(()));
+            assert_eq!(bucket.take(at(5_000)), Ok(()));
         }
-        assert_eq!(pace.take(at(5_000)), Err(at(6_000)));
-        assert_eq!(pace.take(at(6_000)), Ok(()));
-        assert_eq!(pace.take(at(6_000)), Err(at(7_000)));
+        assert_eq!(bucket.take(at(5_000)), Err(at(6_000)));
+        assert_eq!(bucket.take(at(6_000)), Ok(()));
+        assert_eq!(bucket.take(at(6_000)), Err(at(7_000)));
     }
 
     #[test]
     fn what_is_left_of_a_burst_outlives_the_pace() {
-        let mut pace = Pace::new(60, 3, 3, at(0));
+        let mut bucket = TokenBucket::new(60, 3, 3, at(0));
         let sent = [at(0), at(0), at(500)];
         for moment in sent {
-            assert_eq!(pace.take(moment), Ok(()));
+            assert_eq!(bucket.take(moment), Ok(()));
         }
         for (moment, credit) in [(500, 0), (999, 0), (1_000, 1), (2_999, 2), (3_000, 3), (9_000, 3)] {
-            assert_eq!(pace.credit(at(moment)), credit, "at {moment}");
-            assert_eq!(Pace::credit_after(60, 3, sent, at(moment)), credit, "at {moment}");
+            assert_eq!(bucket.credit(at(moment)), credit, "at {moment}");
+            assert_eq!(TokenBucket::credit_after(60, 3, sent, at(moment)), credit, "at {moment}");
         }
-        let mut renewed = Pace::new(60, 3, 1, at(1_000));
+        let mut renewed = TokenBucket::new(60, 3, 1, at(1_000));
         assert_eq!(renewed.take(at(1_000)), Ok(()));
         assert_eq!(renewed.take(at(1_000)), Err(at(2_000)));
     }
 
     #[test]
     fn the_forecast_is_what_then_happens() {
-        let mut pace = Pace::new(7, 2, 2, at(0));
-        let forecasts: Vec<Mono> = (0..20).map(|rank| pace.forecast(rank, at(0))).collect();
+        let mut bucket = TokenBucket::new(7, 2, 2, at(0));
+        let forecasts: Vec<Mono> = (0..20).map(|rank| bucket.forecast(rank, at(0))).collect();
         let mut now = at(0);
         for forecast in forecasts {
-            while let Err(due) = pace.take(now) {
+            while let Err(due) = bucket.take(now) {
                 now = due;
             }
             assert_eq!(now, forecast);

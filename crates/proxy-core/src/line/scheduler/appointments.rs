@@ -16,7 +16,7 @@
 
 use std::ops::Range;
 
-use crate::lane::Departure;
+use crate::line::lane::Departure;
 
 /// Departures in a row.
 #[derive(Debug, Clone, Copy, Default)]

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use crate::time::Mono;
+use rate_control::time::Mono;
 
 /// How long a fleet takes to come back.
 const STORM: Duration = Duration::from_secs(60);

@@ -7,15 +7,15 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::ids::{OperationId, RegistrationId, TenantName};
-use crate::lanes::{Class, Place};
-use crate::time::Mono;
+use crate::place::{Class, Place};
+use rate_control::time::Mono;
 
 /// Waiting is kept in these.
 const AGO_UNIT: Duration = Duration::from_millis(100);
 
 /// How the earlier process left a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum LeftWith {
+pub(super) enum RecoveredStage {
     /// It waits, and may go from that moment on, if there is one.
     Waiting { not_before: Option<Mono> },
     /// Its registration may have left.
@@ -26,13 +26,13 @@ pub(super) enum LeftWith {
 
 /// A device that an earlier process left in line.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Left {
+pub(super) struct RecoveredPlace {
     pub(super) place: Place,
     pub(super) tenant: TenantName,
     pub(super) id: RegistrationId,
     /// How long it has waited; kept in tenths of a second.
     pub(super) ago: Duration,
-    pub(super) what: LeftWith,
+    pub(super) what: RecoveredStage,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -50,21 +50,21 @@ struct Compact {
 
 /// The devices that an earlier process left in the line of one instance.
 #[derive(Debug, Default)]
-pub(super) struct LeftInLine {
+pub(super) struct RecoveredLine {
     places: Vec<Compact>,
     ids: String,
     /// One of each name, however many devices have it.
     tenants: Vec<TenantName>,
     tenant_index: BTreeMap<TenantName, u32>,
-    uncommon: Vec<LeftWith>,
+    uncommon: Vec<RecoveredStage>,
     /// The last place of each class that a device has who waits elsewhere.
     given: BTreeMap<Class, u64>,
 }
 
-impl LeftInLine {
+impl RecoveredLine {
     /// Adds one, in any order.
-    pub(super) fn add(&mut self, left: Left) {
-        let Left { place, tenant, id, ago, what } = left;
+    pub(super) fn add(&mut self, left: RecoveredPlace) {
+        let RecoveredPlace { place, tenant, id, ago, what } = left;
         let tenant = self.tenant_index.get(&tenant).copied().unwrap_or_else(|| {
             self.tenants.push(tenant.clone());
             let number = index(self.tenants.len() - 1);
@@ -72,7 +72,7 @@ impl LeftInLine {
             number
         });
         let what = match what {
-            LeftWith::Waiting { not_before: None } => u32::MAX,
+            RecoveredStage::Waiting { not_before: None } => u32::MAX,
             what => {
                 self.uncommon.push(what);
                 index(self.uncommon.len() - 1)
@@ -103,19 +103,19 @@ impl LeftInLine {
     }
 
     /// All of them in the order of their places.
-    pub(super) fn into_ordered(mut self) -> impl Iterator<Item = Left> {
+    pub(super) fn into_ordered(mut self) -> impl Iterator<Item = RecoveredPlace> {
         // Places are unique, and the stable sort would need half as much memory again.
         self.places.sort_unstable_by_key(|compact| (compact.class, compact.sequence));
         let Self { places, ids, tenants, uncommon, .. } = self;
         places.into_iter().map(move |compact| {
             let id = &ids[compact.id_at..compact.id_at + usize::from(compact.id_length)];
             let what = uncommon.get(compact.what as usize).cloned();
-            Left {
+            RecoveredPlace {
                 place: Place { class: compact.class, sequence: compact.sequence },
                 tenant: tenants[compact.tenant as usize].clone(),
                 id: RegistrationId::parse(id).expect("it was one"),
                 ago: AGO_UNIT * compact.ago,
-                what: what.unwrap_or(LeftWith::Waiting { not_before: None }),
+                what: what.unwrap_or(RecoveredStage::Waiting { not_before: None }),
             }
         })
     }
@@ -132,24 +132,24 @@ mod tests {
 
     #[test]
     fn what_was_left_comes_out_in_the_order_of_the_places() {
-        let left = |class, sequence, tenant: &str, what| Left {
+        let left = |class, sequence, tenant: &str, what| RecoveredPlace {
             place: Place { class, sequence },
             tenant: TenantName::parse(tenant).unwrap(),
             id: RegistrationId::parse(&format!("sn-{sequence}")).unwrap(),
             ago: Duration::from_millis(1_200),
             what,
         };
-        let waits = || LeftWith::Waiting { not_before: None };
-        let later = LeftWith::Waiting { not_before: Some(Mono::from_nanos(7)) };
-        let operation = LeftWith::Operation(OperationId::parse("5.1").unwrap());
+        let waits = || RecoveredStage::Waiting { not_before: None };
+        let later = RecoveredStage::Waiting { not_before: Some(Mono::from_nanos(7)) };
+        let operation = RecoveredStage::Operation(OperationId::parse("5.1").unwrap());
         let ordered = [
             left(Class::Expedited, 9, "b", waits()),
             left(Class::First, 1, "a", later),
             left(Class::First, 2, "b", operation),
-            left(Class::First, 30, "a", LeftWith::UnknownOutcome),
+            left(Class::First, 30, "a", RecoveredStage::UnknownOutcome),
             left(Class::Background, 3, "c", waits()),
         ];
-        let mut line = LeftInLine::default();
+        let mut line = RecoveredLine::default();
         for number in [3, 0, 4, 2, 1] {
             line.add(ordered[number].clone());
         }

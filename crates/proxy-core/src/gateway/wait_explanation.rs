@@ -2,15 +2,15 @@
 
 use std::fmt;
 
-use crate::breaker::BreakerState;
-use crate::lanes::Class;
-use crate::learner::Learning;
 use crate::line::{Holding, LineStatus};
+use crate::place::Class;
 use crate::record::{Pending, Stage};
-use crate::time::{Mono, Now};
+use rate_control::circuit_breaker::CircuitState;
+use rate_control::learner::Learning;
+use rate_control::time::{Mono, Now};
 
 /// What is known of the device and of its line at one moment; as text, why it waits.
-pub(super) struct Why<'a> {
+pub(super) struct WaitExplanation<'a> {
     pub(super) pending: &'a Pending,
     pub(super) status: &'a LineStatus,
     /// Devices that go before it, plus one.
@@ -25,14 +25,14 @@ pub(super) struct Why<'a> {
     pub(super) clock_trouble: Option<&'a str>,
 }
 
-impl fmt::Display for Why<'_> {
+impl fmt::Display for WaitExplanation<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.write_stage(f)?;
         self.clock_trouble.map_or(Ok(()), |trouble| write!(f, "; {trouble}"))
     }
 }
 
-impl Why<'_> {
+impl WaitExplanation<'_> {
     fn write_stage(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let instance = &self.pending.instance;
         let under_way = self.position == Some(0);
@@ -89,7 +89,7 @@ impl Why<'_> {
                 write!(f, "calls to the instance fail ({failures} in a row), ")?;
                 match (paused_until, self.status.breaker) {
                     (Some(_), _) => write!(f, "next try at {until}"),
-                    (None, BreakerState::HalfOpen) => write!(f, "one device tries it now"),
+                    (None, CircuitState::HalfOpen) => write!(f, "one device tries it now"),
                     (None, _) => write!(f, "next try when those have ended that were sent before"),
                 }
             }

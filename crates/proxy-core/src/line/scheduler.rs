@@ -11,7 +11,7 @@
 //!
 //! Invariants:
 //! - Within a lane places depart in the order of their sequence numbers.
-//! - [`Lanes::ahead`] is what then happens, if nobody else joins and no appointment stands against it: the same arithmetic, without walking
+//! - [`FairScheduler::ahead`] is what then happens, if nobody else joins and no appointment stands against it: the same arithmetic, without walking
 //!   the line.
 //! - A lane whose first place is still being written yields to the others.
 //! - `ready` holds each tenant whose front may go, by its pass, so that the next one is found in O(log tenants); `waiting` counts the
@@ -20,11 +20,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
-use crate::ids::TenantName;
-use crate::lane::{Departure, Errand, Joined, Lane, Sequence, Waiting};
-use crate::time::Mono;
+use crate::ids::{InstanceName, TenantName};
+use crate::line::lane::{Departure, JobKind, Joined, Lane, Waiting};
+use crate::place::{Class, Place};
+use crate::settings::Settings;
+use rate_control::time::Mono;
 
 mod appointments;
 mod arrivals;
@@ -39,43 +39,16 @@ pub use drains::Drain;
 use tenant::TenantLanes;
 pub use walk::Walk;
 
-/// Which lane of its tenant a place is in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Class {
-    /// Moved ahead by an operator.
-    Expedited,
-    /// A device without an assignment.
-    First,
-    /// A device that has an assignment and asks for another, or whose assignment was contradicted.
-    Reprovision,
-    /// Nobody at the door: a backend or an operator wants the assignment confirmed.
-    Background,
-}
-
-impl Class {
-    /// All of them, in order of departure.
-    pub const ALL: [Self; 4] = [Self::Expedited, Self::First, Self::Reprovision, Self::Background];
-    const ORDINARY: [Self; 3] = [Self::First, Self::Reprovision, Self::Background];
-
-    fn tier(self) -> Tier {
-        if self == Self::Expedited { Tier::Urgent } else { Tier::Ordinary }
-    }
-}
-
-/// A place in the line of one instance.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Place {
-    /// The class.
-    pub class: Class,
-    /// The number, unique within the class.
-    pub sequence: Sequence,
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Tier {
     Urgent,
     Ordinary,
+}
+
+impl Tier {
+    fn of(class: Class) -> Self {
+        if class == Class::Expedited { Self::Urgent } else { Self::Ordinary }
+    }
 }
 
 /// The rules, as far as operators tune them.
@@ -89,6 +62,26 @@ pub struct Fairness {
     pub weights: BTreeMap<TenantName, u32>,
     /// Devices of several tenants may stand in the line.
     pub shared: bool,
+}
+
+impl Fairness {
+    /// The rules for the line of `instance`.
+    #[must_use]
+    pub fn of(settings: &Settings, instance: &InstanceName) -> Self {
+        let tenths = settings.line.class_handicap.as_millis() / 100;
+        let dedicated = settings.instances.get(instance).is_some_and(|instance| instance.tenant.is_some());
+        let users = settings
+            .enrollments
+            .values()
+            .filter(|enrollment| enrollment.instances.is_empty() || enrollment.instances.contains(instance));
+        let tenants: BTreeSet<&TenantName> = users.map(|enrollment| &enrollment.tenant).collect();
+        Self {
+            urgent_share_percent: settings.line.urgent_share_percent,
+            handicap: u32::try_from(tenths).unwrap_or(u32::MAX),
+            weights: settings.tenants.iter().map(|(name, tenant)| (name.clone(), tenant.weight)).collect(),
+            shared: !dedicated && tenants.len() > 1,
+        }
+    }
 }
 
 /// Expedited devices that may go in a row after a time without any.
@@ -108,12 +101,12 @@ pub struct Turn {
     /// Its place.
     pub place: Place,
     /// What for.
-    pub errand: Errand,
+    pub job: JobKind,
 }
 
 /// All lanes of one line. See the module for the rules.
 #[derive(Debug)]
-pub struct Lanes {
+pub struct FairScheduler {
     fairness: Fairness,
     /// Where a tenant is in `tenants`, in the order in which they were first seen.
     numbers: BTreeMap<TenantName, usize>,
@@ -132,7 +125,7 @@ pub struct Lanes {
     credit: u64,
 }
 
-impl Lanes {
+impl FairScheduler {
     /// Empty lanes.
     #[must_use]
     pub fn new(fairness: Fairness) -> Self {
@@ -220,7 +213,7 @@ impl Lanes {
             self.numbers.insert(tenant.clone(), self.tenants.len() - 1);
             self.tenants.len() - 1
         });
-        let tier = place.class.tier();
+        let tier = Tier::of(place.class);
         let pass = self.pass(&self.tenants[number], tier);
         let lanes = &mut self.tenants[number];
         lanes.pass[tier as usize] = pass;
@@ -247,7 +240,7 @@ impl Lanes {
     pub fn confirm(&mut self, tenant: &TenantName, place: Place) {
         if let Some(&number) = self.numbers.get(tenant) {
             self.tenants[number].lanes[place.class as usize].confirm(place.sequence);
-            self.list(number, place.class.tier());
+            self.list(number, Tier::of(place.class));
         }
     }
 
@@ -260,8 +253,8 @@ impl Lanes {
         if let Some(departure) = appointment {
             self.appointments.end(departure);
         }
-        self.waiting[place.class.tier() as usize] -= 1;
-        self.list(number, place.class.tier());
+        self.waiting[Tier::of(place.class) as usize] -= 1;
+        self.list(number, Tier::of(place.class));
         Some(waiting)
     }
 
@@ -346,12 +339,12 @@ impl Lanes {
         let lanes = earliest.map_or(fair, |(_, number)| &self.tenants[*number]);
         let (class, front) = lanes.front(tier, self.fairness.handicap)?;
         let place = Place { class, sequence: front.sequence };
-        Some(Turn { tenant: lanes.name.clone(), place, errand: front.errand })
+        Some(Turn { tenant: lanes.name.clone(), place, job: front.job })
     }
 
     /// Takes the device whose turn it is out.
     pub fn depart(&mut self, turn: &Turn) -> Option<Waiting> {
-        let tier = turn.place.class.tier();
+        let tier = Tier::of(turn.place.class);
         let number = *self.numbers.get(&turn.tenant)?;
         let lanes = &mut self.tenants[number];
         let lane = &mut lanes.lanes[turn.place.class as usize];
@@ -386,8 +379,8 @@ impl Lanes {
     #[must_use]
     pub fn ahead(&self, tenant: &TenantName, place: Place, joined: Joined) -> usize {
         let rank = self.of(tenant).map_or(0, |lanes| lanes.rank(place, joined, self.fairness.handicap));
-        let in_tier = rank + self.others_before(tenant, place.class.tier(), rank, |_, _| 0);
-        self.with_other_tier(place.class.tier(), in_tier)
+        let in_tier = rank + self.others_before(tenant, Tier::of(place.class), rank, |_, _| 0);
+        self.with_other_tier(Tier::of(place.class), in_tier)
     }
 
     /// How many devices of other tenants are expected to join within `horizon` and to go before the one at `place`, besides those that

@@ -27,7 +27,7 @@ const ACCEPTED_PER_CALL: usize = 16;
 /// What the breaker is at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum BreakerState {
+pub enum CircuitState {
     /// Calls go through.
     Closed,
     /// Nobody goes.
@@ -36,7 +36,7 @@ pub enum BreakerState {
     HalfOpen,
 }
 
-impl BreakerState {
+impl CircuitState {
     /// All of them.
     pub const ALL: [Self; 3] = [Self::Closed, Self::Open, Self::HalfOpen];
 
@@ -68,11 +68,11 @@ pub enum Held {
 
 /// See the module.
 #[derive(Debug)]
-pub struct Breaker {
+pub struct CircuitBreaker {
     /// Failures in a row that open it; at least 2.
     threshold: u32,
     backoff: (Duration, Duration),
-    state: BreakerState,
+    state: CircuitState,
     until: Mono,
     /// The last wait.
     wait: Duration,
@@ -87,14 +87,14 @@ pub struct Breaker {
     accepted: Option<usize>,
 }
 
-impl Breaker {
+impl CircuitBreaker {
     /// A closed breaker. Its waits grow from `backoff.0` to `backoff.1`, with full jitter.
     #[must_use]
     pub fn new(threshold: u32, backoff: (Duration, Duration)) -> Self {
         Self {
             threshold: threshold.max(2),
             backoff,
-            state: BreakerState::Closed,
+            state: CircuitState::Closed,
             until: Mono::default(),
             wait: Duration::ZERO,
             failures: 0,
@@ -112,7 +112,7 @@ impl Breaker {
 
     /// The state.
     #[must_use]
-    pub const fn state(&self) -> BreakerState {
+    pub const fn state(&self) -> CircuitState {
         self.state
     }
 
@@ -125,13 +125,13 @@ impl Breaker {
     /// Until when nobody goes.
     #[must_use]
     pub fn open_until(&self) -> Option<Mono> {
-        (self.state == BreakerState::Open).then_some(self.until)
+        (self.state == CircuitState::Open).then_some(self.until)
     }
 
     /// While one device tries: until when nobody else goes if it fails as the last one did.
     #[must_use]
     pub fn tried_until(&self, now: Mono) -> Option<Mono> {
-        (self.state == BreakerState::HalfOpen).then(|| now.after(self.wait))
+        (self.state == CircuitState::HalfOpen).then(|| now.after(self.wait))
     }
 
     /// For how long calls have not gone through.
@@ -146,11 +146,11 @@ impl Breaker {
     /// [`Held`].
     pub fn admit(&self, now: Mono, calling: usize) -> Result<(), Held> {
         match self.state {
-            BreakerState::Open if now < self.until => return Err(Held::Until(self.until)),
-            BreakerState::Open if calling > 0 => return Err(Held::ForOlderCalls),
-            BreakerState::HalfOpen if calling > 0 => return Err(Held::Trying),
-            BreakerState::Open | BreakerState::HalfOpen => return Ok(()),
-            BreakerState::Closed => {}
+            CircuitState::Open if now < self.until => return Err(Held::Until(self.until)),
+            CircuitState::Open if calling > 0 => return Err(Held::ForOlderCalls),
+            CircuitState::HalfOpen if calling > 0 => return Err(Held::Trying),
+            CircuitState::Open | CircuitState::HalfOpen => return Ok(()),
+            CircuitState::Closed => {}
         }
         let ramp = self.ramp.unwrap_or(usize::MAX);
         let after_throttling = self.accepted.map_or(usize::MAX, |count| (count / ACCEPTED_PER_CALL).max(1));
@@ -162,19 +162,19 @@ impl Breaker {
 
     /// A call leaves. If calls failed, it is the one that tries.
     pub fn left(&mut self) {
-        if self.state == BreakerState::Open {
-            self.state = BreakerState::HalfOpen;
+        if self.state == CircuitState::Open {
+            self.state = CircuitState::HalfOpen;
         }
     }
 
     /// The instance answered as it should. Whether that closes it.
     pub fn works(&mut self) -> bool {
         self.failures = 0;
-        if self.state == BreakerState::Closed {
+        if self.state == CircuitState::Closed {
             self.ramp = self.ramp.map(|most| most + 1).filter(|most| *most < RAMP_END);
             return false;
         }
-        (self.state, self.since, self.trips) = (BreakerState::Closed, None, 0);
+        (self.state, self.since, self.trips) = (CircuitState::Closed, None, 0);
         self.ramp = Some(2);
         true
     }
@@ -193,15 +193,15 @@ impl Breaker {
     pub fn fails(&mut self, now: Mono, entropy: &mut Entropy) -> bool {
         self.failures = self.failures.saturating_add(1);
         let opens = match self.state {
-            BreakerState::Closed => self.failures >= self.threshold,
-            BreakerState::HalfOpen => true,
-            BreakerState::Open => false,
+            CircuitState::Closed => self.failures >= self.threshold,
+            CircuitState::HalfOpen => true,
+            CircuitState::Open => false,
         };
         if opens {
             self.trips = self.trips.saturating_add(1);
             let wait = retry::full_jitter(self.trips.saturating_add(1), self.backoff.0, self.backoff.1, entropy);
             (self.until, self.wait) = (now.after(wait), wait);
-            self.state = BreakerState::Open;
+            self.state = CircuitState::Open;
             self.since = self.since.or(Some(now));
         }
         opens
@@ -218,16 +218,16 @@ mod tests {
         Mono::from_nanos(millis * 1_000_000)
     }
 
-    fn opened(now: Mono) -> (Breaker, Entropy) {
-        let (mut breaker, mut entropy) = (Breaker::new(2, BACKOFF), Entropy::from_seed(7));
+    fn opened(now: Mono) -> (CircuitBreaker, Entropy) {
+        let (mut breaker, mut entropy) = (CircuitBreaker::new(2, BACKOFF), Entropy::from_seed(7));
         breaker.fails(now, &mut entropy);
         assert_eq!(
             (breaker.state(), breaker.admit(now, 500)),
-            (BreakerState::Closed, Ok(())),
+            (CircuitState::Closed, Ok(())),
             "one failure is nothing"
         );
         breaker.fails(now, &mut entropy);
-        assert_eq!(breaker.state(), BreakerState::Open);
+        assert_eq!(breaker.state(), CircuitState::Open);
         (breaker, entropy)
     }
 
@@ -238,9 +238,9 @@ mod tests {
         assert_eq!(breaker.admit(at(0), 0), Err(Held::Until(until)));
         assert_eq!((breaker.admit(until, 1), breaker.admit(until, 0)), (Err(Held::ForOlderCalls), Ok(())));
         breaker.left();
-        assert_eq!((breaker.state(), breaker.admit(until, 1)), (BreakerState::HalfOpen, Err(Held::Trying)));
+        assert_eq!((breaker.state(), breaker.admit(until, 1)), (CircuitState::HalfOpen, Err(Held::Trying)));
         breaker.works();
-        assert_eq!((breaker.state(), breaker.sick_for(until)), (BreakerState::Closed, None));
+        assert_eq!((breaker.state(), breaker.sick_for(until)), (CircuitState::Closed, None));
         for most in 2..RAMP_END {
             assert_eq!(
                 (breaker.admit(until, most - 1), breaker.admit(until, most)),
@@ -253,7 +253,7 @@ mod tests {
 
     #[test]
     fn after_throttling_calls_go_one_by_one_for_a_while() {
-        let mut breaker = Breaker::new(2, BACKOFF);
+        let mut breaker = CircuitBreaker::new(2, BACKOFF);
         breaker.throttled();
         for accepted in 0..ACCEPTED_PER_CALL * RAMP_END {
             let most = (accepted / ACCEPTED_PER_CALL).max(1);

@@ -16,21 +16,21 @@ fn fairness(weights: &[(&str, u32)]) -> Fairness {
 
 /// Fills lanes and remembers what was put in.
 struct Filled {
-    lanes: Lanes,
+    lanes: FairScheduler,
     next: [u64; 4],
     places: Vec<(TenantName, Place, Joined)>,
 }
 
 impl Filled {
     fn new(weights: &[(&str, u32)]) -> Self {
-        Self { lanes: Lanes::new(fairness(weights)), next: [0; 4], places: Vec::new() }
+        Self { lanes: FairScheduler::new(fairness(weights)), next: [0; 4], places: Vec::new() }
     }
 
     fn join(&mut self, name: &str, class: Class, joined: Joined) {
         let place = Place { class, sequence: self.next[class as usize] };
         self.next[class as usize] += 1;
         let id = RegistrationId::parse(&format!("{name}-{}-{}", class as u8, place.sequence)).unwrap();
-        let waiting = Waiting { id, errand: Errand::Register, confirmed: true, joined };
+        let waiting = Waiting { id, job: JobKind::Register, confirmed: true, joined };
         self.lanes.insert(&tenant(name), place, &waiting);
         self.places.push((tenant(name), place, joined));
     }

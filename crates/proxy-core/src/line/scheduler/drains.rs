@@ -2,10 +2,10 @@
 //!
 //! A tenant's devices go evenly between two passes: where it stands now, and that many strides later. So the number of departures up to
 //! any pass is a sum of ramps, and one walk over their ends, in order, answers for all tenants. It differs from
-//! [`Lanes::ahead`] by less than one device of each other tenant, which a forecast for people does not show.
+//! [`FairScheduler::ahead`] by less than one device of each other tenant, which a forecast for people does not show.
 
 use super::tenant::TenantLanes;
-use super::{Class, Lanes, Tier};
+use super::{Class, FairScheduler, Tier};
 use crate::ids::TenantName;
 
 /// How many devices go before half and before the last of a tenant's devices have gone.
@@ -32,7 +32,7 @@ enum Mark {
     Asked { number: usize, all: bool },
 }
 
-impl Lanes {
+impl FairScheduler {
     /// The tenants that have devices waiting, in the order of their names, with [`Drain`]s that hold if nobody else joins.
     #[must_use]
     pub fn drains(&self) -> Vec<Drain> {
