@@ -15,7 +15,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::ids::{RegistrationId, TenantName};
-use crate::line::lane::{JobKind, Joined, Waiting};
+use crate::line::lane::{Departure as DepartureNumber, JobKind, Joined, Waiting};
 use crate::line::scheduler::{FairScheduler, Fairness, Turn};
 use crate::place::{Class, Place, Sequence};
 use crate::settings::{Instance, LineSettings, RegistrationSettings};
@@ -76,6 +76,7 @@ struct UnderWay {
     tenant: TenantName,
     id: RegistrationId,
     joined: Joined,
+    appointment: Option<DepartureNumber>,
     since: Mono,
     /// Its call to DPS has not ended yet.
     calling: bool,
@@ -314,7 +315,10 @@ impl Line {
         now: Mono,
     ) {
         let (line, registration) = rules;
-        self.scheduler.configure(fairness);
+        if self.scheduler.configure(fairness) {
+            self.under_way.values_mut().for_each(|under_way| under_way.appointment = None);
+            self.deferred.values_mut().for_each(|deferred| deferred.waiting.appointment = None);
+        }
         let limit_before = self.learner.limit();
         self.learner.configure(band(instance), now);
         self.upstream_max_delay = registration.upstream_max_delay;
@@ -407,7 +411,11 @@ impl Line {
         self.next_sequence[class as usize] += 1;
         let place = Place { class, sequence };
         let joined = self.joined(now, Duration::ZERO);
-        self.scheduler.insert(tenant, place, &Waiting { id, job: JobKind::Register, confirmed: false, joined });
+        self.scheduler.insert(
+            tenant,
+            place,
+            &Waiting { id, job: JobKind::Register, confirmed: false, joined, appointment: None },
+        );
         self.scheduler.joins(tenant, now);
         place
     }
@@ -461,7 +469,7 @@ impl Line {
         now: Mono,
     ) {
         let joined = self.joined(now, ago);
-        self.scheduler.insert(tenant, place, &Waiting { id, job, confirmed: true, joined });
+        self.scheduler.insert(tenant, place, &Waiting { id, job, confirmed: true, joined, appointment: None });
         self.seen(place);
     }
 
@@ -472,7 +480,17 @@ impl Line {
         let (tenant, since, disturbed) = (tenant.clone(), now, true);
         self.under_way.insert(
             place,
-            UnderWay { tenant, id, joined, since, calling: false, polls_failed: None, disturbed, left: false },
+            UnderWay {
+                tenant,
+                id,
+                joined,
+                appointment: None,
+                since,
+                calling: false,
+                polls_failed: None,
+                disturbed,
+                left: false,
+            },
         );
         self.seen(place);
     }
@@ -581,7 +599,7 @@ impl Line {
     }
 
     fn depart(&mut self, turn: Turn, now: Mono) -> Option<Departure> {
-        let Waiting { id, job, joined, .. } = self.scheduler.depart(&turn)?;
+        let Waiting { id, job, joined, appointment, .. } = self.scheduler.depart(&turn)?;
         let slot = self.spends(job).then(|| self.ledger.take());
         if let Some(slot) = slot {
             self.concurrency.left(slot, now);
@@ -594,7 +612,7 @@ impl Line {
         let disturbed = false;
         self.under_way.insert(
             place,
-            UnderWay { tenant: owner, id: device, joined, since, calling, polls_failed, disturbed, left },
+            UnderWay { tenant: owner, id: device, joined, appointment, since, calling, polls_failed, disturbed, left },
         );
         self.calling += 1;
         Some(Departure { id, tenant, place, job, slot })
@@ -710,8 +728,8 @@ impl Line {
     /// A device under way comes back to its place, to go again not before `not_before`; unless the place was left meanwhile.
     pub fn come_back(&mut self, place: Place, job: JobKind, not_before: Mono, now: Mono) {
         let Some(under_way) = self.take_under_way(place).filter(|under_way| !under_way.left) else { return };
-        let UnderWay { tenant, id, joined, .. } = under_way;
-        let waiting = Waiting { id, job, confirmed: true, joined };
+        let UnderWay { tenant, id, joined, appointment, .. } = under_way;
+        let waiting = Waiting { id, job, confirmed: true, joined, appointment };
         if not_before <= now {
             self.scheduler.insert(&tenant, place, &waiting);
         } else {
@@ -815,9 +833,7 @@ impl Line {
         let forecast = self.forecast(tenant, place, now)?;
         if self.scheduler.is_shared() && self.scheduler.joined(tenant, place).is_some() {
             let after = self.departures_before(&forecast, now);
-            if self.scheduler.appointment(tenant, place).is_none_or(|earlier| after < earlier) {
-                self.scheduler.appoint(tenant, place, after);
-            }
+            self.scheduler.appoint(tenant, place, after);
         }
         Some(forecast)
     }

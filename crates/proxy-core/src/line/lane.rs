@@ -50,6 +50,8 @@ pub struct Waiting {
     pub confirmed: bool,
     /// Since when.
     pub joined: Joined,
+    /// With which departure it goes at the latest; it keeps that wherever it waits.
+    pub appointment: Option<Departure>,
 }
 
 /// 24 bytes; a place that was left keeps its number and its ID until its chunk is gone.
@@ -93,8 +95,9 @@ impl Chunk {
         self.ids.push_str(id);
         let id_length = u8::try_from(id.len()).unwrap_or(u8::MAX);
         let Waiting { job, confirmed, joined, .. } = *waiting;
+        let appointment = waiting.appointment.unwrap_or(NONE);
         let behind: Vec<bool> = (at..self.slots.len()).map(|at| self.is_live(at)).collect();
-        self.slots.insert(at, Slot { sequence, joined, id_at, appointment: NONE, id_length, job, confirmed });
+        self.slots.insert(at, Slot { sequence, joined, id_at, appointment, id_length, job, confirmed });
         self.mark(at, true);
         for (number, live) in behind.into_iter().enumerate() {
             self.mark(at + 1 + number, live);
@@ -107,14 +110,16 @@ impl Chunk {
         let slot = self.slots[at];
         if self.id(slot) == waiting.id.as_str() {
             let Waiting { job, confirmed, joined, .. } = *waiting;
-            self.slots[at] = Slot { job, confirmed, joined, ..slot };
+            let appointment = waiting.appointment.unwrap_or(NONE);
+            self.slots[at] = Slot { job, confirmed, joined, appointment, ..slot };
             self.mark(at, true);
         } else {
             let id_at = u32::try_from(self.ids.len()).unwrap_or(u32::MAX);
             self.ids.push_str(waiting.id.as_str());
             let id_length = u8::try_from(waiting.id.as_str().len()).unwrap_or(u8::MAX);
             let Waiting { job, confirmed, joined, .. } = *waiting;
-            self.slots[at] = Slot { job, confirmed, joined, id_at, id_length, appointment: NONE, ..slot };
+            let appointment = waiting.appointment.unwrap_or(NONE);
+            self.slots[at] = Slot { job, confirmed, joined, id_at, id_length, appointment, ..slot };
             self.mark(at, true);
         }
     }
@@ -127,7 +132,8 @@ impl Chunk {
     fn waiting(&self, at: usize) -> Option<Waiting> {
         let slot = self.slots.get(at).copied().filter(|_| self.is_live(at))?;
         let id = RegistrationId::parse(self.id(slot)).expect("it was one");
-        Some(Waiting { id, job: slot.job, confirmed: slot.confirmed, joined: slot.joined })
+        let appointment = Some(slot.appointment).filter(|departure| *departure != NONE);
+        Some(Waiting { id, job: slot.job, confirmed: slot.confirmed, joined: slot.joined, appointment })
     }
 
     fn is_live(&self, at: usize) -> bool {
@@ -286,7 +292,7 @@ impl Lane {
         }
     }
 
-    /// The device at `sequence` goes with `departure` at the latest. A place that is taken out and comes back has its appointment still.
+    /// The device at `sequence` goes with `departure` at the latest.
     pub fn appoint(&mut self, sequence: Sequence, departure: Departure) {
         if let Some((index, at)) = self.find(sequence) {
             self.chunks[index].slots[at].appointment = departure.min(NONE - 1);
@@ -470,7 +476,7 @@ mod tests {
 
     fn waiting(sequence: u64) -> Waiting {
         let id = RegistrationId::parse(&format!("sn-{sequence}")).unwrap();
-        Waiting { id, job: JobKind::Register, confirmed: true, joined: joined(sequence) }
+        Waiting { id, job: JobKind::Register, confirmed: true, joined: joined(sequence), appointment: None }
     }
 
     /// Several places of one moment, as in a storm.

@@ -58,7 +58,11 @@ impl Line {
         }
         let joined = self.joined(now, ago);
         self.outside.came_in(tenant);
-        self.scheduler.insert(tenant, place, &Waiting { id, job: JobKind::Register, confirmed: false, joined });
+        self.scheduler.insert(
+            tenant,
+            place,
+            &Waiting { id, job: JobKind::Register, confirmed: false, joined, appointment: None },
+        );
         true
     }
 

@@ -90,6 +90,9 @@ const URGENT_BURST: u64 = 10;
 /// Expedited devices still to come that an ordinary appointment allows for, as far as their share lets them.
 const URGENT_RESERVE: usize = 25;
 
+/// No appointment is given so many departures ahead; no line is as long.
+const AFTER_MAX: usize = 1 << 26;
+
 /// A pass moves by this divided by the tenant's weight.
 const STRIDE: u64 = 1 << 20;
 
@@ -121,6 +124,8 @@ pub struct FairScheduler {
     waiting: [usize; 2],
     /// The pass of the last departure, per tier.
     present: [u64; 2],
+    /// The highest pass of any tenant, per tier: one that has gone ahead of its turn owes the others nothing once nobody waits.
+    highest: [u64; 2],
     /// What expedited devices have saved up, in per cent of a departure.
     credit: u64,
 }
@@ -132,12 +137,23 @@ impl FairScheduler {
         let credit = URGENT_BURST * u64::from(100 - fairness.urgent_share_percent.min(99));
         let (numbers, tenants, ready) = (BTreeMap::new(), Vec::new(), <[BTreeSet<_>; 2]>::default());
         let (due, appointments) = (BTreeSet::new(), Appointments::default());
-        Self { fairness, numbers, tenants, ready, due, appointments, waiting: [0; 2], present: [0; 2], credit }
+        Self {
+            fairness,
+            numbers,
+            tenants,
+            ready,
+            due,
+            appointments,
+            waiting: [0; 2],
+            present: [0; 2],
+            highest: [0; 2],
+            credit,
+        }
     }
 
     /// Changes the rules from now on. Places are untouched; appointments end if tenants share by other rules than those they were
-    /// given by.
-    pub fn configure(&mut self, fairness: Fairness) {
+    /// given by. Whether they did: then those of devices that are elsewhere at the moment do as well.
+    pub fn configure(&mut self, fairness: Fairness) -> bool {
         let as_before = (fairness.shared, &fairness.weights) == (self.fairness.shared, &self.fairness.weights);
         self.fairness = fairness;
         for lanes in &mut self.tenants {
@@ -147,6 +163,10 @@ impl FairScheduler {
             self.forget_appointments();
         }
         self.credit = self.credit.min(URGENT_BURST * self.urgent_cost());
+        for number in 0..self.tenants.len() {
+            [Tier::Urgent, Tier::Ordinary].into_iter().for_each(|tier| self.list(number, tier));
+        }
+        !as_before
     }
 
     /// Whether devices of several tenants may stand in the line.
@@ -160,6 +180,7 @@ impl FairScheduler {
         self.due.clear();
         for lanes in &mut self.tenants {
             lanes.due_at = None;
+            lanes.appointed.clear();
             lanes.lanes.iter_mut().for_each(Lane::forget_appointments);
         }
     }
@@ -218,14 +239,11 @@ impl FairScheduler {
         let lanes = &mut self.tenants[number];
         lanes.pass[tier as usize] = pass;
         let lane = &mut lanes.lanes[place.class as usize];
-        let before = lane.len();
+        let (before, had) = (lane.len(), lane.appointment(place.sequence));
         lane.insert(place.sequence, waiting);
-        if lane.len() > before {
-            self.waiting[tier as usize] += 1;
-            if let Some(departure) = lane.appointment(place.sequence) {
-                self.appointments.give(departure);
-            }
-        }
+        let has = lane.appointment(place.sequence);
+        self.waiting[tier as usize] += lane.len() - before;
+        self.change_appointment(number, had, has);
         self.list(number, tier);
     }
 
@@ -250,21 +268,41 @@ impl FairScheduler {
         let lane = &mut self.tenants[number].lanes[place.class as usize];
         let appointment = lane.appointment(place.sequence);
         let waiting = lane.remove(place.sequence)?;
-        if let Some(departure) = appointment {
-            self.appointments.end(departure);
-        }
-        self.waiting[Tier::of(place.class) as usize] -= 1;
+        self.change_appointment(number, appointment, None);
+        self.goes(Tier::of(place.class));
         self.list(number, Tier::of(place.class));
         Some(waiting)
+    }
+
+    fn change_appointment(&mut self, number: usize, had: Option<Departure>, has: Option<Departure>) {
+        let lanes = &mut self.tenants[number];
+        if let Some(departure) = had {
+            self.appointments.end(departure);
+            lanes.end_appointment(departure);
+        }
+        if let Some(departure) = has {
+            self.appointments.give(departure);
+            lanes.appoint(departure);
+        }
+    }
+
+    /// One device less waits.
+    fn goes(&mut self, tier: Tier) {
+        let tier = tier as usize;
+        self.waiting[tier] -= 1;
+        if self.waiting[tier] == 0 {
+            self.present[tier] = self.present[tier].max(self.highest[tier]);
+        }
     }
 
     /// Lists the tenant as ready under its present pass if its front may go, and as nothing else.
     fn list(&mut self, number: usize, tier: Tier) {
         let lanes = &mut self.tenants[number];
-        let front = lanes.front(tier, self.fairness.handicap).map(|(_, front)| front);
+        let front = lanes.front(tier, self.fairness.handicap);
         let ready_at = front.map(|_| lanes.pass[tier as usize]);
         if tier == Tier::Ordinary {
-            let due_at = front.and_then(|front| front.appointment);
+            // Whoever is before the device that has to go first goes before it.
+            let due_at = front.and_then(|_| lanes.appointed.keys().next().copied());
             let listed_at = std::mem::replace(&mut lanes.due_at, due_at);
             if listed_at != due_at {
                 listed_at.map(|due| self.due.remove(&(due, number)));
@@ -279,30 +317,31 @@ impl FairScheduler {
         }
     }
 
-    /// The device at `place` has an appointment from now on: it goes after so many others at the latest, as far as there is
-    /// [room](Self::first_free). Expedited devices need none.
+    /// The device at `place` has an appointment from now on, unless it has an earlier one: it goes after so many others at the latest, as
+    /// far as there is [room](Self::first_free). Expedited devices need none.
     pub fn appoint(&mut self, tenant: &TenantName, place: Place, after: usize) {
         let Some(&number) = self.numbers.get(tenant) else { return };
-        if place.class == Class::Expedited || !self.fairness.shared {
+        if place.class == Class::Expedited || !self.fairness.shared || after > AFTER_MAX {
             return;
         }
         let departure = self.departure(after);
         let lane = &mut self.tenants[number].lanes[place.class as usize];
-        if let Some(departure) = lane.appointment(place.sequence) {
-            self.appointments.end(departure);
+        let had = lane.appointment(place.sequence);
+        if had.is_none_or(|had| departure < had) {
+            lane.appoint(place.sequence, departure);
+            let has = lane.appointment(place.sequence);
+            self.change_appointment(number, had, has);
+            self.list(number, Tier::Ordinary);
         }
-        lane.appoint(place.sequence, departure);
-        if let Some(departure) = lane.appointment(place.sequence) {
-            self.appointments.give(departure);
-        }
-        self.list(number, Tier::Ordinary);
     }
 
-    /// After how many others the device at `place` goes at the latest, if it has an appointment.
+    /// After how many others the device at `place` goes at the latest, if it has an appointment: as many as have to have gone by then, if
+    /// some were missed.
     #[must_use]
     pub fn appointment(&self, tenant: &TenantName, place: Place) -> Option<usize> {
         let departure = self.of(tenant)?.lane(place.class).appointment(place.sequence)?;
-        Some(departure.saturating_sub(self.appointments.next()) as usize)
+        let in_time = departure.saturating_sub(self.appointments.next()) as usize;
+        Some(in_time.max(self.appointments.by(departure).saturating_sub(1)))
     }
 
     /// After how many others one more device can go, `ahead` at least, so that all who have an appointment can keep it.
@@ -333,11 +372,15 @@ impl FairScheduler {
     }
 
     fn front_of(&self, tier: Tier) -> Option<Turn> {
-        let fair = &self.tenants[self.ready[tier as usize].first()?.1];
-        let in_time = || tier == Tier::Urgent || self.appointments.may_go(fair.due_at);
-        let earliest = self.due.first().filter(|_| !in_time());
-        let lanes = earliest.map_or(fair, |(_, number)| &self.tenants[*number]);
-        let (class, front) = lanes.front(tier, self.fairness.handicap)?;
+        let mut lanes = &self.tenants[self.ready[tier as usize].first()?.1];
+        let (mut class, mut front) = lanes.front(tier, self.fairness.handicap)?;
+        if tier == Tier::Ordinary
+            && let Some((_, number)) = self.due.first()
+            && !self.appointments.may_go(front.appointment)
+        {
+            lanes = &self.tenants[*number];
+            (class, front) = lanes.front(tier, self.fairness.handicap)?;
+        }
         let place = Place { class, sequence: front.sequence };
         Some(Turn { tenant: lanes.name.clone(), place, job: front.job })
     }
@@ -350,16 +393,16 @@ impl FairScheduler {
         let lane = &mut lanes.lanes[turn.place.class as usize];
         let appointment = lane.appointment(turn.place.sequence);
         let waiting = lane.remove(turn.place.sequence)?;
-        if let Some(departure) = appointment {
-            self.appointments.end(departure);
-        }
+        self.change_appointment(number, appointment, None);
         self.appointments.departs();
+        let lanes = &mut self.tenants[number];
         let pass = &mut lanes.pass[tier as usize];
         // Who goes before its turn, to keep an appointment, does not move the others on.
         let fair = self.ready[tier as usize].first().map_or(*pass, |(fair, _)| *fair);
         self.present[tier as usize] = self.present[tier as usize].max(fair);
         *pass += lanes.stride;
-        self.waiting[tier as usize] -= 1;
+        self.highest[tier as usize] = self.highest[tier as usize].max(*pass);
+        self.goes(tier);
         self.list(number, tier);
         match tier {
             Tier::Ordinary => {

@@ -2,7 +2,7 @@
 //!
 //! One table, used for registrations, polls and lookups alike. It decides three things:
 //! - whether the circuit counts a failure, and what operators are told is to blame;
-//! - whether the answer is DPS's: if not, its slot of the quota is held as if no answer had come (see [`crate::ledger`]);
+//! - whether the answer is DPS's: if not, its slot of the quota is held as if no answer had come (see [`rate_control::ledger`]);
 //! - whether a registration without a result may be held against its device: only if DPS itself spoke.
 //!
 //! What to do for the device is the business of [`super::verdict`].

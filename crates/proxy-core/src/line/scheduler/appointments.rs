@@ -94,8 +94,12 @@ impl Appointments {
 
     /// Whether a device with this appointment, or without any, may go next, and all others can still keep theirs.
     pub(super) fn may_go(&self, appointment: Option<Departure>) -> bool {
+        if self.given == 0 || appointment.is_some_and(|departure| departure <= self.next) {
+            return true;
+        }
         let end = appointment.map_or(self.leaves(), |departure| self.index(departure).min(self.leaves()));
-        self.given == 0 || self.seen(end).least >= 1
+        // Behind the calendar's end all that is left of it was missed.
+        self.index(self.next) < self.leaves() && self.seen(end).least >= 1
     }
 
     /// The first departure from `from` on for which one more appointment can be given.
@@ -170,7 +174,7 @@ impl Appointments {
         }
         if let Ok(lacking) = usize::try_from(-all.sum) {
             // More appointments than departures: some were missed.
-            return Some(self.leaves() + lacking - 1);
+            return Some(self.leaves().max(self.index(self.next)) + lacking - 1);
         }
         let (mut node, mut sum) = (1, 0);
         while node < self.leaves() {
@@ -247,6 +251,7 @@ mod tests {
         GiveFree(Departure),
         Depart(usize),
         DepartOther,
+        DepartOthers(u32),
         End(usize),
         Clear,
     }
@@ -257,6 +262,7 @@ mod tests {
             6 => (0u32..200).prop_map(Step::GiveFree),
             3 => (0usize..1000).prop_map(Step::Depart),
             2 => Just(Step::DepartOther),
+            1 => (0u32..20).prop_map(|dice| if dice == 0 { Step::DepartOthers(300) } else { Step::DepartOther }),
             1 => (0usize..1000).prop_map(Step::End),
             1 => (0u32..40).prop_map(|dice| if dice == 0 { Step::Clear } else { Step::DepartOther }),
         ]
@@ -283,6 +289,7 @@ mod tests {
                         naive.next += 1;
                     }
                     Step::End(one) if !naive.given.is_empty() => calendar.end(naive.given.swap_remove(one % naive.given.len())),
+                    Step::DepartOthers(count) => { (0..count).for_each(|_| calendar.departs()); naive.next += count; }
                     Step::Clear => { calendar.clear(); naive.given.clear(); }
                     Step::DepartOther | Step::Depart(_) | Step::End(_) => { calendar.departs(); naive.next += 1; }
                 }

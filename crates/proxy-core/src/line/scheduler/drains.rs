@@ -56,7 +56,8 @@ impl FairScheduler {
         let lane = lanes.lane(Class::First);
         let last = lane.len().checked_sub(1).filter(|_| tier == Tier::Ordinary && lane.len() == lanes.waiting(tier))?;
         let before = |rank| Some(self.appointments.by(lane.appointment_at(rank)?).saturating_sub(1));
-        Some([before(last / 2)?, before(last)?])
+        let (half, all) = (before(last / 2)?, before(last)?);
+        Some([half, all.max(half)])
     }
 
     /// By number of the tenant: departures of this tier before half of its devices have gone, and before the last one.

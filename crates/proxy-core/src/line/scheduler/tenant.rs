@@ -1,5 +1,7 @@
 //! The lanes of one tenant, and where it stands among the others.
 
+use std::collections::BTreeMap;
+
 use super::arrivals::Arrivals;
 use super::{Class, Place, Tier};
 use crate::ids::TenantName;
@@ -14,7 +16,9 @@ pub(super) struct TenantLanes {
     pub(super) pass: [u64; 2],
     /// By tier, the pass with which it is listed as ready.
     pub(super) ready_at: [Option<u64>; 2],
-    /// The appointment of its ordinary front, as it is listed.
+    /// The appointments of its ordinary devices that wait, and how many have each: they need not be in the order of the places.
+    pub(super) appointed: BTreeMap<Departure, u32>,
+    /// The earliest of them, as it is listed.
     pub(super) due_at: Option<Departure>,
     /// How fast its devices join.
     pub(super) arrivals: Arrivals,
@@ -23,7 +27,16 @@ pub(super) struct TenantLanes {
 impl TenantLanes {
     pub(super) fn new(name: TenantName, stride: u64) -> Self {
         let (lanes, arrivals) = (<[Lane; 4]>::default(), Arrivals::default());
-        Self { name, stride, lanes, pass: [0; 2], ready_at: [None; 2], due_at: None, arrivals }
+        Self {
+            name,
+            stride,
+            lanes,
+            pass: [0; 2],
+            ready_at: [None; 2],
+            appointed: BTreeMap::new(),
+            due_at: None,
+            arrivals,
+        }
     }
 
     pub(super) fn lane(&self, class: Class) -> &Lane {
@@ -54,6 +67,21 @@ impl TenantLanes {
             }
         }
         first.map(|(_, class, front)| (class, front))
+    }
+
+    /// One of its ordinary devices has an appointment.
+    pub(super) fn appoint(&mut self, departure: Departure) {
+        *self.appointed.entry(departure).or_default() += 1;
+    }
+
+    /// One that had this appointment waits no more.
+    pub(super) fn end_appointment(&mut self, departure: Departure) {
+        if let Some(count) = self.appointed.get_mut(&departure) {
+            *count -= 1;
+            if *count == 0 {
+                self.appointed.remove(&departure);
+            }
+        }
     }
 
     /// How many of this tenant's devices in the same tier go before the one at `place`, which joined at `joined`.

@@ -30,7 +30,7 @@ impl Filled {
         let place = Place { class, sequence: self.next[class as usize] };
         self.next[class as usize] += 1;
         let id = RegistrationId::parse(&format!("{name}-{}-{}", class as u8, place.sequence)).unwrap();
-        let waiting = Waiting { id, job: JobKind::Register, confirmed: true, joined };
+        let waiting = Waiting { id, job: JobKind::Register, confirmed: true, joined, appointment: None };
         self.lanes.insert(&tenant(name), place, &waiting);
         self.places.push((tenant(name), place, joined));
     }
@@ -148,4 +148,84 @@ proptest! {
         }
         prop_assert_eq!(departed, told.len());
     }
+}
+
+/// Everybody who waits departs; whose device each was.
+fn drain(filled: &mut Filled) -> Vec<(TenantName, Place)> {
+    std::iter::from_fn(|| filled.depart()).collect()
+}
+
+fn first(sequence: u64) -> Place {
+    Place { class: Class::First, sequence }
+}
+
+#[test]
+fn what_was_told_is_kept_whatever_stands_before_it() {
+    let mut filled = Filled::new(&[]);
+    for sequence in 0..=300 {
+        filled.join("a", Class::First, 0);
+        filled.lanes.appoint(&tenant("a"), first(sequence), usize::try_from(sequence).unwrap());
+    }
+    let gone: Vec<_> = (0..128).map(|_| filled.lanes.depart(&filled.lanes.front().unwrap()).unwrap()).collect();
+    // The first one comes back, long after its neighbours have gone, and one that was told nothing stands before all.
+    filled.lanes.insert(&tenant("a"), first(0), &gone[0]);
+    for _ in 0..100 {
+        filled.join("b", Class::First, 0);
+        let sequence = filled.next[1] - 1;
+        let after = filled.lanes.first_free(0);
+        filled.lanes.appoint(&tenant("b"), first(sequence), after);
+    }
+    // As urgent as the one that has to go next.
+    assert_eq!(filled.lanes.appointment(&tenant("a"), first(0)), Some(1), "its appointment came back with it");
+    let order = drain(&mut filled);
+    let first_b = order.iter().position(|(name, _)| *name == tenant("b")).unwrap();
+    assert_eq!((first_b, order.len()), (174, 274), "those of a who were told to go first went first");
+    assert_eq!(filled.lanes.first_free(0), 0, "no appointment is left of those who have gone");
+}
+
+#[test]
+fn older_places_that_come_back_by_the_hundred_keep_and_end_their_appointments() {
+    let mut filled = Filled::new(&[]);
+    let waiting = |sequence: u64| {
+        let id = RegistrationId::parse(&format!("a-{sequence}")).unwrap();
+        Waiting { id, job: JobKind::Register, confirmed: true, joined: 0, appointment: None }
+    };
+    for sequence in (1000..1128).chain((0..300).rev()) {
+        filled.lanes.insert(&tenant("a"), first(sequence), &waiting(sequence));
+        filled.lanes.appoint(&tenant("a"), first(sequence), 500);
+    }
+    assert_eq!(filled.lanes.first_free(0), 0);
+    assert_eq!(filled.lanes.appointment(&tenant("a"), first(1000)), Some(500));
+    assert_eq!(drain(&mut filled).len(), 428);
+    assert_eq!((filled.lanes.appointments.by(10_000), filled.lanes.first_free(0)), (0, 0));
+}
+
+#[test]
+fn of_appointments_that_were_missed_each_is_told_its_own_place() {
+    let mut filled = Filled::new(&[]);
+    for sequence in 0..50 {
+        filled.join("a", Class::First, 0);
+        filled.lanes.appoint(&tenant("a"), first(sequence), 0);
+    }
+    // Only one can go next. The others have to wait for those as urgent as they are.
+    let told = filled.lanes.appointment(&tenant("a"), first(7)).unwrap();
+    assert_eq!((told, filled.lanes.first_free(0)), (49, 50));
+}
+
+#[test]
+fn a_tenant_that_went_ahead_of_its_turn_owes_nothing_once_the_line_was_empty() {
+    let mut filled = Filled::new(&[]);
+    for sequence in 0..200 {
+        filled.join("a", Class::First, 0);
+        filled.lanes.appoint(&tenant("a"), first(sequence), usize::try_from(sequence).unwrap());
+    }
+    filled.join("b", Class::First, 0);
+    assert_eq!(drain(&mut filled).last().unwrap().0, tenant("b"));
+    for _ in 0..100 {
+        filled.join("a", Class::First, 9);
+        filled.join("c", Class::First, 9);
+    }
+    let order = drain(&mut filled);
+    let of_a = order[..100].iter().filter(|(name, _)| *name == tenant("a")).count();
+    assert_eq!(of_a, 50);
 }

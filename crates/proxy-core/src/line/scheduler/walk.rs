@@ -63,7 +63,7 @@ mod tests {
         for (name, count) in tenants {
             for sequence in 0..*count {
                 let id = RegistrationId::parse(&format!("{name}-{sequence}")).unwrap();
-                let waiting = Waiting { id, job: JobKind::Register, confirmed: true, joined: 0 };
+                let waiting = Waiting { id, job: JobKind::Register, confirmed: true, joined: 0, appointment: None };
                 lanes.insert(&tenant(name), Place { class: Class::First, sequence }, &waiting);
             }
         }
