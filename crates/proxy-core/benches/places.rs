@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use proxy_core::attestation::Presented;
+use proxy_core::device::{Claim, Command, Draft, Listing, Record};
 use proxy_core::gateway::operator::{ImportRow, Imported};
 use proxy_core::gateway::provision::{Outcome, ProvisionRequest};
 use proxy_core::gateway::{Fixed, Gateway, StoreError};
 use proxy_core::ids::{EnrollmentName, IdScope, InstanceName, OperationId, RegistrationId, TenantName};
-use proxy_core::record::{Listed, Record, Versioned};
 use proxy_core::sas;
 use proxy_core::secret::SymmetricKey;
 use proxy_core::settings::{
@@ -97,17 +97,18 @@ async fn commit_bare(rows: usize) -> Result<f64, Box<dyn Error>> {
     let directory = tempfile::tempdir()?;
     let store = open(&directory)?;
     let (tenant, enrollment) = (TenantName::parse("default")?, EnrollmentName::parse("fleet")?);
-    let at = SystemClock::new().now().wall;
+    let now = SystemClock::new().now();
     let mut chunks = Vec::new();
     for first in (0..rows).step_by(ROWS) {
         let mut writes = Vec::with_capacity(ROWS);
         for number in first..(first + ROWS).min(rows) {
             let row = row(number);
             let id = RegistrationId::parse(&row.hardware_id)?;
-            let mut record = Record::new(id, tenant.clone(), enrollment.clone());
-            record.hardware_id = Some(row.hardware_id);
-            record.listed = Some(Listed { batch: row.batch, key: None, at });
-            writes.push(Versioned { record, version: None }.write());
+            let mut draft = Draft::new(Record::new(id, tenant.clone(), enrollment.clone()), now, 1);
+            let spelling = Some(row.hardware_id);
+            let claim = Claim { tenant: tenant.clone(), enrollment: enrollment.clone(), spelling };
+            draft.apply(Command::List(Listing { claim, batch: row.batch, key: None }))?;
+            writes.push(draft.write());
         }
         chunks.push(writes);
     }

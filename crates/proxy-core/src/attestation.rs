@@ -15,8 +15,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use crate::device::Record;
 use crate::ids::{DeviceId, EnrollmentName, HubName, InstanceName, RegistrationId};
-use crate::record::Record;
 use crate::sas::{self, CREDENTIAL_BYTES_MAX, SasToken};
 use crate::secret::{SymmetricKey, TokenDigest};
 use crate::settings::{
@@ -97,8 +97,8 @@ type Found<'s> = Option<(&'s EnrollmentName, &'s Enrollment)>;
 
 /// The enrollment that the allow-list names for this device.
 fn listed<'s>(settings: &'s Settings, record: Option<&Record>) -> Found<'s> {
-    let record = record.filter(|record| record.listed.is_some())?;
-    settings.enrollments.get_key_value(record.enrollment.as_str())
+    let record = record.filter(|record| record.listed().is_some())?;
+    settings.enrollments.get_key_value(record.enrollment().as_str())
 }
 
 fn by_host<'s>(settings: &'s Settings, host: Option<&str>) -> Found<'s> {
@@ -151,7 +151,7 @@ fn by_sas_token<'s>(
     let key = device_key(enrollment, registration_id, record, presented.hardware_id);
     let signed = token.is_signed_by(key.as_ref().unwrap_or(&nobodys_key()));
     let accepted = enrollment.is_some_and(accepts);
-    let on_list = record.is_some_and(|record| record.listed.is_some());
+    let on_list = record.is_some_and(|record| record.listed().is_some());
     // Only now, with all the work done, does it matter which of them it was.
     let reason = match enrollment.map(|enrollment| (&enrollment.device, &enrollment.upstream)) {
         None => Some(Reason::NoEnrollment),
@@ -200,7 +200,7 @@ fn device_key(
 }
 
 fn individual_key(record: &Record) -> Option<SymmetricKey> {
-    SymmetricKey::from_base64(record.listed.as_ref()?.key.as_ref()?).ok()
+    SymmetricKey::from_base64(record.listed()?.key.as_ref()?).ok()
 }
 
 fn by_fleet_token<'s>(
@@ -258,9 +258,9 @@ pub fn upstream_key(enrollment: &Enrollment, record: &Record, instance: &Instanc
 
 /// The spelling DPS is to see: keys derived as given only fit an ID spelled as given.
 fn upstream_spelling<'a>(enrollment: &Enrollment, record: &'a Record) -> &'a str {
-    match (enrollment.derive_from, &record.hardware_id) {
+    match (enrollment.derive_from, record.hardware_id()) {
         (DeriveFrom::AsGiven, Some(hardware_id)) => hardware_id,
-        (DeriveFrom::AsGiven, None) | (DeriveFrom::RegistrationId, _) => record.registration_id.as_str(),
+        (DeriveFrom::AsGiven, None) | (DeriveFrom::RegistrationId, _) => record.registration_id().as_str(),
     }
 }
 

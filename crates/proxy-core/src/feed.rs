@@ -16,8 +16,8 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use crate::device::{AssignmentState, Record};
 use crate::ids::{DeviceId, HubName, InstanceName, RegistrationId, TenantName};
-use crate::record::{AssignmentState, Record};
 use crate::settings::FeedSettings;
 use crate::store::{CommitError, Expect, Key, ReadError, Store, Table, Write};
 use rate_control::time::{Now, StoredMoment};
@@ -51,11 +51,11 @@ impl Change {
     /// The change that a record's assignment has just had.
     #[must_use]
     pub fn of(record: &Record, at: StoredMoment) -> Option<Self> {
-        let assignment = record.assignment.as_ref()?;
+        let assignment = record.assignment()?;
         Some(Self {
-            tenant: record.tenant.clone(),
+            tenant: record.tenant().clone(),
             device_id: assignment.device_id.clone(),
-            registration_id: record.registration_id.clone(),
+            registration_id: record.registration_id().clone(),
             assigned_hub: assignment.hub.clone(),
             instance: assignment.instance.clone(),
             state: assignment.state,

@@ -26,10 +26,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
+use crate::device::{Draft, Effects, Record, Refusal, Rejected, Versioned};
 use crate::feed::{Change, Feed};
 use crate::ids::{DeviceId, InstanceName, RegistrationId, TenantName};
 use crate::placement::Occupancy;
-use crate::record::{Record, Refusal, Versioned};
 use crate::repeat::RepeatGuard;
 use crate::settings::Settings;
 use crate::store::watched::{Trouble, Watched};
@@ -156,6 +156,11 @@ pub struct Stopped {
 #[error("{}", .0.join("; "))]
 pub struct NotApplicable(pub Vec<String>);
 
+/// A command that does not fit the record any more is a lost race: whoever lost it decides anew.
+const fn lost_race(_: Rejected) -> CommitError {
+    CommitError::Conflict { index: 0 }
+}
+
 impl Gateway {
     /// The settings in force.
     #[must_use]
@@ -246,19 +251,23 @@ impl Gateway {
         })
     }
 
-    /// Writes `new` in place of `old`, together with `more` (written first) and the feed event of a changed assignment; then counts,
-    /// aliases and lines follow the record. `reserved` is an instance that placement has already counted for it.
+    /// Begins to change a record that was read.
+    fn draft(&self, stored: Versioned, now: Now) -> Draft {
+        Draft::of(stored, now, self.settings.load().registration.timeline_max)
+    }
+
+    /// Begins a record that is not in the store.
+    fn new_draft(&self, record: Record, now: Now) -> Draft {
+        Draft::new(record, now, self.settings.load().registration.timeline_max)
+    }
+
+    /// Writes a changed record, together with `more` (written first) and the feed event of a changed assignment; then counts, aliases and
+    /// lines follow the record.
     ///
     /// Cancel-safe: it goes on in a task of its own when its future is dropped.
-    async fn commit(
-        self: &Arc<Self>,
-        old: Option<Record>,
-        new: Versioned,
-        more: Vec<Write>,
-        reserved: Option<InstanceName>,
-    ) -> Result<(), CommitError> {
+    async fn commit(self: &Arc<Self>, draft: Draft, more: Vec<Write>) -> Result<(), CommitError> {
         let gateway = Arc::clone(self);
-        self.to_the_end(async move { gateway.commit_here(old.as_ref(), &new, more, reserved.as_ref()).await }).await
+        self.to_the_end(async move { gateway.commit_here(&draft, more, None).await }).await
     }
 
     /// Runs a step that must not stop half way, whatever becomes of the request that began it.
@@ -275,36 +284,43 @@ impl Gateway {
         }
     }
 
+    /// `reserved` is an instance that placement has already counted for the record.
     async fn commit_here(
         &self,
-        old: Option<&Record>,
-        new: &Versioned,
+        draft: &Draft,
         more: Vec<Write>,
         reserved: Option<&InstanceName>,
     ) -> Result<(), CommitError> {
-        let revision = |record: &Record| record.assignment.as_ref().map(|assignment| assignment.revision);
-        let changed = revision(&new.record) != old.and_then(revision);
-        let change = Change::of(&new.record, StoredMoment::of(self.now())).filter(|_| changed);
+        let announces = draft.effects().announces();
+        let change = Change::of(draft.record(), StoredMoment::of(self.now())).filter(|_| announces);
         let ticket = change.as_ref().map(|_| self.feed.ticket());
         let mut writes = more;
         if let (Some(ticket), Some(change)) = (&ticket, &change) {
             writes.push(ticket.write(change));
         }
-        writes.push(new.write());
+        writes.push(draft.write());
         if let Err(error) = self.store.commit(writes).await {
             if let Some(instance) = reserved {
                 self.occupancy.lock().remove(instance);
             }
             return Err(error);
         }
-        self.occupancy.lock().follow(old.map(|old| &old.footprint), &new.record.footprint, reserved);
-        self.aliases.write().follow(old, Some(&new.record));
-        self.follow_in_lines(old, Some(&new.record));
+        self.follow(draft.effects(), reserved);
         if let Some(ticket) = ticket {
             ticket.committed();
         }
-        self.waiters.wake(&new.record.registration_id);
+        self.waiters.wake(draft.record().registration_id());
         Ok(())
+    }
+
+    /// Counts, aliases and lines follow a record that was written.
+    fn follow(&self, effects: &Effects, reserved: Option<&InstanceName>) {
+        let before = effects.before.as_ref().map(|outline| &outline.footprint);
+        let after = effects.after.as_ref().map(|outline| &outline.footprint);
+        self.occupancy.lock().follow(before, after, reserved);
+        self.aliases.write().follow(effects);
+        self.away.lock().follow(effects);
+        self.follow_in_lines(effects);
     }
 
     /// The registration of `tenant`, other than `id`, that has been given `device_id`.
@@ -318,29 +334,33 @@ impl Gateway {
         let aliased: Vec<RegistrationId> = self.aliases.read().of(device_id.as_str()).cloned().collect();
         for other in aliased.into_iter().chain(namesake).filter(|other| other != id) {
             let Some(Versioned { record, .. }) = self.load(&other).await? else { continue };
-            if record.tenant == *tenant && record.assignment.is_some_and(|held| held.device_id == *device_id) {
+            let held = record.assignment().is_some_and(|held| held.device_id == *device_id);
+            if held && record.tenant() == tenant {
                 return Ok(Some(other));
             }
         }
         Ok(None)
     }
 
-    /// Changes an existing record by compare-and-set, trying anew while others change it. `edit` may run several times.
+    /// Changes an existing record by compare-and-set, at `now`, trying anew while others change it. `edit` may run several times.
     async fn change<T, E>(
         self: &Arc<Self>,
         id: &RegistrationId,
+        now: Now,
         more: &[Write],
-        mut edit: impl FnMut(&mut Record) -> Result<T, E>,
+        mut edit: impl FnMut(&mut Draft) -> Result<T, E>,
     ) -> Result<(T, Record), ChangeError<E>> {
         for _ in 0..CAS_ATTEMPTS_MAX {
             let old = self.load(id).await.map_err(StoreError::from)?.ok_or(ChangeError::Unknown)?;
-            let mut new = old.clone();
-            let value = edit(&mut new.record).map_err(ChangeError::Refused)?;
-            if new == old && more.is_empty() {
-                return Ok((value, new.record));
+            let before = old.record.clone();
+            let mut draft = self.draft(old, now);
+            let value = edit(&mut draft).map_err(ChangeError::Refused)?;
+            if *draft.record() == before && more.is_empty() {
+                return Ok((value, before));
             }
-            match self.commit(Some(old.record), new.clone(), more.to_vec(), None).await {
-                Ok(()) => return Ok((value, new.record)),
+            let record = draft.record().clone();
+            match self.commit(draft, more.to_vec()).await {
+                Ok(()) => return Ok((value, record)),
                 Err(CommitError::Conflict { .. }) => {}
                 Err(error) => return Err(StoreError::from(error).into()),
             }

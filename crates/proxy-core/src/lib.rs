@@ -4,6 +4,7 @@
 //! of the repository has the map and the invariants.
 
 pub mod attestation;
+pub mod device;
 pub mod dps_clock;
 pub mod feed;
 pub mod gateway;
@@ -11,7 +12,8 @@ pub mod ids;
 pub mod line;
 pub mod place;
 pub mod placement;
-pub mod record;
+
+pub mod registration;
 pub mod repeat;
 pub mod sas;
 pub mod secret;

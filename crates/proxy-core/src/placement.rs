@@ -64,14 +64,18 @@ impl Occupancy {
     pub fn follow(
         &mut self,
         old: Option<&BTreeSet<InstanceName>>,
-        new: &BTreeSet<InstanceName>,
+        new: Option<&BTreeSet<InstanceName>>,
         reserved: Option<&InstanceName>,
     ) {
-        let was = |instance: &InstanceName| old.is_some_and(|old| old.contains(instance));
-        for instance in new.iter().filter(|instance| reserved != Some(*instance) && !was(instance)) {
+        let holds = |names: Option<&BTreeSet<InstanceName>>, instance: &InstanceName| {
+            names.is_some_and(|names| names.contains(instance))
+        };
+        for instance in
+            new.into_iter().flatten().filter(|instance| reserved != Some(*instance) && !holds(old, instance))
+        {
             self.add(instance);
         }
-        for instance in old.into_iter().flatten().filter(|instance| !new.contains(*instance)) {
+        for instance in old.into_iter().flatten().filter(|instance| !holds(new, instance)) {
             self.remove(instance);
         }
     }

@@ -14,15 +14,16 @@ use std::time::{Duration, Instant};
 use actix_web::{HttpResponse, HttpServer, web};
 use anyhow::Context as _;
 use dps_emulator::TestCa;
+use proxy_core::device::{Command, Decision, Draft, Reason, Record, Seat, Step};
 use proxy_core::ids::{DeviceId, EnrollmentName, HubName, InstanceName, RegistrationId, TenantName};
-use proxy_core::record::{Assignment, AssignmentState, Record, Versioned};
+use proxy_core::place::{Class, Place};
 use proxy_core::sas;
 use proxy_core::secret::SymmetricKey;
 use proxy_core::store::Store as _;
 use proxy_core::store::sled_store::{SledOptions, SledStore};
 use proxy_server::config;
 use proxy_server::lifecycle::{Addresses, Application};
-use rate_control::time::{SystemClock, WallTime};
+use rate_control::time::{Clock as _, SystemClock};
 use rustls::pki_types::ServerName;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
@@ -147,28 +148,29 @@ fn serve(
 /// Ten thousand known devices, so that lookups read a tree and not a single leaf.
 async fn seed(path: &Path) -> anyhow::Result<()> {
     let store = SledStore::open(path, SledOptions { min_free_bytes: 0, ..SledOptions::default() })?;
-    let instance = InstanceName::parse("a")?;
+    let (instance, now) = (InstanceName::parse("a")?, SystemClock::new().now());
     for chunk in (0..10_000).collect::<Vec<_>>().chunks(1000) {
         let mut writes = Vec::new();
         for number in chunk {
             let id = RegistrationId::parse(&format!("device-{number}"))?;
-            let mut record = Record::new(id.clone(), TenantName::parse("default")?, EnrollmentName::parse("fleet")?);
-            record.footprint.insert(instance.clone());
-            record.assignment = Some(Assignment {
+            let record = Record::new(id.clone(), TenantName::parse("default")?, EnrollmentName::parse("fleet")?);
+            let place = Place { class: Class::First, sequence: 1 };
+            let decision = Decision {
                 hub: HubName::parse("hub-a.azure-devices.net")?,
                 device_id: DeviceId::parse(id.as_str())?,
-                instance: instance.clone(),
-                state: AssignmentState::Confirmed,
                 substatus: Some("initialAssignment".to_owned()),
                 payload: None,
-                assigned_at: WallTime::from_unix_millis(1_790_000_000_000),
-                confirmed_at: WallTime::from_unix_millis(1_790_000_000_000),
-                suspected_at: None,
-                revision: 1,
                 dps_etag: None,
                 dps_last_updated: None,
-            });
-            writes.push(Versioned { record, version: None }.write());
+            };
+            let (seat, step) =
+                (Seat { instance: instance.clone(), place, request_id: None }, Step::Assign(decision.into()));
+            let mut draft = Draft::new(record, now, 1);
+            draft.apply(Command::Join { seat, reason: Reason::First, payload: None, reprovision: false })?;
+            for step in [Step::Send { dps_time: None }, step] {
+                draft.apply(Command::Attempt { instance: instance.clone(), place, step })?;
+            }
+            writes.push(draft.write());
         }
         store.commit(writes).await?;
     }

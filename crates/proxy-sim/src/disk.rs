@@ -10,7 +10,7 @@ use std::fmt;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
-use proxy_core::record::Record;
+use proxy_core::device::Record;
 use proxy_core::store::memory::{Failure, MemoryStore};
 use proxy_core::store::{CommitError, Expect, Health, Key, ReadError, Row, Store, Stored, Table, Version, Write};
 
@@ -90,8 +90,8 @@ impl Disk {
     pub(crate) async fn forget_a_place(&self, devices: &BTreeSet<String>) -> Option<String> {
         for row in self.memory.scan(Table::Device, None, usize::MAX).await.unwrap_or_default() {
             let Ok(record) = Record::decode(&row.stored).map(|versioned| versioned.record) else { continue };
-            let id = record.registration_id.to_string();
-            if record.pending.is_some() && record.assignment.is_none() && devices.contains(&id) {
+            let id = record.registration_id().to_string();
+            if record.pending().is_some() && record.assignment().is_none() && devices.contains(&id) {
                 let key = Key::new(Table::Device, row.name);
                 let forgotten = self.memory.commit(vec![Write { key, expect: Expect::Any, value: None }]).await;
                 return forgotten.is_ok().then_some(id);

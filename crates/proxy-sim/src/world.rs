@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use proxy_core::device::Record;
 use proxy_core::gateway::Gateway;
 use proxy_core::ids::{InstanceName, RegistrationId};
-use proxy_core::record::Record;
 use proxy_core::store::memory::Failure;
 use proxy_core::store::{Store as _, Table};
 use rate_control::entropy::Entropy;
@@ -400,14 +400,14 @@ impl World {
 }
 
 fn kept(record: &Record) -> Kept {
-    let place = record.pending.as_ref().map(|pending| {
+    let place = record.pending().map(|pending| {
         let place = format!("{:?} {} of {}", pending.place.class, pending.place.sequence, pending.instance);
         (pending.joined_at.to_string(), place)
     });
     Kept {
         place,
-        hub: record.assignment.as_ref().map(|assignment| assignment.hub.to_string()),
-        refused: record.refusal.is_some(),
-        timeline: record.timeline.len(),
+        hub: record.assignment().map(|assignment| assignment.hub.to_string()),
+        refused: record.refusal().is_some(),
+        timeline: record.timeline().len(),
     }
 }

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use tracing::field::Empty;
 use tracing::{Span, error_span};
 
+use crate::device::{Record, Stage};
 use crate::ids::{InstanceName, OperationId, RegistrationId};
-use crate::record::{Record, Stage};
 use crate::upstream::Answer;
 use crate::upstream::verdict::tracking_id;
 
@@ -35,7 +35,7 @@ pub(super) fn registration_span(id: &RegistrationId, instance: &InstanceName) ->
 
 /// The lines that follow are about this device's place: where it is, and who caused it.
 pub(super) fn cause(record: &Record) {
-    if let Some(request_id) = record.pending.as_ref().and_then(|pending| pending.request_id.as_deref()) {
+    if let Some(request_id) = record.pending().and_then(|pending| pending.request_id.as_deref()) {
         Span::current().record("request_id", request_id);
     }
 }
@@ -47,11 +47,11 @@ pub(super) fn instance(instance: &InstanceName) {
 
 /// The lines that follow are about a device that is where its record says.
 pub(super) fn whereabouts(record: &Record) {
-    let assigned = record.assignment.as_ref().map(|assignment| &assignment.instance);
-    if let Some(at) = record.pending.as_ref().map(|pending| &pending.instance).or(assigned) {
+    let assigned = record.assignment().map(|assignment| &assignment.instance);
+    if let Some(at) = record.pending().map(|pending| &pending.instance).or(assigned) {
         instance(at);
     }
-    if let Some(Stage::Assigning { operation_id, .. }) = record.pending.as_ref().map(|pending| &pending.stage) {
+    if let Some(Stage::Assigning { operation_id, .. }) = record.pending().map(|pending| &pending.stage) {
         operation(operation_id);
     }
 }

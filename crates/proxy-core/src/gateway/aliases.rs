@@ -5,17 +5,17 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use crate::device::{Effects, Outline};
 use crate::ids::{DeviceId, RegistrationId, TenantName};
-use crate::record::Record;
 
 /// Who has been given a device ID, by the ID in lower case. Tenants may use the same one.
 #[derive(Debug, Default)]
 pub(super) struct Aliases(HashMap<String, BTreeSet<(TenantName, RegistrationId)>>);
 
 impl Aliases {
-    /// A record changed from `old` to `new`; `None` if there is none.
-    pub(super) fn follow(&mut self, old: Option<&Record>, new: Option<&Record>) {
-        let (old, new) = (old.and_then(alias), new.and_then(alias));
+    /// A record was changed.
+    pub(super) fn follow(&mut self, effects: &Effects) {
+        let (old, new) = (effects.before.as_ref().and_then(alias), effects.after.as_ref().and_then(alias));
         if old == new {
             return;
         }
@@ -42,56 +42,47 @@ fn folded(device_id: &str) -> String {
     device_id.to_ascii_lowercase()
 }
 
-fn alias(record: &Record) -> Option<(DeviceId, (TenantName, RegistrationId))> {
-    let device_id = &record.assignment.as_ref()?.device_id;
-    (device_id.as_str() != record.registration_id.as_str())
-        .then(|| (device_id.clone(), (record.tenant.clone(), record.registration_id.clone())))
+fn alias(outline: &Outline) -> Option<(DeviceId, (TenantName, RegistrationId))> {
+    let device_id = outline.alias.clone()?;
+    Some((device_id, (outline.tenant.clone(), outline.registration_id.clone())))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::{EnrollmentName, HubName, InstanceName};
-    use crate::record::{Assignment, AssignmentState};
-    use rate_control::time::WallTime;
+    use std::collections::BTreeSet;
 
-    fn named(tenant: &str, registration_id: &str, device_id: &str) -> Record {
-        let tenant = TenantName::parse(tenant).unwrap();
-        let id = RegistrationId::parse(registration_id).unwrap();
-        let mut record = Record::new(id, tenant, EnrollmentName::parse("plant").unwrap());
-        record.assignment = Some(Assignment {
-            hub: HubName::parse("hub.azure-devices.net").unwrap(),
-            device_id: DeviceId::parse(device_id).unwrap(),
-            instance: InstanceName::parse("eu-1").unwrap(),
-            state: AssignmentState::Confirmed,
-            substatus: None,
-            payload: None,
-            assigned_at: WallTime::default(),
-            confirmed_at: WallTime::default(),
-            suspected_at: None,
-            revision: 1,
-            dps_etag: None,
-            dps_last_updated: None,
-        });
-        record
+    fn named(tenant: &str, registration_id: &str, device_id: &str) -> Outline {
+        Outline {
+            registration_id: RegistrationId::parse(registration_id).unwrap(),
+            tenant: TenantName::parse(tenant).unwrap(),
+            standing: None,
+            footprint: BTreeSet::new(),
+            alias: (device_id != registration_id).then(|| DeviceId::parse(device_id).unwrap()),
+            home: None,
+            revision: Some(1),
+        }
     }
 
     #[test]
     fn a_name_is_forgotten_when_its_device_has_another_or_is_gone() {
         let mut aliases = Aliases::default();
+        let follow = |aliases: &mut Aliases, before: Option<&Outline>, after: Option<&Outline>| {
+            aliases.follow(&Effects { before: before.cloned(), after: after.cloned() });
+        };
         let holders = |aliases: &Aliases, name: &str| aliases.of(name).map(ToString::to_string).collect::<Vec<_>>();
         let (first, renamed) = (named("one", "sn-1", "Pump-7"), named("one", "sn-1", "Pump-8"));
         let other = named("two", "sn-2", "Pump-7");
-        aliases.follow(None, Some(&first));
-        aliases.follow(None, Some(&other));
+        follow(&mut aliases, None, Some(&first));
+        follow(&mut aliases, None, Some(&other));
         assert_eq!(holders(&aliases, "Pump-7"), ["sn-1", "sn-2"]);
-        aliases.follow(Some(&first), Some(&renamed));
+        follow(&mut aliases, Some(&first), Some(&renamed));
         assert_eq!(
             (holders(&aliases, "Pump-7"), holders(&aliases, "pump-8")),
             (vec!["sn-2".into()], vec!["sn-1".into()])
         );
-        aliases.follow(Some(&renamed), Some(&named("one", "sn-1", "sn-1")));
-        aliases.follow(Some(&other), None);
+        follow(&mut aliases, Some(&renamed), Some(&named("one", "sn-1", "sn-1")));
+        follow(&mut aliases, Some(&other), None);
         assert!(aliases.0.is_empty(), "{aliases:?}");
     }
 }

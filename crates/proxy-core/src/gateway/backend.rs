@@ -6,13 +6,13 @@ use std::sync::Arc;
 use futures_util::StreamExt as _;
 use serde::Serialize;
 
-use super::provision::{Joining, ProvisionError};
+use super::provision::{Entry, ProvisionError, Wish};
 use super::task_names::HUB_INVALIDATION;
 use super::{ChangeError, Gateway, StoreError};
+use crate::device::{Assignment, AssignmentState, Command, Reason, Record, Refusal, Versioned};
 use crate::feed::{EventId, Next, Start};
 use crate::ids::{DeviceId, HubName, InstanceName, RegistrationId, TenantName};
 use crate::place::Class;
-use crate::record::{Assignment, AssignmentState, Reason, Record, Refusal, Versioned};
 use crate::store::ReadError;
 use rate_control::time::Now;
 
@@ -50,8 +50,8 @@ impl AssignmentView {
     pub(super) fn of(record: &Record, assignment: &Assignment) -> Self {
         Self {
             device_id: assignment.device_id.clone(),
-            registration_id: record.registration_id.clone(),
-            tenant: record.tenant.clone(),
+            registration_id: record.registration_id().clone(),
+            tenant: record.tenant().clone(),
             assigned_hub: assignment.hub.clone(),
             instance: assignment.instance.clone(),
             state: assignment.state,
@@ -98,19 +98,19 @@ pub enum BackendError {
 
 /// The name a backend knows the device by.
 fn device_name(record: &Record) -> &str {
-    record.assignment.as_ref().map_or(record.registration_id.as_str(), |assignment| assignment.device_id.as_str())
+    record.assignment().map_or(record.registration_id().as_str(), |assignment| assignment.device_id.as_str())
 }
 
 fn holds_or_waits(record: &Record) -> bool {
-    record.assignment.is_some() || record.pending.is_some()
+    record.assignment().is_some() || record.pending().is_some()
 }
 
 fn what_is_found(record: &Record, now: Now) -> Found {
-    match (&record.assignment, &record.refusal) {
+    match (record.assignment(), record.refusal()) {
         (Some(assignment), _) => Found::Assignment(Box::new(AssignmentView::of(record, assignment))),
-        (None, _) if record.blocked.is_some() => Found::Blocked,
-        (None, _) if record.retired.is_some() => Found::Retired,
-        (None, _) if record.pending.is_some() => Found::InLine,
+        (None, _) if record.blocked().is_some() => Found::Blocked,
+        (None, _) if record.retired().is_some() => Found::Retired,
+        (None, _) if record.pending().is_some() => Found::InLine,
         (None, Some(refusal)) => Found::Refused(Box::new(refusal.shown(now))),
         (None, None) => Found::NotInLine,
     }
@@ -128,7 +128,7 @@ impl Gateway {
         let (held, idle): (Vec<_>, Vec<_>) = exact.into_iter().partition(holds_or_waits);
         let mut found = if held.is_empty() { idle } else { held };
         if found.len() > 1 {
-            return Ok(Found::Ambiguous(found.into_iter().map(|record| record.tenant).collect()));
+            return Ok(Found::Ambiguous(found.iter().map(|record| record.tenant().clone()).collect()));
         }
         Ok(match (found.pop(), respelt.first()) {
             (Some(record), _) => what_is_found(&record, self.now()),
@@ -144,7 +144,7 @@ impl Gateway {
         for id in self.ids_of(device_id) {
             let Some(Versioned { record, .. }) = self.load(&id).await? else { continue };
             let named = device_name(&record).eq_ignore_ascii_case(device_id);
-            let seen = record.was_seen() || !record.timeline.is_empty();
+            let seen = record.was_seen() || !record.timeline().is_empty();
             let visible =
                 tenants.is_none_or(|tenants| record.known_tenant().is_some_and(|tenant| tenants.contains(tenant)));
             if named && seen && visible {
@@ -176,8 +176,7 @@ impl Gateway {
             other => return Err(BackendError::NotFound(other)),
         };
         let record = self.suspect(&id, None, reason).await?;
-        let assignment =
-            record.as_ref().and_then(|record| record.assignment.as_ref().map(|assignment| (record, assignment)));
+        let assignment = record.as_ref().and_then(|record| Some((record, record.assignment()?)));
         assignment
             .map(|(record, assignment)| AssignmentView::of(record, assignment))
             .ok_or(BackendError::NotFound(Found::NeverSeen))
@@ -202,9 +201,9 @@ impl Gateway {
             while let Some(records) = scan.next().await? {
                 let on_hub = records.into_iter().filter(|record| {
                     record.confirmed().is_some_and(|assignment| assignment.hub == hub)
-                        && tenants.as_ref().is_none_or(|tenants| tenants.contains(&record.tenant))
+                        && tenants.as_ref().is_none_or(|tenants| tenants.contains(record.tenant()))
                 });
-                let ids: Vec<RegistrationId> = on_hub.map(|record| record.registration_id).collect();
+                let ids: Vec<RegistrationId> = on_hub.map(|record| record.registration_id().clone()).collect();
                 let mut changes = futures_util::stream::iter(ids.into_iter().map(|id| {
                     let (gateway, hub, reason) = (Arc::clone(&gateway), &hub, reason.as_str());
                     async move { gateway.suspect(&id, Some(hub), reason).await }
@@ -226,26 +225,11 @@ impl Gateway {
         hub: Option<&HubName>,
         reason: &str,
     ) -> Result<Option<Record>, StoreError> {
-        let timeline_max = self.settings().registration.timeline_max;
-        let now = self.now();
-        let changed = self
-            .change(id, &[], |record| {
-                let Some(assignment) = record.assignment.as_mut() else { return Err(()) };
-                if hub.is_some_and(|hub| assignment.hub != *hub) {
-                    return Err(());
-                }
-                if assignment.state == AssignmentState::Confirmed {
-                    assignment.state = AssignmentState::Suspect;
-                    assignment.suspected_at = Some(now.wall);
-                    assignment.revision += 1;
-                    record.note(now.wall, timeline_max, format!("a backend contradicted the assignment: {reason}"));
-                }
-                Ok(())
-            })
-            .await;
+        let contradict = Command::Contradict { hub: hub.cloned(), reason: reason.to_owned() };
+        let changed = self.change(id, self.now(), &[], |draft| draft.apply(contradict.clone())).await;
         let record = match changed {
             Ok(((), record)) => record,
-            Err(ChangeError::Unknown | ChangeError::Refused(())) => return Ok(None),
+            Err(ChangeError::Unknown | ChangeError::Refused(_)) => return Ok(None),
             Err(ChangeError::Store(error)) => return Err(error),
         };
         self.enter_again(&record, Reason::Suspect).await;
@@ -254,36 +238,28 @@ impl Gateway {
 
     /// Puts a known device into line without being asked by it. If that cannot be done now, it is done when the device asks.
     pub(super) async fn enter_again(self: &Arc<Self>, record: &Record, reason: Reason) {
-        let idle = record.pending.is_none() && record.blocked.is_none() && record.retired.is_none();
-        let suspect =
-            record.assignment.as_ref().is_none_or(|assignment| assignment.state != AssignmentState::Confirmed);
+        let idle = record.pending().is_none() && record.blocked().is_none() && record.retired().is_none();
+        let suspect = record.assignment().is_none_or(|assignment| assignment.state != AssignmentState::Confirmed);
         let refused = self.refusal(record, self.now()).is_some();
         if !idle || !suspect || refused || self.is_stopping() {
             return;
         }
-        if let Err(error) = self.try_enter(&record.registration_id, reason).await {
-            tracing::info!(registration_id = %record.registration_id, %error, "not in line yet; the device's next request will try again");
+        if let Err(error) = self.try_enter(record.registration_id(), reason).await {
+            tracing::info!(registration_id = %record.registration_id(), %error, "not in line yet; the device's next request will try again");
         }
     }
 
     /// One try to put a device into line; a lost race means that somebody else decided.
     async fn try_enter(self: &Arc<Self>, id: &RegistrationId, reason: Reason) -> Result<(), ProvisionError> {
         let Some(old) = self.load(id).await.map_err(StoreError::from)? else { return Ok(()) };
-        if old.record.pending.is_some() || !self.settings().enrollments.contains_key(&old.record.enrollment) {
+        if old.record.pending().is_some() || !self.settings().enrollments.contains_key(old.record.enrollment()) {
             return Ok(());
         }
-        let class = if old.record.assignment.is_none() { Class::First } else { Class::Background };
-        let joining = Joining {
-            reason,
-            class,
-            payload: None,
-            reprovision: false,
-            asked: false,
-            home: None,
-            rebooked: 0,
-            request_id: None,
-        };
-        let entered = self.enter(Some(old.record.clone()), old, joining, None, self.now()).await?;
+        let class = if old.record.assignment().is_none() { Class::First } else { Class::Background };
+        let now = self.now();
+        let entry = Entry { class, wish: Wish::Any, asked: false, now };
+        let join = |seat| Command::Join { seat, reason, payload: None, reprovision: false };
+        let entered = self.enter(self.draft(old, now), entry, join).await?;
         entered.or_else(|error| match error {
             crate::store::CommitError::Conflict { .. } => Ok(()),
             error => Err(StoreError::from(error).into()),

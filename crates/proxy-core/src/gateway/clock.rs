@@ -18,6 +18,7 @@ use super::Gateway;
 use super::dispatch::{Asking, Dispatcher, count};
 use super::task_names::NOTES;
 use crate::dps_clock::DpsClock;
+use crate::registration;
 use crate::upstream::NoAnswer;
 use crate::upstream::evidence::{self, Evidence, weigh};
 use crate::upstream::time::{Speaker, TimeAnswer};
@@ -228,7 +229,7 @@ impl Gateway {
 
     /// Nobody of the instance goes for as long as was asked for, and it is asked for the time no sooner. Until when.
     fn question_throttled(self: &Arc<Self>, dispatcher: &Arc<Dispatcher>, retry_after: Option<Duration>) -> Mono {
-        let wait = self.throttle_wait(retry_after);
+        let wait = registration::throttle_wait(&self.settings().registration, retry_after);
         tracing::warn!(instance = %dispatcher.name, wait_seconds = wait.as_secs(), "DPS throttled the question for its time");
         let now = self.now().mono;
         let until = now.after(wait);

@@ -20,9 +20,9 @@ use serde::Serialize;
 use super::Gateway;
 use super::backend::AssignmentView;
 use super::task_names::LIST;
+use crate::device::{AssignmentState, Record, Stage};
 use crate::feed::{EventId, Start};
 use crate::ids::{DeviceId, EnrollmentName, HubName, InstanceName, RegistrationId, TenantName};
-use crate::record::{AssignmentState, Record, Stage};
 use crate::store::{ReadError, Table};
 use crate::supervise::Task;
 use rate_control::time::Now;
@@ -143,10 +143,10 @@ impl RegistrationState {
 
     /// `refused`: whether DPS's refusal is still believed.
     fn of(record: &Record, refused: bool) -> Self {
-        let stage = record.pending.as_ref().map(|pending| &pending.stage);
-        match (stage, record.assignment.as_ref().map(|assignment| assignment.state)) {
-            _ if record.retired.is_some() => Self::Retired,
-            _ if record.blocked.is_some() => Self::Blocked,
+        let stage = record.pending().map(|pending| &pending.stage);
+        match (stage, record.assignment().map(|assignment| assignment.state)) {
+            _ if record.retired().is_some() => Self::Retired,
+            _ if record.blocked().is_some() => Self::Blocked,
             (Some(Stage::Waiting), _) => Self::Waiting,
             (Some(Stage::Sent { .. } | Stage::Assigning { .. }), _) => Self::UnderWay,
             (None, _) if refused => Self::Refused,
@@ -225,8 +225,8 @@ impl Gateway {
             return Err(ListError::Outdated);
         }
         let page = self.page(after, limit, move |_, record| {
-            let seen = tenants.as_ref().is_none_or(|tenants| tenants.contains(&record.tenant));
-            record.assignment.as_ref().filter(|_| seen).map(|assignment| AssignmentView::of(&record, assignment))
+            let seen = tenants.as_ref().is_none_or(|tenants| tenants.contains(record.tenant()));
+            record.assignment().filter(|_| seen).map(|assignment| AssignmentView::of(&record, assignment))
         });
         Ok((page.await?, position))
     }
@@ -243,22 +243,25 @@ impl Gateway {
     ) -> Result<Page<RegistrationSummary>, ReadError> {
         let now = self.now();
         self.page(after, limit, move |gateway, record| {
-            let summary = gateway.summary(record, now);
+            let summary = gateway.summary(&record, now);
             filter.admits(&summary).then_some(summary)
         })
         .await
     }
 
-    fn summary(&self, record: Record, now: Now) -> RegistrationSummary {
-        let state = RegistrationState::of(&record, self.refusal(&record, now).is_some());
-        let (tenant, enrollment) =
-            if record.unclaimed { (None, None) } else { (Some(record.tenant), Some(record.enrollment)) };
-        let Record { registration_id, pending, assignment, .. } = record;
-        let (hub, device_id, assigned_by) = assignment
-            .map(|assignment| (assignment.hub, assignment.device_id, assignment.instance))
-            .map_or((None, None, None), |(hub, device_id, instance)| (Some(hub), Some(device_id), Some(instance)));
-        let instance = pending.map(|pending| pending.instance).or(assigned_by);
-        RegistrationSummary { registration_id, tenant, enrollment, state, instance, assigned_hub: hub, device_id }
+    fn summary(&self, record: &Record, now: Now) -> RegistrationSummary {
+        let claimed = !record.is_unclaimed();
+        let assignment = record.assignment();
+        let waits_for = record.pending().map(|pending| &pending.instance);
+        RegistrationSummary {
+            registration_id: record.registration_id().clone(),
+            tenant: claimed.then(|| record.tenant().clone()),
+            enrollment: claimed.then(|| record.enrollment().clone()),
+            state: RegistrationState::of(record, self.refusal(record, now).is_some()),
+            instance: waits_for.or(assignment.map(|assignment| &assignment.instance)).cloned(),
+            assigned_hub: assignment.map(|assignment| assignment.hub.clone()),
+            device_id: assignment.map(|assignment| assignment.device_id.clone()),
+        }
     }
 
     /// Reads a page of what `keep` makes of the records behind `after`.
@@ -275,7 +278,7 @@ impl Gateway {
             while let Some(records) = scan.next().await? {
                 for record in records {
                     examined += 1;
-                    let id = record.registration_id.clone();
+                    let id = record.registration_id().clone();
                     items.extend(keep(&gateway, record));
                     if items.len() >= limit || examined >= EXAMINED_MAX {
                         return Ok(Page { items, next: Some(id) });

@@ -7,18 +7,19 @@ use std::sync::atomic::Ordering;
 use serde::Serialize;
 
 use super::dispatch::Counts;
-use super::provision::{Joining, ProvisionError};
+use super::provision::{Entry, ProvisionError, Wish};
 use super::task_names::IMPORT;
 use super::wait_explanation::WaitExplanation;
 use super::{CAS_ATTEMPTS_MAX, ChangeError, Gateway, StoreError, about};
-use crate::ids::{EnrollmentName, IdScope, InstanceName, RegistrationId, TenantName};
+use crate::device::{Claim, Command, Draft, Listing, Pending, Reason, Record, Rejected, Stage, Versioned};
+use crate::feed::Change;
+use crate::ids::{IdScope, InstanceName, RegistrationId, TenantName};
 use crate::line::{Holding, TenantStatus};
 use crate::place::Class;
 use crate::placement;
-use crate::record::{AssignmentState, Blocked, Listed, Pending, Reason, Record, Stage, Versioned};
 use crate::secret::SymmetricKey;
 use crate::settings::{Settings, UpstreamAttestation};
-use crate::store::{CommitError, Expect, Write};
+use crate::store::{CommitError, Write};
 use crate::upstream::evidence::Blame;
 use rate_control::circuit_breaker::CircuitState;
 use rate_control::learner::Learning;
@@ -231,11 +232,17 @@ pub enum OperatorError {
     Store(#[from] StoreError),
 }
 
-impl From<ChangeError<OperatorError>> for OperatorError {
-    fn from(error: ChangeError<OperatorError>) -> Self {
+impl From<Rejected> for OperatorError {
+    fn from(rejected: Rejected) -> Self {
+        Self::NotNow(rejected.to_string())
+    }
+}
+
+impl From<ChangeError<Rejected>> for OperatorError {
+    fn from(error: ChangeError<Rejected>) -> Self {
         match error {
             ChangeError::Unknown => Self::Unknown,
-            ChangeError::Refused(error) => error,
+            ChangeError::Refused(rejected) => rejected.into(),
             ChangeError::Store(error) => Self::Store(error),
         }
     }
@@ -322,7 +329,7 @@ impl Gateway {
         about::whereabouts(&record);
         let record = record.shown(self.now());
         let mut view = RegistrationView { record, waiting_because: None, position: None, appointment: None };
-        if let Some(pending) = view.record.pending.clone() {
+        if let Some(pending) = view.record.pending().cloned() {
             self.explain(&pending, &mut view);
         }
         Ok(view)
@@ -332,7 +339,7 @@ impl Gateway {
         let Some(dispatcher) = self.dispatcher(&pending.instance) else { return };
         let now = self.now();
         let mut line = dispatcher.line.lock();
-        let forecast = line.forecast(&view.record.tenant, pending.place, now.mono);
+        let forecast = line.forecast(view.record.tenant(), pending.place, now.mono);
         view.position = forecast.map(|forecast| forecast.position);
         view.appointment = forecast.map(|forecast| now.wall_at(forecast.appointment));
         let status = dispatcher.status(&mut line, now.mono);
@@ -361,32 +368,18 @@ impl Gateway {
         by: &str,
         reason: Option<&str>,
     ) -> Result<Record, OperatorError> {
-        let now = self.now().wall;
-        let timeline_max = self.settings().registration.timeline_max;
-        let edit = |record: &mut Record| {
-            drop_unsent(record);
-            let before = record.blocked.clone();
-            if before.is_none() || reason.is_some() {
-                let reason = reason.map(str::to_owned);
-                let at = before.as_ref().map_or(now, |blocked| blocked.at);
-                let blocked = Blocked { reason, by: Some(by.to_owned()), at };
-                if before.as_ref() != Some(&blocked) {
-                    let why = blocked.reason.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default();
-                    record.note(now, timeline_max, format!("blocked by operator {by}{why}"));
-                }
-                record.blocked = Some(blocked);
-            }
-            Ok::<_, OperatorError>(())
-        };
+        let (now, reason) = (self.now(), reason.map(str::to_owned));
+        let block = || Command::Block { by: by.to_owned(), reason: reason.clone() };
         for _ in 0..CAS_ATTEMPTS_MAX {
-            match self.change(id, &[], edit).await {
+            match self.change(id, now, &[], |draft| draft.apply(block())).await {
                 Ok(((), record)) => return Ok(record),
                 Err(ChangeError::Unknown) => {}
                 Err(error) => return Err(error.into()),
             }
-            let mut record = Record::unclaimed(id.clone());
-            edit(&mut record)?;
-            match self.commit(None, Versioned { record: record.clone(), version: None }, Vec::new(), None).await {
+            let mut draft = self.new_draft(Record::unclaimed(id.clone()), now);
+            draft.apply(block())?;
+            let record = draft.record().clone();
+            match self.commit(draft, Vec::new()).await {
                 Ok(()) => return Ok(record),
                 // Somebody has heard of it meanwhile.
                 Err(CommitError::Conflict { .. }) => {}
@@ -403,10 +396,11 @@ impl Gateway {
     pub async fn unblock(self: &Arc<Self>, id: &RegistrationId, by: &str) -> Result<Option<Record>, OperatorError> {
         for _ in 0..CAS_ATTEMPTS_MAX {
             let known = self.load(id).await.map_err(StoreError::from)?.ok_or(OperatorError::Unknown)?;
-            if !known.record.unclaimed {
-                return self.unblock_known(id, by).await.map(Some);
+            if !known.record.is_unclaimed() {
+                return self.command(id, &Command::Unblock { by: by.to_owned() }).await.map(Some);
             }
-            match self.forget(known).await {
+            // The block was all that was known.
+            match self.forget(self.draft(known, self.now())).await {
                 Ok(()) => return Ok(None),
                 Err(CommitError::Conflict { .. }) => {}
                 Err(error) => return Err(StoreError::from(error).into()),
@@ -415,15 +409,9 @@ impl Gateway {
         Err(StoreError::Contended.into())
     }
 
-    async fn unblock_known(self: &Arc<Self>, id: &RegistrationId, by: &str) -> Result<Record, OperatorError> {
-        let now = self.now().wall;
-        let timeline_max = self.settings().registration.timeline_max;
-        let changed = self.change(id, &[], |record| {
-            if record.blocked.take().is_some() {
-                record.note(now, timeline_max, format!("unblocked by operator {by}"));
-            }
-            Ok::<(), OperatorError>(())
-        });
+    /// Carries an operator's command out on a known device.
+    async fn command(self: &Arc<Self>, id: &RegistrationId, command: &Command) -> Result<Record, OperatorError> {
+        let changed = self.change(id, self.now(), &[], |draft| draft.apply(command.clone()));
         Ok(changed.await?.1)
     }
 
@@ -432,17 +420,8 @@ impl Gateway {
     /// # Errors
     /// [`OperatorError::Unknown`], or the store's.
     pub async fn retry(self: &Arc<Self>, id: &RegistrationId) -> Result<Record, OperatorError> {
-        let now = self.now().wall;
-        let timeline_max = self.settings().registration.timeline_max;
-        let changed = self.change(id, &[], |record| {
-            record.refusal = None;
-            record.credential_claimed = None;
-            record.note(now, timeline_max, "an operator asked for another try");
-            Ok::<(), OperatorError>(())
-        });
-        let record = changed.await?.1;
-        let was_seen = record.assignment.is_some() || !record.footprint.is_empty();
-        if was_seen {
+        let record = self.command(id, &Command::Retry).await?;
+        if record.assignment().is_some() || !record.footprint().is_empty() {
             self.enter_again(&record, Reason::First).await;
         }
         Ok(self.load(id).await.map_err(StoreError::from)?.ok_or(OperatorError::Unknown)?.record)
@@ -453,21 +432,18 @@ impl Gateway {
     /// # Errors
     /// [`OperatorError::NotNow`] if it does not wait.
     pub async fn expedite(self: &Arc<Self>, id: &RegistrationId) -> Result<Record, OperatorError> {
-        let Versioned { record: old, version } =
-            self.load(id).await.map_err(StoreError::from)?.ok_or(OperatorError::Unknown)?;
-        let not_now = |text: &str| OperatorError::NotNow(text.to_owned());
-        let pending = old.pending.as_ref().ok_or_else(|| not_now("the device does not wait in a line"))?;
+        let old = self.load(id).await.map_err(StoreError::from)?.ok_or(OperatorError::Unknown)?;
+        let pending = old.record.pending().ok_or(Rejected::NoPlace)?;
         if pending.stage != Stage::Waiting {
-            return Err(not_now("the device is under way already"));
+            return Err(Rejected::UnderWay.into());
         }
         if pending.place.class == Class::Expedited {
-            return Ok(old);
+            return Ok(old.record);
         }
-        let versioned = Versioned { record: old, version };
-        match self.reseat(&versioned, Class::Expedited, "expedited by an operator").await {
+        match self.reseat(old, Class::Expedited, "expedited by an operator").await {
             Ok(()) => Ok(self.load(id).await.map_err(StoreError::from)?.ok_or(OperatorError::Unknown)?.record),
             Err(CommitError::Conflict { .. }) => {
-                Err(not_now("the device's state changed at the same moment; try again"))
+                Err(OperatorError::NotNow("the device's state changed at the same moment; try again".to_owned()))
             }
             Err(error) => Err(StoreError::from(error).into()),
         }
@@ -485,38 +461,16 @@ impl Gateway {
         let settings = self.settings();
         for _ in 0..CAS_ATTEMPTS_MAX {
             let old = self.load(id).await.map_err(StoreError::from)?.ok_or(OperatorError::Unknown)?;
-            let mut new = old.clone();
-            let record = &mut new.record;
-            self.check_move(&settings, record, instance)?;
-            if record.pending.as_ref().is_some_and(|pending| pending.instance == *instance) {
+            self.check_move(&settings, &old.record, instance)?;
+            let pending = old.record.pending();
+            if pending.is_some_and(|pending| pending.instance == *instance) {
                 return Ok(old.record);
             }
-            let now = self.now();
-            let payload = record.pending.as_ref().and_then(|pending| pending.payload.clone());
-            let left = record.drop_pending();
-            if let Some(assignment) = &mut record.assignment {
-                assignment.state = AssignmentState::Moved;
-                assignment.revision += 1;
-            }
-            record.note(
-                now.wall,
-                settings.registration.timeline_max,
-                format!("an operator moves the device to {instance}"),
-            );
-            record.moving_to = Some(instance.clone());
             // Whoever waits for its own sake still does.
-            let class = left.as_ref().map_or(Class::Background, |left| left.place.class);
-            let joining = Joining {
-                reason: Reason::Moved,
-                class,
-                payload,
-                reprovision: false,
-                asked: false,
-                home: None,
-                rebooked: 0,
-                request_id: None,
-            };
-            let entered = self.enter(Some(old.record), new, joining, None, now).await;
+            let class = pending.map_or(Class::Background, |pending| pending.place.class);
+            let now = self.now();
+            let entry = Entry { class, wish: Wish::Moved(instance), asked: false, now };
+            let entered = self.enter(self.draft(old, now), entry, |seat| Command::Move { seat }).await;
             match entered.map_err(|error| OperatorError::NoPlace(Box::new(error)))? {
                 Ok(()) => {
                     return Ok(self.load(id).await.map_err(StoreError::from)?.ok_or(OperatorError::Unknown)?.record);
@@ -533,19 +487,19 @@ impl Gateway {
             .instances
             .get(instance)
             .ok_or_else(|| OperatorError::Wrong(format!("there is no instance {instance}")))?;
-        if record.blocked.is_some() || record.retired.is_some() {
+        if record.blocked().is_some() || record.retired().is_some() {
             return Err(OperatorError::NotNow("the device is blocked or retired".to_owned()));
         }
-        let enrollment = settings.enrollments.get(&record.enrollment).ok_or_else(|| {
+        let enrollment = settings.enrollments.get(record.enrollment()).ok_or_else(|| {
             OperatorError::NotNow(format!(
                 "the device's enrollment {} is not in the configuration any more",
-                record.enrollment
+                record.enrollment()
             ))
         })?;
         if !placement::fits(enrollment, instance, target) {
             return Err(OperatorError::Wrong(format!(
                 "instance {instance} does not fit the enrollment {}",
-                record.enrollment
+                record.enrollment()
             )));
         }
         if record.confirmed().is_some_and(|assignment| assignment.instance == *instance) {
@@ -566,25 +520,11 @@ impl Gateway {
     ) -> Result<Option<Record>, OperatorError> {
         for _ in 0..CAS_ATTEMPTS_MAX {
             let old = self.load(id).await.map_err(StoreError::from)?.ok_or(OperatorError::Unknown)?;
-            let mut new = old.clone();
-            let record = &mut new.record;
-            record.drop_pending();
-            let forget = dps_record_deleted || record.footprint.is_empty();
-            let now = self.now().wall;
-            if record.retired.is_none() {
-                record.retired = Some(now);
-                record.note(now, self.settings().registration.timeline_max, "retired by an operator");
-                if let Some(assignment) = &mut record.assignment {
-                    assignment.state = AssignmentState::Retired;
-                    assignment.revision += 1;
-                }
-            }
-            let retired = record.clone();
-            let done = if forget {
-                self.forget(old).await
-            } else {
-                self.commit(Some(old.record), new, Vec::new(), None).await
-            };
+            let mut draft = self.draft(old, self.now());
+            draft.apply(Command::Retire)?;
+            let retired = draft.record().clone();
+            let forget = dps_record_deleted || retired.footprint().is_empty();
+            let done = if forget { self.forget(draft).await } else { self.commit(draft, Vec::new()).await };
             match done {
                 Ok(()) => return Ok((!forget).then_some(retired)),
                 Err(CommitError::Conflict { .. }) => {}
@@ -594,30 +534,21 @@ impl Gateway {
         Err(StoreError::Contended.into())
     }
 
-    /// Deletes a record. If it had an assignment that was not retired yet, the feed says so first.
-    async fn forget(self: &Arc<Self>, old: Versioned) -> Result<(), CommitError> {
+    /// Deletes the record of a device that is retired. If that retired an assignment, the feed says so.
+    async fn forget(self: &Arc<Self>, retired: Draft) -> Result<(), CommitError> {
         let gateway = Arc::clone(self);
         self.to_the_end(async move {
-            let mut last = old.record.clone();
-            let live = last.assignment.as_mut().filter(|assignment| assignment.state != AssignmentState::Retired);
-            let ticket = live.map(|assignment| {
-                assignment.state = AssignmentState::Retired;
-                assignment.revision += 1;
-                gateway.feed.ticket()
-            });
-            let change = crate::feed::Change::of(&last, StoredMoment::of(gateway.now()));
-            let mut writes: Vec<Write> =
-                ticket.iter().zip(&change).map(|(ticket, change)| ticket.write(change)).collect();
-            let expect = old.version.map_or(Expect::Absent, Expect::Version);
-            writes.push(Write { key: Record::key(&old.record.registration_id), expect, value: None });
+            let announces = retired.effects().announces();
+            let change = Change::of(retired.record(), StoredMoment::of(gateway.now())).filter(|_| announces);
+            let ticket = change.as_ref().map(|_| gateway.feed.ticket());
+            let event = ticket.as_ref().zip(change.as_ref()).map(|(ticket, change)| ticket.write(change));
+            let writes: Vec<Write> = event.into_iter().chain([retired.deletion()]).collect();
             gateway.store.commit(writes).await?;
             if let Some(ticket) = ticket {
                 ticket.committed();
             }
-            gateway.occupancy.lock().follow(Some(&old.record.footprint), &std::collections::BTreeSet::new(), None);
-            gateway.aliases.write().follow(Some(&old.record), None);
-            gateway.follow_in_lines(Some(&old.record), None);
-            gateway.waiters.wake(&old.record.registration_id);
+            gateway.follow(&retired.effects().deleted(), None);
+            gateway.waiters.wake(retired.record().registration_id());
             Ok(())
         })
         .await
@@ -638,7 +569,7 @@ impl Gateway {
         let settings = self.settings();
         for _ in 0..CAS_ATTEMPTS_MAX {
             let mut outcomes = Vec::with_capacity(rows.len());
-            let mut changed: BTreeMap<RegistrationId, Versioned> = BTreeMap::new();
+            let mut changed: BTreeMap<RegistrationId, Draft> = BTreeMap::new();
             for row in rows {
                 outcomes.push(match self.import_row(&settings, row, &mut changed).await? {
                     Ok(imported) => imported,
@@ -648,7 +579,7 @@ impl Gateway {
             if changed.is_empty() {
                 return Ok(outcomes);
             }
-            match self.store.commit(changed.values().map(Versioned::write).collect()).await {
+            match self.store.commit(changed.values().map(Draft::write).collect()).await {
                 Ok(_) => return Ok(outcomes),
                 Err(CommitError::Conflict { .. }) => {}
                 Err(error) => return Err(error.into()),
@@ -662,45 +593,45 @@ impl Gateway {
         &self,
         settings: &Settings,
         row: &ImportRow,
-        changed: &mut BTreeMap<RegistrationId, Versioned>,
+        changed: &mut BTreeMap<RegistrationId, Draft>,
     ) -> Result<Result<Imported, String>, StoreError> {
-        let checked = check_row(settings, row);
-        let (id, enrollment, tenant) = match checked {
+        let (id, listing) = match check_row(settings, row) {
             Ok(checked) => checked,
             Err(problem) => return Ok(Err(problem)),
         };
-        let old = match changed.get(&id) {
-            Some(changed) => Some(changed.clone()),
+        let now = self.now();
+        let stored = match changed.get(&id) {
+            Some(_) => None,
             None => self.load(&id).await?,
         };
-        let known = old.as_ref().is_some_and(|old| !old.record.unclaimed);
-        let mut new = old.unwrap_or_else(|| Versioned {
-            record: Record::new(id.clone(), tenant.clone(), enrollment.clone()),
-            version: None,
-        });
-        let record = &mut new.record;
-        if record.retired.is_some() {
-            return Ok(Err(format!("{id} is retired; delete it for good before it is listed anew")));
+        let (mut draft, known) = match (changed.get(&id), stored) {
+            (Some(draft), _) => (draft.clone(), true),
+            (None, Some(stored)) => {
+                let known = !stored.record.is_unclaimed();
+                (self.draft(stored, now), known)
+            }
+            (None, None) => {
+                let Claim { tenant, enrollment, .. } = listing.claim.clone();
+                (self.new_draft(Record::new(id.clone(), tenant, enrollment), now), false)
+            }
+        };
+        let before = draft.record().clone();
+        match draft.apply(Command::List(listing)) {
+            Ok(()) if *draft.record() == before => return Ok(Ok(Imported::Unchanged)),
+            Ok(()) => {}
+            Err(Rejected::OtherTenant) => return Ok(Err(format!("{id} belongs to tenant {}", before.tenant()))),
+            Err(Rejected::Retired) => {
+                return Ok(Err(format!("{id} is retired; delete it for good before it is listed anew")));
+            }
+            Err(rejected) => return Ok(Err(format!("{id}: {rejected}"))),
         }
-        if record.was_seen() && record.known_tenant().is_some_and(|known| *known != tenant) {
-            return Ok(Err(format!("{id} belongs to tenant {}", record.tenant)));
-        }
-        let same = |listed: &Listed| listed.batch == row.batch && listed.key == row.key;
-        if record.listed.as_ref().is_some_and(same) && record.enrollment == enrollment {
-            return Ok(Ok(Imported::Unchanged));
-        }
-        if !record.was_seen() || record.unclaimed {
-            record.hardware_id = (row.hardware_id != id.as_str()).then(|| row.hardware_id.clone());
-        }
-        (record.tenant, record.enrollment, record.unclaimed) = (tenant, enrollment, false);
-        record.listed = Some(Listed { batch: row.batch.clone(), key: row.key.clone(), at: self.now().wall });
-        changed.insert(id, new);
+        changed.insert(id, draft);
         Ok(Ok(if known { Imported::Renewed } else { Imported::New }))
     }
 }
 
 /// A line that makes sense in itself.
-fn check_row(settings: &Settings, row: &ImportRow) -> Result<(RegistrationId, EnrollmentName, TenantName), String> {
+fn check_row(settings: &Settings, row: &ImportRow) -> Result<(RegistrationId, Listing), String> {
     let id = RegistrationId::parse(&row.hardware_id).map_err(|error| format!("hardwareId: {error}"))?;
     let found = settings.enrollments.get_key_value(row.enrollment.as_str());
     let (name, enrollment) =
@@ -720,11 +651,7 @@ fn check_row(settings: &Settings, row: &ImportRow) -> Result<(RegistrationId, En
         }
         (UpstreamAttestation::Group { .. }, None) => {}
     }
-    Ok((id, name.clone(), enrollment.tenant.clone()))
-}
-
-fn drop_unsent(record: &mut Record) {
-    if record.pending.as_ref().is_some_and(|pending| pending.stage == Stage::Waiting) {
-        record.drop_pending();
-    }
+    let spelling = (row.hardware_id != id.as_str()).then(|| row.hardware_id.clone());
+    let claim = Claim { tenant: enrollment.tenant.clone(), enrollment: name.clone(), spelling };
+    Ok((id, Listing { claim, batch: row.batch.clone(), key: row.key.clone() }))
 }

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use super::Gateway;
 use super::dispatch::Dispatcher;
 use super::provision::ProvisionError;
+use crate::device::Record;
 use crate::ids::{InstanceName, TenantName};
 use crate::line::LineFull;
 use crate::placement;
-use crate::record::Record;
 use rate_control::retry;
 use rate_control::time::Now;
 
@@ -32,7 +32,7 @@ impl Gateway {
         full: LineFull,
         now: Now,
     ) -> ProvisionError {
-        let tenant = &record.tenant;
+        let tenant = record.tenant();
         let first = if anywhere { self.first_with_room(record, now) } else { None };
         let first = first.unwrap_or_else(|| Arc::clone(asked));
         let mut entropy = self.entropy.lock();
@@ -51,7 +51,7 @@ impl Gateway {
     /// Of the instances that the device may go to, the one whose line should have room first; those that fail come last.
     fn first_with_room(&self, record: &Record, now: Now) -> Option<Arc<Dispatcher>> {
         let settings = self.settings.load();
-        let enrollment = settings.enrollments.get(&record.enrollment)?;
+        let enrollment = settings.enrollments.get(record.enrollment())?;
         let sick = self.sick_instances(now.mono);
         let open = |name: &InstanceName| {
             settings.instances.get(name).is_some_and(|instance| {
@@ -63,7 +63,7 @@ impl Gateway {
         let dispatchers = self.dispatchers.load();
         let candidates = dispatchers.iter().filter(|(name, _)| open(name));
         let first = candidates.min_by_key(|(name, dispatcher)| {
-            (sick.contains(*name), dispatcher.line.lock().room_forecast(&record.tenant, now.mono))
+            (sick.contains(*name), dispatcher.line.lock().room_forecast(record.tenant(), now.mono))
         });
         first.map(|(_, dispatcher)| Arc::clone(dispatcher))
     }

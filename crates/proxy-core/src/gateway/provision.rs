@@ -7,13 +7,13 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::dispatch::Dispatcher;
-use super::{CAS_ATTEMPTS_MAX, Gateway, StoreError, about};
+use super::{CAS_ATTEMPTS_MAX, Gateway, StoreError, about, lost_race};
 use crate::attestation::{self, HandedCredential, NotBelieved, Presented};
+use crate::device::{AssignmentState, Claim, Command, Draft, Pending, Reason, Record, Refusal, Seat, Stage, Versioned};
 use crate::ids::{DeviceId, EnrollmentName, HubName, InstanceName, InvalidName, RegistrationId, TenantName};
 use crate::line::LineFull;
 use crate::place::{Class, Place};
 use crate::placement::{self, NoRoom};
-use crate::record::{AssignmentState, Home, Pending, Reason, Record, Refusal, Stage, Versioned};
 use crate::settings::{DeriveFrom, Enrollment, Settings};
 use crate::store::{CommitError, ReadError};
 use rate_control::retry;
@@ -117,9 +117,10 @@ pub enum ProvisionError {
 /// What the record says is to be done.
 enum Step {
     Answer(Outcome),
-    /// Write this first, then decide again.
-    Write {
-        record: Box<Record>,
+    /// Make this change durable first, then decide again.
+    Change {
+        from: Box<Versioned>,
+        command: Box<Command>,
         /// What is remembered with it as done for this request.
         done: Done,
         /// What the device is told if the store takes no writes; `None` if it must not be told anything then.
@@ -209,10 +210,12 @@ impl Gateway {
             let now = self.now();
             let written = match self.step(device, record.as_ref(), done, now)? {
                 Step::Answer(answered) => return Ok(answered),
-                Step::Write { record: new, done: after, unwritten } => {
-                    let version = record.as_ref().and_then(|versioned| versioned.version);
-                    let old = record.take().map(|versioned| versioned.record);
-                    let written = self.commit(old, Versioned { record: *new, version }, Vec::new(), None).await;
+                Step::Change { from, command, done: after, unwritten } => {
+                    let mut draft = self.draft(*from, now);
+                    let written = match draft.apply(*command) {
+                        Ok(()) => self.commit(draft, Vec::new()).await,
+                        Err(rejected) => Err(lost_race(rejected)),
+                    };
                     match (&written, unwritten) {
                         (Ok(()), _) => {
                             done.claimed |= after.claimed;
@@ -226,16 +229,16 @@ impl Gateway {
                     written
                 }
                 Step::Join(_) if self.is_stopping() => return Err(ProvisionError::Stopping),
-                Step::Join(reason) => self.join(device, record.as_ref(), reason, now).await?,
+                Step::Join(reason) => self.join(device, record.take(), reason, now).await?,
                 Step::Elsewhere { from, to, queued } => {
-                    match self.rebook(from, &to, now).await {
+                    match self.rebook(*from, &to, now).await {
                         Ok(written) => written,
                         // That does not take it after all: it keeps its place, and gets an honest time.
                         Err(_) => return Ok(Outcome::Queued(queued)),
                     }
                 }
                 Step::Ahead { from, queued } => {
-                    match self.reseat(&from, Class::Reprovision, "the device itself asks now").await {
+                    match self.reseat(*from, Class::Reprovision, "the device itself asks now").await {
                         Err(CommitError::ReadOnly(_) | CommitError::Failed(_)) => return Ok(Outcome::Queued(queued)),
                         written => written,
                     }
@@ -260,20 +263,19 @@ impl Gateway {
         let Some(versioned) = versioned else { return Ok(Step::Join(Reason::First)) };
         let record = &versioned.record;
         about::whereabouts(record);
-        let claimed = (record.was_seen() || record.listed.is_some()) && !record.unclaimed;
-        if claimed && record.tenant != device.enrollment.tenant {
-            tracing::error!(registration_id = %device.id, tenant = %record.tenant, other = %device.enrollment.tenant, "two tenants claim one registration ID");
+        if record.is_claimed() && *record.tenant() != device.enrollment.tenant {
+            tracing::error!(registration_id = %device.id, tenant = %record.tenant(), other = %device.enrollment.tenant, "two tenants claim one registration ID");
             return Err(ProvisionError::OtherTenant);
         }
-        if record.blocked.is_some() {
+        if record.blocked().is_some() {
             return Err(ProvisionError::Blocked);
         }
-        if record.retired.is_some() {
+        if record.retired().is_some() {
             return Err(ProvisionError::Retired);
         }
-        if let Some(pending) = &record.pending {
+        if let Some(pending) = record.pending() {
             if record.confirmed().is_some() && !device.request.reprovision {
-                return Ok(tell(device, record, done, now, self.credential_time(now)));
+                return Ok(tell(device, versioned, done, self.credential_time(now)));
             }
             return Ok(self.queued_step(device, versioned, pending, now));
         }
@@ -283,12 +285,12 @@ impl Gateway {
         if let Some(refusal) = self.refusal(record, now).filter(|_| !content) {
             return Err(ProvisionError::Refused(Box::new(refusal.shown(now))));
         }
-        match record.assignment.as_ref().map(|assignment| assignment.state) {
+        match record.assignment().map(|assignment| assignment.state) {
             None => Ok(Step::Join(Reason::First)),
             Some(AssignmentState::Suspect) => Ok(Step::Join(Reason::Suspect)),
             Some(AssignmentState::Moved | AssignmentState::Retired) => Ok(Step::Join(Reason::Moved)),
             Some(AssignmentState::Confirmed) if wants_another => Ok(Step::Join(Reason::Reprovision)),
-            Some(AssignmentState::Confirmed) => Ok(tell(device, record, done, now, self.credential_time(now))),
+            Some(AssignmentState::Confirmed) => Ok(tell(device, versioned, done, self.credential_time(now))),
         }
     }
 
@@ -300,29 +302,24 @@ impl Gateway {
         let newly_asked = request.reprovision && !pending.reprovision;
         // DPS is to be shown the spelling that the device has proved itself with.
         let spelling = device.spelling();
-        let new_spelling = device.enrollment.derive_from == DeriveFrom::AsGiven && record.hardware_id != spelling;
-        let quoted = self.quote(&record.tenant, pending, device.settings.line.jitter_max, now);
+        let new_spelling =
+            device.enrollment.derive_from == DeriveFrom::AsGiven && record.hardware_id() != spelling.as_deref();
+        let quoted = self.quote(record.tenant(), pending, device.settings.line.jitter_max, now);
         let queued = Outcome::Queued(quoted);
+        let from = || Box::new(versioned.clone());
         if (new_payload || newly_asked || new_spelling) && pending.stage == Stage::Waiting {
-            let mut record = record.clone();
-            record.hardware_id = spelling;
-            if let Some(pending) = &mut record.pending {
-                pending.reprovision |= newly_asked;
-                if new_payload {
-                    pending.payload.clone_from(&request.payload);
-                }
-            }
-            return Step::Write { record: Box::new(record), done: Done::default(), unwritten: Some(queued) };
+            let (payload, reprovision) = (request.payload.clone(), request.reprovision);
+            let command = Box::new(Command::Ask { spelling, payload, reprovision });
+            return Step::Change { from: from(), command, done: Done::default(), unwritten: Some(queued) };
         }
         if self.is_stopping() || pending.stage != Stage::Waiting {
             return Step::Answer(queued);
         }
-        let from = Box::new(versioned.clone());
         if let Some(to) = self.sooner_elsewhere(record, |_| true, now) {
-            return Step::Elsewhere { from, to, queued: quoted };
+            return Step::Elsewhere { from: from(), to, queued: quoted };
         }
         if pending.place.class == Class::Background {
-            return Step::Ahead { from, queued: quoted };
+            return Step::Ahead { from: from(), queued: quoted };
         }
         Step::Answer(queued)
     }
@@ -344,94 +341,69 @@ impl Gateway {
     async fn join(
         self: &Arc<Self>,
         device: &Believed<'_>,
-        versioned: Option<&Versioned>,
+        known: Option<Versioned>,
         reason: Reason,
         now: Now,
     ) -> Result<Result<(), CommitError>, ProvisionError> {
-        let old = versioned.map(|versioned| &versioned.record);
-        let mut record = old
-            .cloned()
-            .unwrap_or_else(|| Record::new(device.id.clone(), device.enrollment.tenant.clone(), device.name.clone()));
-        record.tenant = device.enrollment.tenant.clone();
-        record.enrollment = device.name.clone();
-        record.unclaimed = false;
-        record.hardware_id = device.spelling();
-        let new = Versioned { record, version: versioned.and_then(|versioned| versioned.version) };
-        let request = device.request;
-        let class = if reason == Reason::First { Class::First } else { Class::Reprovision };
-        let joining = Joining {
-            reason,
-            class,
-            payload: request.payload.clone(),
-            reprovision: request.reprovision,
-            asked: true,
-            home: None,
-            rebooked: 0,
-            request_id: None,
+        let (tenant, enrollment) = (device.enrollment.tenant.clone(), device.name.clone());
+        let mut draft = match known {
+            Some(known) => self.draft(known, now),
+            None => self.new_draft(Record::new(device.id.clone(), tenant.clone(), enrollment.clone()), now),
         };
-        self.enter(old.cloned(), new, joining, None, now).await
+        let claim = Claim { tenant, enrollment, spelling: device.spelling() };
+        if let Err(rejected) = draft.apply(Command::Claim(claim)) {
+            return Ok(Err(lost_race(rejected)));
+        }
+        let class = if reason == Reason::First { Class::First } else { Class::Reprovision };
+        let entry = Entry { class, wish: Wish::Any, asked: true, now };
+        let (payload, reprovision) = (device.request.payload.clone(), device.request.reprovision);
+        self.enter(draft, entry, |seat| Command::Join { seat, reason, payload, reprovision }).await
     }
 
-    /// Puts a device into a line: room in the inventory, a place, the record on disk, and only then its turn. The instance is `to`;
-    /// without that, one that works if there is one.
+    /// Puts a device into a line: room in the inventory, a place, the record on disk, and only then its turn. `command` takes the place
+    /// that was found.
     pub(super) async fn enter(
         self: &Arc<Self>,
-        old: Option<Record>,
-        new: Versioned,
-        joining: Joining,
-        to: Option<&InstanceName>,
-        now: Now,
+        draft: Draft,
+        entry: Entry<'_>,
+        command: impl FnOnce(Seat) -> Command,
     ) -> Result<Result<(), CommitError>, ProvisionError> {
-        let (dispatcher, reserved) = self.choose(&new.record, to, now)?;
+        let Entry { class, wish, asked, now } = entry;
+        let record = draft.record();
+        let (dispatcher, counted) = self.choose(record, wish, now)?;
         about::instance(&dispatcher.name);
-        let id = new.record.registration_id.clone();
-        let place = dispatcher.line.lock().reserve(&new.record.tenant, id, joining.class, now.mono);
+        let id = record.registration_id().clone();
+        let place = dispatcher.line.lock().reserve(record.tenant(), id, class, now.mono);
         let place = place.map_err(|full| {
-            self.release(&dispatcher.name, reserved);
-            let anywhere = reserved && to.is_none() && new.record.moving_to.is_none();
-            self.turned_away(&new.record, &dispatcher, anywhere, joining.asked, full, now)
+            self.release(&dispatcher.name, counted);
+            let anywhere = counted && wish == Wish::Any && record.moving_to().is_none();
+            self.turned_away(record, &dispatcher, anywhere, asked, full, now)
         })?;
-        let seat = Seat { dispatcher, reserved, place, joined_at: StoredMoment::of(now) };
-        Ok(self.take_seat(old, new, joining, seat, now).await)
+        let request_id = about::request_id().map(|id| id.to_string());
+        let command = command(Seat { instance: dispatcher.name.clone(), place, request_id });
+        Ok(self.take_seat(draft, command, Reserved { dispatcher, counted, place }).await)
     }
 
     /// Writes down that a device has a place, which then counts; or gives that back.
     pub(super) async fn take_seat(
         self: &Arc<Self>,
-        old: Option<Record>,
-        mut new: Versioned,
-        joining: Joining,
-        seat: Seat,
-        now: Now,
+        mut draft: Draft,
+        command: Command,
+        reserved: Reserved,
     ) -> Result<(), CommitError> {
-        let Seat { dispatcher, reserved, place, joined_at } = seat;
-        let (settings, instance) = (self.settings(), dispatcher.name.clone());
-        let record = &mut new.record;
-        let first_there = record.footprint.insert(instance.clone());
-        record.refusal = None;
-        let what = format!("joined the line of {instance} ({})", reason_words(joining.reason));
-        record.note(now.wall, settings.registration.timeline_max, what);
-        record.pending = Some(Pending {
-            instance: instance.clone(),
-            place,
-            reason: joining.reason,
-            joined_at,
-            stage: Stage::Waiting,
-            reprovision: joining.reprovision,
-            first_there,
-            request_id: joining.request_id.or_else(|| about::request_id().map(|id| id.to_string())),
-            attempts: 0,
-            fruitless: 0,
-            payload: joining.payload,
-            home: joining.home.filter(|home| home.instance != instance),
-            rebooked: joining.rebooked,
-        });
         let gateway = Arc::clone(self);
         self.to_the_end(async move {
-            let reserved = reserved.then_some(&instance);
-            let committed = gateway.commit_here(old.as_ref(), &new, Vec::new(), reserved).await;
+            let Reserved { dispatcher, counted, place } = reserved;
+            let counted = counted.then_some(&dispatcher.name);
+            let committed = match draft.apply(command) {
+                Ok(()) => gateway.commit_here(&draft, Vec::new(), counted).await,
+                Err(rejected) => {
+                    gateway.release(&dispatcher.name, counted.is_some());
+                    Err(lost_race(rejected))
+                }
+            };
             if committed.is_err() {
-                dispatcher.line.lock().leave(&new.record.tenant, place);
+                dispatcher.line.lock().leave(draft.record().tenant(), place);
                 dispatcher.bell.notify_one();
             }
             committed
@@ -439,8 +411,9 @@ impl Gateway {
         .await
     }
 
-    fn release(&self, instance: &InstanceName, reserved: bool) {
-        if reserved {
+    /// Takes a device out of the count again that [`choose`](Self::choose) has counted in.
+    pub(super) fn release(&self, instance: &InstanceName, counted: bool) {
+        if counted {
             self.occupancy.lock().remove(instance);
         }
     }
@@ -449,27 +422,29 @@ impl Gateway {
     ///
     /// New settings come into force under the same lock and only if they have every instance that is counted here, so that nobody is
     /// placed on an instance that is gone.
-    pub(super) fn choose(
-        &self,
-        record: &Record,
-        to: Option<&InstanceName>,
-        now: Now,
-    ) -> Result<(Arc<Dispatcher>, bool), NoRoom> {
-        let (sick, full) = (self.sick_instances(now.mono), self.full_lines(&record.tenant, now));
+    pub(super) fn choose(&self, record: &Record, wish: Wish<'_>, now: Now) -> Result<(Arc<Dispatcher>, bool), NoRoom> {
+        let (sick, full) = (self.sick_instances(now.mono), self.full_lines(record.tenant(), now));
         let mut occupancy = self.occupancy.lock();
         let settings = self.settings.load();
-        let enrollment = settings.enrollments.get(&record.enrollment).ok_or(NoRoom::NoneFits)?;
+        let enrollment = settings.enrollments.get(record.enrollment()).ok_or(NoRoom::NoneFits)?;
         let open = |name: &&InstanceName| {
             settings.instances.get(*name).is_some_and(|instance| placement::serves(&enrollment.tenant, instance))
         };
-        // A device that has been at an instance stays there: only an operator re-homes it, and never to one of another tenant.
-        let been = record.assignment.iter().map(|assignment| &assignment.instance).chain(&record.footprint);
-        let wished = to.into_iter().chain(&record.moving_to);
-        let (instance, reserved) = match wished.chain(been).find(open) {
-            Some(home) if record.footprint.contains(home) => (home.clone(), false),
+        let home = match wish {
+            Wish::Moved(to) | Wish::Rebooked(to) => Some(Some(to).filter(open).ok_or(NoRoom::NoneFits)?),
+            // A device that has been at an instance stays there: only an operator re-homes it, and never to one of another tenant.
+            Wish::Any => {
+                let been =
+                    record.assignment().map(|assignment| &assignment.instance).into_iter().chain(record.footprint());
+                record.moving_to().into_iter().chain(been).find(open)
+            }
+        };
+        let (instance, counted) = match home {
+            Some(home) if record.footprint().contains(home) => (home.clone(), false),
             Some(home) => {
                 let instance = settings.instances.get(home).ok_or(NoRoom::NoneFits)?;
-                if !occupancy.has_room(home, instance) || (to == Some(home) && instance.draining) {
+                let shut = matches!(wish, Wish::Rebooked(_)) && instance.draining;
+                if shut || !occupancy.has_room(home, instance) {
                     return Err(NoRoom::AllFull(occupancy.why_shut(home, instance)));
                 }
                 occupancy.add(home);
@@ -477,7 +452,7 @@ impl Gateway {
             }
             None => {
                 let mut place = |avoid: &BTreeSet<InstanceName>| {
-                    occupancy.place(&settings.instances, enrollment, &record.registration_id, avoid)
+                    occupancy.place(&settings.instances, enrollment, record.registration_id(), avoid)
                 };
                 // Better an instance that fails than none.
                 let placed = place(&(&sick | &full)).or_else(|_| place(&full)).or_else(|_| place(&BTreeSet::new()));
@@ -485,29 +460,30 @@ impl Gateway {
             }
         };
         let Some(dispatcher) = self.dispatcher(&instance) else {
-            if reserved {
+            if counted {
                 occupancy.remove(&instance);
             }
             return Err(NoRoom::NoneFits);
         };
-        Ok((dispatcher, reserved))
+        Ok((dispatcher, counted))
     }
 }
 
 /// Tells a confirmed assignment; what must be remembered of the telling is written first.
 /// Its credential is made by `time`.
-fn tell(device: &Believed<'_>, record: &Record, done: Done, now: Now, time: WallTime) -> Step {
+fn tell(device: &Believed<'_>, versioned: &Versioned, done: Done, time: WallTime) -> Step {
+    let record = &versioned.record;
     let Some(assignment) = record.confirmed() else { return Step::Join(Reason::First) };
     let enrollment = device.enrollment;
     let mut credential = None;
-    if !enrollment.credential_once || record.credential_claimed.is_none() || done.claimed {
+    if !enrollment.credential_once || record.credential_claimed().is_none() || done.claimed {
         let place = (&assignment.hub, &assignment.device_id);
         credential = attestation::credential(enrollment, record, &assignment.instance, place, time);
     }
-    let tells_reprovision = device.request.reprovision && record.reprovisioned_untold;
+    let tells_reprovision = device.request.reprovision && record.reprovisioned_untold();
     let claims = enrollment.credential_once && credential.is_some() && !done.claimed;
     let answered = Outcome::Assigned(Box::new(Assigned {
-        registration_id: record.registration_id.clone(),
+        registration_id: record.registration_id().clone(),
         device_id: assignment.device_id.clone(),
         hub: assignment.hub.clone(),
         substatus: assignment.substatus.clone(),
@@ -516,72 +492,56 @@ fn tell(device: &Believed<'_>, record: &Record, done: Done, now: Now, time: Wall
         credential,
     }));
     if tells_reprovision || claims {
-        let mut record = record.clone();
-        if tells_reprovision {
-            record.reprovisioned_untold = false;
-            record.reprovision_told = Some(StoredMoment::of(now));
-        }
-        if claims {
-            record.credential_claimed = Some(now.wall);
-        }
-        let done = Done { claimed: claims, told: tells_reprovision };
+        let (from, done) = (Box::new(versioned.clone()), Done { claimed: claims, told: tells_reprovision });
+        let command = Box::new(Command::Tell { reprovision: tells_reprovision, credential: claims });
         // What may be handed out once only is not handed out unless that is remembered.
         let unwritten = (!claims).then_some(answered);
-        return Step::Write { record: Box::new(record), done, unwritten };
+        return Step::Change { from, command, done, unwritten };
     }
     Step::Answer(answered)
 }
 
-/// How a device joins a line.
-pub(super) struct Joining {
-    /// Why.
-    pub(super) reason: Reason,
+/// How a device comes to a place.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Entry<'a> {
     /// In which lane.
     pub(super) class: Class,
-    /// For DPS's allocation policy.
-    pub(super) payload: Option<Value>,
-    /// The device asked for a new registration.
-    pub(super) reprovision: bool,
-    /// The request that gave it the place it leaves; `None` if the one that is being handled gives it this one.
-    pub(super) request_id: Option<String>,
+    /// At which instance.
+    pub(super) wish: Wish<'a>,
     /// The device itself asks, and comes back when it is told to.
     pub(super) asked: bool,
-    /// Where it stood before its instance failed.
-    pub(super) home: Option<Home>,
-    /// How often that has happened.
-    pub(super) rebooked: u32,
+    /// When.
+    pub(super) now: Now,
 }
 
-impl Joining {
-    /// As it joined the place that it leaves.
-    pub(super) fn again(left: Pending) -> Self {
-        let Pending { reason, place, payload, reprovision, home, rebooked, request_id, .. } = left;
-        Self { reason, class: place.class, payload, reprovision, asked: false, home, rebooked, request_id }
-    }
+/// Which instance a device is to go to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wish<'a> {
+    /// The one where it has been; for a new device, one that works if there is one.
+    Any,
+    /// The one that an operator moves it to.
+    Moved(&'a InstanceName),
+    /// The one that has it sooner, as long as that takes new devices.
+    Rebooked(&'a InstanceName),
 }
 
 /// A place that is given out in memory, and not on disk yet.
-pub(super) struct Seat {
+pub(super) struct Reserved {
     pub(super) dispatcher: Arc<Dispatcher>,
     /// Placement has newly counted the device in.
-    pub(super) reserved: bool,
+    pub(super) counted: bool,
     pub(super) place: Place,
-    pub(super) joined_at: StoredMoment,
 }
 
 /// One registration of a suspect device per cool-down.
-pub(super) fn suspect_not_before(record: &Record, reason: Reason, settings: &Settings, now: Now) -> Option<Mono> {
-    let begun = record.last_registration_begun.filter(|_| reason == Reason::Suspect)?;
+pub(super) fn suspect_not_before(
+    last_registration_begun: Option<StoredMoment>,
+    reason: Reason,
+    settings: &Settings,
+    now: Now,
+) -> Option<Mono> {
+    let begun = last_registration_begun.filter(|_| reason == Reason::Suspect)?;
     begun.left_of(settings.registration.suspect_cooldown, now).map(|left| now.mono.after(left))
-}
-
-fn reason_words(reason: Reason) -> &'static str {
-    match reason {
-        Reason::First => "it has no assignment yet",
-        Reason::Reprovision => "it asked for a new registration",
-        Reason::Suspect => "its assignment was contradicted",
-        Reason::Moved => "an operator moves it",
-    }
 }
 
 /// A device that is who it says it is.
@@ -605,8 +565,9 @@ impl Believed<'_> {
         let cooldown = self.settings.registration.reprovision_cooldown;
         let lately =
             |moment: Option<StoredMoment>| moment.is_some_and(|moment| moment.left_of(cooldown, now).is_some());
-        let met =
-            record.reprovisioned_untold || lately(record.last_registration_begun) || lately(record.reprovision_told);
+        let met = record.reprovisioned_untold()
+            || lately(record.last_registration_begun())
+            || lately(record.reprovision_told());
         self.request.reprovision && !met
     }
 }

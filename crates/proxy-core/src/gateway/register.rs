@@ -6,45 +6,40 @@
 //! - However a call ends, its slot is settled exactly once and the place is finished or back in line exactly once.
 //! - What a call's end is evidence of is decided in [`crate::upstream::evidence`] alone, and acted upon in `trouble` alone.
 //!
-//! Here: departure, the call, and what follows from the answer. The rest: `poll`, `lookup` (an outcome nobody told us), `back` (another
-//! try from the same place), `ends` (assigned or refused), `trouble` (calls fail, or go through again), `durable` (how the record is
-//! edited).
+//! What follows from the end of a call is decided in [`crate::registration`]; this is the one driver that carries it out. Here: departure,
+//! the call, and doing what was decided. The rest: `poll`, `claim` (one device ID, one registration), `trouble` (calls fail, or go
+//! through again), `durable` (how the record changes, and how the line is left).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::dispatch::{Connection, Dispatcher, count};
+use super::task_names::NOTES;
 use super::{ChangeError, Gateway, about};
 use crate::attestation;
+use crate::device::{Decision, Draft, Record, Refusal, Rejected, Stage, Step};
 use crate::ids::{OperationId, RegistrationId};
 use crate::line::lane::JobKind;
 use crate::line::{Admission, Departure, Holding};
 use crate::place::Place;
-use crate::record::{Record, Stage};
+use crate::registration::{self, Next, Situation};
+use crate::settings::UpstreamAttestation;
 use crate::store::Write;
 use crate::upstream::evidence::{Blame, Evidence};
-use crate::upstream::verdict::{Call, Named, RefusalWords, Verdict, judge};
-use crate::upstream::{Answer, CallResult, Caller, DpsError, LastLook, NoAnswer, Said, Upstream};
+use crate::upstream::verdict::{Call, Named, RefusalWords};
+use crate::upstream::{CallResult, Caller, DpsError, LastLook, NoAnswer, Said, Upstream};
+use rate_control::entropy::Entropy;
 use rate_control::ledger::{SlotId, SlotRecord};
 use rate_control::time::{Mono, Now, StoredMoment};
 
-mod back;
+mod claim;
 mod durable;
-mod ends;
-mod lookup;
 mod poll;
 mod trouble;
 
-/// After "another registration of this device is running" (409203): 1 to 3 s, as the SDKs' own tests do.
-const REQUEUE_WAIT_MIN: Duration = Duration::from_secs(1);
-const REQUEUE_WAIT_SPREAD: Duration = Duration::from_secs(2);
-
 /// Until a device is tried again whose earlier registration, from a place it was moved away from, is still on the wire.
 const OTHER_CALL_WAIT: Duration = Duration::from_secs(1);
-
-/// A proof that is good for this much longer than we made it is one by another clock.
-const TOKEN_TOLERANCE: Duration = Duration::from_secs(60);
 
 /// The first polls after a start are spread over this time at least.
 const RESUME_SPREAD_MIN: Duration = Duration::from_secs(5);
@@ -55,17 +50,28 @@ enum NotGoing {
     Elsewhere,
     /// An operator blocked the device since its last registration.
     Blocked,
+    /// A registration from this place has left already, and its outcome is not known.
+    UnderWay,
     /// What time it is at DPS is not known, so nothing can be signed.
     NoTime,
     /// It cannot be proven to DPS.
     Refused(RefusalWords),
 }
 
+impl From<Rejected> for NotGoing {
+    fn from(rejected: Rejected) -> Self {
+        match rejected {
+            Rejected::UnderWay => Self::UnderWay,
+            _ => Self::Elsewhere,
+        }
+    }
+}
+
 /// A call that may leave now.
 struct Ready {
     caller: Caller,
-    payload: Option<serde_json::Value>,
-    repeated: bool,
+    /// The device as it is when the call leaves.
+    record: Record,
     /// When the registration before this one was sent.
     sent_before: Option<StoredMoment>,
 }
@@ -78,13 +84,6 @@ struct Settled {
     write: Option<Write>,
     /// A slot that nothing was sent under. It is free for others only after that is on disk: a late deletion must not hit theirs.
     free_after: Option<SlotId>,
-}
-
-/// What DPS called an answer that gave no result, if that may be held against the device: not what somebody else answered, and not that a
-/// proof of ours was not believed.
-fn no_result(answer: &Answer, evidence: Evidence) -> Option<Named> {
-    let not_believed = matches!(answer.said, Said::Error(DpsError { http_status: 401, .. }));
-    (evidence != Evidence::Against(Blame::Path) && !not_believed).then(|| Named::of(answer))
 }
 
 /// What an answer shows of the quota.
@@ -168,10 +167,7 @@ impl Attempt {
 
     /// Whether the record is still where this attempt began.
     fn is_mine(&self, record: &Record) -> bool {
-        record
-            .pending
-            .as_ref()
-            .is_some_and(|pending| pending.instance == self.dispatcher.name && pending.place == self.place)
+        record.stands_at(&self.dispatcher.name, self.place)
     }
 
     async fn register(self, departure: Departure, connection: Connection) {
@@ -187,27 +183,42 @@ impl Attempt {
             }
         };
         tracing::debug!("registration sent");
-        let (sent, last_look) = (self.now().mono, self.last_look(Call::Register, &departure, ready.repeated));
-        let result = self.upstream().register(&ready.caller, ready.payload.as_ref(), &last_look).await;
+        let pending = ready.record.pending();
+        let repeated = pending.is_some_and(|pending| pending.attempts > 1);
+        let payload = pending.and_then(|pending| pending.payload.as_ref());
+        let (sent, last_look) = (self.now().mono, self.last_look(Call::Register, &departure, repeated));
+        let result = self.upstream().register(&ready.caller, payload, &last_look).await;
         drop((connection, on_the_wire));
-        let evidence = self.learn_from(Call::Register, &result);
-        let settled = self.settle(&departure, sent, &result, evidence);
-        match result {
-            Ok(answer) => {
-                let verdict = self.judge(Call::Register, &answer, &ready.caller);
-                let judged = (verdict, &answer, evidence);
-                if let Some((operation_id, wait)) = self.follow(Call::Register, judged, settled).await {
-                    self.poll(operation_id, wait).await;
-                }
+        self.ended(Call::Register, &departure, &ready, sent, result).await;
+    }
+
+    /// Asks DPS what became of a registration that nobody told the outcome of.
+    async fn look_up(self, departure: Departure, connection: Connection) {
+        let (settings, now) = (self.gateway.settings(), self.now());
+        let slot =
+            self.slot_writes(&departure, |boot| SlotRecord { boot, sent: now.mono, answered: None, abandoned: None });
+        let marked =
+            self.gateway.change(&self.id, now, &slot, |draft: &mut Draft| self.prepare(&settings, draft.record(), now));
+        let ready = match marked.await {
+            Ok((ready, _)) => ready,
+            Err(error) => {
+                drop(connection);
+                return self.not_going(&departure, error).await;
             }
-            Err(NoAnswer::Withheld(held)) => self.stay(held, JobKind::Register, ready.sent_before, settled).await,
-            Err(NoAnswer::NeverLeft(why) | NoAnswer::NoMeans(why)) => {
-                self.unreachable(&why, ready.sent_before, settled).await;
-            }
-            Err(NoAnswer::Lost(why)) => self.outcome_unknown(&why, lookup::LOOKUP_WAIT, settled).await,
-            Err(NoAnswer::OldConnection(why)) => {
-                self.outcome_unknown(&why, lookup::OLD_CONNECTION_WAIT, settled).await;
-            }
+        };
+        let (sent, last_look) = (self.now().mono, self.last_look(Call::Lookup, &departure, false));
+        let result = self.upstream().lookup(&ready.caller, &last_look).await;
+        drop(connection);
+        self.ended(Call::Lookup, &departure, &ready, sent, result).await;
+    }
+
+    /// A call that had a slot of the quota has ended.
+    async fn ended(self, call: Call, departure: &Departure, ready: &Ready, sent: Mono, result: CallResult) {
+        let evidence = self.learn_from(call, &result);
+        let settled = self.settle(departure, sent, &result, evidence);
+        let next = self.decide(call, ready, &result, evidence, 0);
+        if let Some((operation_id, wait)) = self.follow(next, settled).await {
+            self.poll(operation_id, wait).await;
         }
     }
 
@@ -218,46 +229,35 @@ impl Attempt {
         let dps_time = self.dispatcher.dps_clock.lock().latest(now);
         let slot =
             self.slot_writes(departure, |boot| SlotRecord { boot, sent: now.mono, answered: None, abandoned: None });
-        let edit = |record: &mut Record| {
-            let ready = self.prepare(&settings, record, now)?;
-            let timeline_max = settings.registration.timeline_max;
-            let pending = record.pending.as_mut().ok_or(NotGoing::Elsewhere)?;
-            pending.attempts = pending.attempts.saturating_add(1);
-            pending.stage = Stage::Sent { time: now.wall, dps_time };
-            let number = pending.attempts;
-            record.last_sent = Some(StoredMoment::of(now));
-            record.note(now.wall, timeline_max, format!("registration {number} sent to {}", self.dispatcher.name));
-            Ok(ready)
+        let send = |draft: &mut Draft| {
+            let ready = self.prepare(&settings, draft.record(), now)?;
+            draft.apply(self.command(Step::Send { dps_time }))?;
+            Ok(Ready { record: draft.record().clone(), ..ready })
         };
-        self.gateway.change(&self.id, &slot, edit).await.map(|(ready, _)| ready)
+        self.gateway.change(&self.id, now, &slot, send).await.map(|(ready, _)| ready)
     }
 
     /// Checks that the device may go, and makes its proof.
     fn prepare(&self, settings: &crate::settings::Settings, record: &Record, now: Now) -> Result<Ready, NotGoing> {
-        let pending = record.pending.as_ref().filter(|_| self.is_mine(record)).ok_or(NotGoing::Elsewhere)?;
+        let pending = record.pending().filter(|_| self.is_mine(record)).ok_or(NotGoing::Elsewhere)?;
         about::cause(record);
-        if record.blocked.is_some() && pending.stage == Stage::Waiting {
+        if record.blocked().is_some() && pending.stage == Stage::Waiting {
             return Err(NotGoing::Blocked);
         }
         let refused = |code, detail: String| {
             NotGoing::Refused(RefusalWords { code, detail, error_code: None, tracking_id: None })
         };
-        let enrollment = settings.enrollments.get(&record.enrollment).ok_or_else(|| {
+        let enrollment = settings.enrollments.get(record.enrollment()).ok_or_else(|| {
             refused(
                 "enrollment-removed",
-                format!("the enrollment {} is not in the configuration any more", record.enrollment),
+                format!("the enrollment {} is not in the configuration any more", record.enrollment()),
             )
         })?;
         let earliest = self.dispatcher.dps_clock.lock().earliest(now).ok_or(NotGoing::NoTime)?;
         let expires = earliest.after(settings.registration.token_life);
         let caller = attestation::caller(settings, enrollment, record, &self.dispatcher.name, expires)
             .map_err(|error| refused("no-key", error.to_string()))?;
-        Ok(Ready {
-            caller,
-            payload: pending.payload.clone(),
-            repeated: pending.attempts > 0,
-            sent_before: record.last_sent,
-        })
+        Ok(Ready { caller, record: record.clone(), sent_before: record.last_sent() })
     }
 
     fn slot_writes(
@@ -275,9 +275,11 @@ impl Attempt {
         match error {
             ChangeError::Unknown | ChangeError::Refused(NotGoing::Elsewhere) => self.finish(false),
             ChangeError::Refused(NotGoing::NoTime) => self.come_back(departure.job, self.now().mono),
+            // Never a second one beside it: DPS is asked what became of the first.
+            ChangeError::Refused(NotGoing::UnderWay) => self.come_back(JobKind::Lookup, self.now().mono),
             ChangeError::Refused(NotGoing::Refused(words)) => self.refuse(words, Settled::default()).await,
             ChangeError::Refused(NotGoing::Blocked) => {
-                self.edit_durably(Settled::default(), |record| drop(record.drop_pending())).await;
+                self.take_step(Settled::default(), Step::GiveUp).await;
                 self.finish(false);
             }
             ChangeError::Store(error) => {
@@ -364,82 +366,138 @@ impl Attempt {
         })
     }
 
-    /// What an answer means. That DPS does not believe what had ended by its clock is nothing that a device is to blame for: its clock was
-    /// set, or ours stood still.
-    fn judge(&self, call: Call, answer: &Answer, caller: &Caller) -> Verdict {
-        about::answer(answer);
-        let verdict = judge(call, answer);
-        let not_believed = matches!(&answer.said, Said::Error(DpsError { http_status: 401, .. }));
-        let Some(date) = answer.date.filter(|_| not_believed) else { return verdict };
-        let life = self.gateway.settings().registration.token_life;
-        if date < caller.expires && caller.expires.since(date) <= life + TOKEN_TOLERANCE {
-            return verdict;
+    /// What follows from the end of a call. `failed_polls` polls of the registration in a row had failed before.
+    fn decide(&self, call: Call, ready: &Ready, result: &CallResult, evidence: Evidence, failed_polls: u32) -> Next {
+        match result {
+            Ok(answer) => {
+                about::answer(answer);
+                tracing::debug!(?call, ?evidence, "DPS answered");
+            }
+            Err(no_answer) => tracing::debug!(?call, ?evidence, %no_answer, "DPS did not answer"),
         }
-        let why = format!(
-            "DPS's clock was set to {date}: the proof we sent was good until {}; we sign by its clock now",
-            caller.expires
-        );
-        tracing::warn!(%why, "a proof was refused because of a clock");
-        // What is polled goes on being polled; everything else goes again.
-        if call == Call::Poll { Verdict::Retry { why } } else { Verdict::Requeue { why } }
+        self.with_situation(ready, failed_polls, |situation, entropy| {
+            registration::decide(situation, call, result, evidence, entropy)
+        })
     }
 
-    /// Does what an answer means. Returns what is to be polled, and after which wait, if DPS has begun to work on the registration.
-    async fn follow(
+    fn with_situation(
         &self,
-        call: Call,
-        (verdict, answer, evidence): (Verdict, &Answer, Evidence),
-        settled: Settled,
-    ) -> Option<(OperationId, Duration)> {
-        tracing::debug!(?call, ?evidence, "DPS answered");
-        let no_result = no_result(answer, evidence);
-        match verdict {
-            Verdict::Assigned(state) => self.assign(state, Named::of(answer), settled).await,
-            Verdict::Assigning { operation_id: Some(operation_id) } => {
-                return self.assigning(operation_id, answer.retry_after, settled).await;
+        ready: &Ready,
+        failed_polls: u32,
+        decide: impl FnOnce(&Situation<'_>, &mut Entropy) -> Next,
+    ) -> Next {
+        let settings = self.gateway.settings();
+        let instance = &self.dispatcher.name;
+        let enrollment = settings.enrollments.get(ready.record.enrollment());
+        let situation = Situation {
+            record: &ready.record,
+            instance,
+            hubs: settings.instances.get(instance).map(|instance| &instance.hubs),
+            in_group: enrollment.is_some_and(|found| matches!(found.upstream, UpstreamAttestation::Group { .. })),
+            rules: &settings.registration,
+            sent_before: ready.sent_before,
+            expires: ready.caller.expires,
+            others_get_results: self.others_get_results(),
+            instance_fails: self.dispatcher.line.lock().failures() > 0,
+            failed_polls,
+            now: self.now(),
+        };
+        decide(&situation, &mut self.gateway.entropy.lock())
+    }
+
+    /// Whether DPS came to results about devices not long ago, and calls to it do not fail.
+    fn others_get_results(&self) -> bool {
+        let within = self.gateway.settings().registration.assigning_max;
+        let last = *self.dispatcher.last_result.lock();
+        let now = self.now().mono;
+        self.dispatcher.line.lock().failures() <= 1 && last.is_some_and(|last| now.since(last) <= within)
+    }
+
+    /// Does what was decided. Returns what is to be polled, and after which wait, if DPS has begun to work on the registration.
+    async fn follow(&self, next: Next, settled: Settled) -> Option<(OperationId, Duration)> {
+        match next {
+            Next::Poll { operation_id, wait } => {
+                about::operation(&operation_id);
+                let step = Step::Assigning { operation_id: operation_id.clone() };
+                let taken = self.take_step_or_finish(settled, step).await;
+                tracing::debug!("DPS works on the registration");
+                return taken.then_some((operation_id, wait));
             }
-            Verdict::Assigning { operation_id: None } => {
-                self.look_up_later(call, "DPS still works on it", settled).await;
+            // Only a poll is answered so, and polling has its own loop.
+            Next::PollAgain { wait, .. } => self.come_back(JobKind::Lookup, self.now().mono.after(wait)),
+            Next::Return { step, job, wait } => {
+                if self.take_step_or_finish(settled, step).await {
+                    self.come_back(job, self.now().mono.after(wait));
+                }
             }
-            Verdict::Throttled { retry_after, tracking_id } => {
-                self.throttled(call, (retry_after, tracking_id), settled).await;
+            Next::Throttled { step, job, wait, asked } => {
+                self.throttled(wait, asked, settled.spent_at);
+                if self.take_step_or_finish(settled, step).await {
+                    self.come_back(job, self.now().mono);
+                }
             }
-            // What became of the registration is still unknown: nothing is sent again before that is clear.
-            Verdict::Requeue { why } | Verdict::Retry { why } if call == Call::Lookup => {
-                self.look_up_later(call, &why, settled).await;
-            }
-            Verdict::Requeue { why } => {
-                let wait = REQUEUE_WAIT_MIN + self.gateway.spread(REQUEUE_WAIT_SPREAD);
-                self.go_again(&why, wait, no_result, settled).await;
-            }
-            Verdict::Retry { why } => self.failed(&why, no_result, settled).await,
-            Verdict::Refused(words) => {
-                *self.dispatcher.last_result.lock() = Some(self.now().mono);
+            Next::Assign { decision, named } => self.assign(*decision, named, settled).await,
+            Next::Refuse { words, by_dps } => {
+                if by_dps {
+                    *self.dispatcher.last_result.lock() = Some(self.now().mono);
+                }
                 self.refuse(words, settled).await;
-            }
-            Verdict::Unknown { why } => self.look_up_later(call, &why, settled).await,
-            Verdict::NotRegistered => {
-                self.go_again_in_time("DPS holds no registration of the device", settled).await;
-            }
-            Verdict::NoLookups => {
-                let why = "this DPS has no status lookups, so the device is registered again";
-                self.go_again_in_time(why, settled).await;
             }
         }
         None
     }
 
-    async fn assigning(
-        &self,
-        operation_id: OperationId,
-        retry_after: Option<Duration>,
-        settled: Settled,
-    ) -> Option<(OperationId, Duration)> {
-        about::operation(&operation_id);
-        let stage = Stage::Assigning { operation_id: operation_id.clone(), time: self.now().wall };
-        let what = format!("{} works on it (operation {operation_id})", self.dispatcher.name);
-        let moved = self.move_to_stage(stage, &what, settled).await;
-        tracing::debug!("DPS works on the registration");
-        moved.then(|| (operation_id, self.poll_wait(retry_after)))
+    /// Nobody of the instance goes for a while.
+    fn throttled(&self, wait: Duration, asked: Option<Duration>, spent_at: Option<Mono>) {
+        count(&self.dispatcher.counts.throttled);
+        if let Some(asked) = asked.filter(|&asked| asked > wait) {
+            tracing::error!(registration_id = %self.id, instance = %self.dispatcher.name, asked_seconds = asked.as_secs(), wait_seconds = wait.as_secs(), "DPS asked for a longer wait than registration.throttle_wait_max; the instance is paused for that long only");
+        }
+        tracing::warn!(registration_id = %self.id, instance = %self.dispatcher.name, wait_seconds = wait.as_secs(), "DPS throttled the instance");
+        let now = self.now().mono;
+        self.dispatcher.line.lock().throttled(spent_at, now.after(wait), now);
+        self.gateway.spawn(NOTES, Arc::clone(&self.gateway).keep_pause(Arc::clone(&self.dispatcher)));
+    }
+
+    /// The assignment goes to disk, then everybody hears of it.
+    async fn assign(&self, decision: Decision, named: Named, settled: Settled) {
+        // Held until the assignment is written, so that of two at once one is refused.
+        let Some(claim) = self.claim(&decision.device_id).await else { return self.finish(false) };
+        if let Err(other) = &claim {
+            let device_id = &decision.device_id;
+            tracing::error!(registration_id = %self.id, instance = %self.dispatcher.name, %device_id, %other, "two registrations claim one device ID");
+            let words = registration::device_id_taken(device_id, other, named);
+            return self.refuse(words, settled).await;
+        }
+        let hub = decision.hub.clone();
+        let stored = self.take_step(settled, Step::Assign(Box::new(decision))).await;
+        if stored {
+            count(&self.dispatcher.counts.assigned);
+            *self.dispatcher.last_result.lock() = Some(self.now().mono);
+            tracing::info!(registration_id = %self.id, instance = %self.dispatcher.name, assigned_hub = %hub, "assigned");
+        }
+        self.finish(stored);
+    }
+
+    /// The device leaves the line, and is told why until the refusal expires.
+    async fn refuse(&self, words: RefusalWords, settled: Settled) {
+        let now = self.now();
+        tracing::warn!(registration_id = %self.id, instance = %self.dispatcher.name, code = words.code, detail = words.detail,
+            error_code = words.error_code, tracking_id = words.tracking_id, "registration refused");
+        let refusal = Refusal {
+            code: words.code.to_owned(),
+            detail: words.detail,
+            error_code: words.error_code,
+            tracking_id: words.tracking_id,
+            instance: self.dispatcher.name.clone(),
+            at: StoredMoment::of(now),
+            until: now.wall.after(self.gateway.settings().registration.refusal_ttl),
+            settings_mark: self.gateway.settings_mark(),
+        };
+        let stored = self.take_step(settled, Step::Refuse(Box::new(refusal))).await;
+        if stored {
+            count(&self.dispatcher.counts.refused);
+        }
+        self.finish(false);
     }
 }

@@ -4,8 +4,8 @@
 //! - Only a device for which nothing can have left may change its instance here. One that is assigned somewhere, or whose outcome is
 //!   unknown, is re-homed by nobody but an operator.
 //! - Every change has to gain [`GAIN_MIN`] by the forecasts of both lines. So an outage is never made longer by it.
-//! - A device that is brought home gets the place back that it had there, and that happens to it [`RETURNS_MAX`] times at most: an
-//!   instance that comes and goes does not keep devices moving for ever.
+//! - A device that is brought home gets the place back that it had there, and that happens to it a few times at most: an instance that
+//!   comes and goes does not keep devices moving for ever. The record knows how often.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -16,13 +16,13 @@ use futures_util::StreamExt as _;
 
 use tracing::Instrument as _;
 
-use super::provision::{Joining, ProvisionError, Seat};
-use super::{Gateway, about};
+use super::provision::{Entry, ProvisionError, Reserved, Wish};
+use super::{Gateway, about, lost_race};
+use crate::device::{Command, Effects, Outline, Record, Rejected, Versioned};
 use crate::ids::{InstanceName, RegistrationId};
 use crate::line::scheduler::Walk;
 use crate::place::Place;
 use crate::placement;
-use crate::record::{Home, Pending, Record, Stage, Versioned};
 use crate::store::CommitError;
 use rate_control::time::{Mono, Now};
 
@@ -41,9 +41,6 @@ const RELIEF_AHEAD: Duration = Duration::from_secs(5);
 /// What a change of the instance has to gain: less is not worth the writes, and no forecast is as good as that.
 const GAIN_MIN: Duration = Duration::from_secs(2);
 
-/// How often a device is brought home.
-const RETURNS_MAX: u32 = 3;
-
 /// Devices that wait elsewhere, by the instance that is their home, in the order of their places there.
 #[derive(Debug, Default)]
 pub(super) struct Away {
@@ -51,9 +48,9 @@ pub(super) struct Away {
 }
 
 impl Away {
-    /// Follows a record from `old` to `new`.
-    pub(super) fn follow(&mut self, old: Option<&Record>, new: Option<&Record>) {
-        let (old, new) = (old.and_then(home_to_come_back_to), new.and_then(home_to_come_back_to));
+    /// A record was changed.
+    pub(super) fn follow(&mut self, effects: &Effects) {
+        let (old, new) = (effects.before.as_ref().and_then(home), effects.after.as_ref().and_then(home));
         if old == new {
             return;
         }
@@ -91,20 +88,9 @@ impl Away {
     }
 }
 
-fn home_to_come_back_to(record: &Record) -> Option<(InstanceName, (Place, RegistrationId))> {
-    let pending =
-        record.pending.as_ref().filter(|pending| may_be_rebooked(record) && pending.rebooked <= RETURNS_MAX)?;
-    // Who was moved ahead here would lose by it.
-    let home = pending.home.as_ref().filter(|home| home.place.class == pending.place.class)?;
-    Some((home.instance.clone(), (home.place, record.registration_id.clone())))
-}
-
-/// Whether nothing can have left for the device, here or elsewhere, and nobody wants it at a certain instance.
-fn may_be_rebooked(record: &Record) -> bool {
-    let fresh = record.pending.as_ref().is_some_and(|pending| {
-        pending.stage == Stage::Waiting && pending.attempts == 0 && pending.first_there && record.footprint.len() == 1
-    });
-    fresh && record.assignment.is_none() && record.moving_to.is_none() && record.blocked.is_none()
+fn home(outline: &Outline) -> Option<(InstanceName, (Place, RegistrationId))> {
+    let (instance, place) = outline.home.clone()?;
+    Some((instance, (place, outline.registration_id.clone())))
 }
 
 /// How far the lines have been looked through.
@@ -148,11 +134,11 @@ impl Gateway {
         may_take: impl Fn(&InstanceName) -> bool,
         now: Now,
     ) -> Option<InstanceName> {
-        let pending = record.pending.as_ref().filter(|_| may_be_rebooked(record))?;
+        let pending = record.pending().filter(|_| record.may_be_rebooked())?;
         if !self.is_sick(&pending.instance, now.mono) {
             return None;
         }
-        let (tenant, class) = (&record.tenant, pending.place.class);
+        let (tenant, class) = (record.tenant(), pending.place.class);
         let here = {
             let dispatcher = self.dispatcher(&pending.instance)?;
             let line = dispatcher.line.lock();
@@ -163,7 +149,7 @@ impl Gateway {
             line.forecast_failing(tenant, pending.place, now.mono)?
         };
         let settings = self.settings.load();
-        let enrollment = settings.enrollments.get(&record.enrollment)?;
+        let enrollment = settings.enrollments.get(record.enrollment())?;
         let dispatchers = self.dispatchers.load();
         let others = dispatchers.iter().filter(|(name, _)| **name != pending.instance && may_take(name));
         let open = others.filter(|(name, _)| {
@@ -187,21 +173,15 @@ impl Gateway {
     /// If that does not take it: it keeps its place then. The inner error is the store's.
     pub(super) async fn rebook(
         self: &Arc<Self>,
-        old: Box<Versioned>,
+        old: Versioned,
         to: &InstanceName,
         now: Now,
     ) -> Result<Result<(), CommitError>, ProvisionError> {
-        let mut new = (*old).clone();
-        let Some(left) = new.record.drop_pending() else { return Ok(Err(CommitError::Conflict { index: 0 })) };
-        let why = format!(
-            "calls to {} fail, and nothing was sent there: booked on another instance, {to}, which has it sooner",
-            left.instance
-        );
-        new.record.note(now.wall, self.settings().registration.timeline_max, why);
-        let Pending { instance, place, joined_at, .. } = left.clone();
-        let home = left.home.clone().unwrap_or(Home { instance, place, joined_at });
-        let joining = Joining { home: Some(home), rebooked: left.rebooked + 1, ..Joining::again(left) };
-        self.enter(Some(old.record), new, joining, Some(to), now).await
+        let Some(class) = old.record.pending().map(|pending| pending.place.class) else {
+            return Ok(Err(lost_race(Rejected::NoPlace)));
+        };
+        let entry = Entry { class, wish: Wish::Rebooked(to), asked: false, now };
+        self.enter(self.draft(old, now), entry, |seat| Command::Rebook { seat }).await
     }
 
     /// Keeps booking devices from lines whose instance fails on instances that have little to do, and brings them home.
@@ -287,8 +267,8 @@ impl Gateway {
         now: Now,
     ) -> Relieved {
         let Ok(Some(old)) = self.load(id).await else { return Relieved::Bound };
-        let waits_here = old.record.pending.as_ref().is_some_and(|pending| pending.instance == *instance);
-        if !waits_here || !may_be_rebooked(&old.record) || !self.fits_another(&old.record, instance) {
+        let waits_here = old.record.pending().is_some_and(|pending| pending.instance == *instance);
+        if !waits_here || !old.record.may_be_rebooked() || !self.fits_another(&old.record, instance) {
             return Relieved::Bound;
         }
         let Some(to) = self.sooner_elsewhere(&old.record, |name| room.contains_key(name), now) else {
@@ -298,7 +278,7 @@ impl Gateway {
         let span = about::registration_span(id, instance);
         let booking = async {
             about::cause(&old.record);
-            self.rebook(Box::new(old), &to, now).await
+            self.rebook(old, &to, now).await
         };
         match booking.instrument(span.clone()).await {
             Ok(Ok(())) => Relieved::Booked(to),
@@ -313,14 +293,14 @@ impl Gateway {
     /// Whether the device's enrollment allows it at `instance`, which it may have come to exclude.
     fn still_fits(&self, record: &Record, instance: &InstanceName) -> bool {
         let settings = self.settings.load();
-        let found = settings.enrollments.get(&record.enrollment).zip(settings.instances.get(instance));
+        let found = settings.enrollments.get(record.enrollment()).zip(settings.instances.get(instance));
         found.is_some_and(|(enrollment, at)| placement::fits(enrollment, instance, at))
     }
 
     /// Whether the device's enrollment allows it at any other instance.
     fn fits_another(&self, record: &Record, instance: &InstanceName) -> bool {
         let settings = self.settings.load();
-        let Some(enrollment) = settings.enrollments.get(&record.enrollment) else { return false };
+        let Some(enrollment) = settings.enrollments.get(record.enrollment()) else { return false };
         let mut others = settings.instances.iter().filter(|(name, _)| *name != instance);
         others.any(|(name, other)| placement::fits(enrollment, name, other))
     }
@@ -350,35 +330,22 @@ impl Gateway {
 
     async fn bring_one_home(self: &Arc<Self>, id: &RegistrationId, now: Now) {
         let Ok(Some(old)) = self.load(id).await else { return };
-        if home_to_come_back_to(&old.record).is_none() || !self.is_sooner_at_home(&old.record, now) {
+        let record = &old.record;
+        let home = record.pending().filter(|_| record.home_to_come_back_to().is_some());
+        let Some(home) = home.and_then(|pending| pending.home.clone()) else { return };
+        if !self.is_sooner_at_home(record, now) || !self.still_fits(record, &home.instance) {
             return;
         }
-        let mut new = old.clone();
-        let Some(left) = new.record.drop_pending() else { return };
-        let Some(home) = left.home.clone() else { return };
-        let why =
-            format!("calls to {} go through again: back from {} to its place there", home.instance, left.instance);
-        new.record.note(now.wall, self.settings().registration.timeline_max, why);
-        if !self.still_fits(&old.record, &home.instance) {
-            return;
+        let Ok((dispatcher, counted)) = self.choose(record, Wish::Rebooked(&home.instance), now) else { return };
+        let (place, ago) = (home.place, home.joined_at.age(now));
+        if !dispatcher.line.lock().reserve_returning(record.tenant(), place, id.clone(), ago, now.mono) {
+            return self.release(&dispatcher.name, counted);
         }
-        let Ok((dispatcher, reserved)) = self.choose(&new.record, Some(&home.instance), now) else { return };
-        let (tenant, ago) = (new.record.tenant.clone(), home.joined_at.age(now));
-        // The number of a place means something in its own line only.
-        let returns = dispatcher.name == home.instance
-            && dispatcher.line.lock().reserve_returning(&tenant, home.place, id.clone(), ago, now.mono);
-        if !returns {
-            if reserved {
-                self.occupancy.lock().remove(&dispatcher.name);
-            }
-            return;
-        }
-        let seat = Seat { dispatcher, reserved, place: home.place, joined_at: home.joined_at };
-        let joining = Joining::again(left);
+        let reserved = Reserved { dispatcher, counted, place };
         let span = about::registration_span(id, &home.instance);
         let seated = async {
-            about::cause(&old.record);
-            self.take_seat(Some(old.record), new, joining, seat, now).await
+            about::cause(record);
+            self.take_seat(self.draft(old.clone(), now), Command::ComeHome, reserved).await
         };
         if let Err(error) = seated.instrument(span.clone()).await {
             span.in_scope(|| tracing::debug!(%error, "not brought home yet"));
@@ -386,17 +353,16 @@ impl Gateway {
     }
 
     fn is_sooner_at_home(&self, record: &Record, now: Now) -> bool {
-        let Some((pending, home)) = record.pending.as_ref().and_then(|pending| Some((pending, pending.home.as_ref()?)))
-        else {
+        let Some((pending, home)) = record.pending().and_then(|pending| Some((pending, pending.home.as_ref()?))) else {
             return false;
         };
         let (Some(here), Some(there)) = (self.dispatcher(&pending.instance), self.dispatcher(&home.instance)) else {
             return false;
         };
-        let Some(here) = here.line.lock().forecast(&record.tenant, pending.place, now.mono) else { return false };
+        let Some(here) = here.line.lock().forecast(record.tenant(), pending.place, now.mono) else { return false };
         let mut line = there.line.lock();
         let ago = home.joined_at.age(now);
-        line.has_room(&record.tenant, now.mono)
-            && line.forecast_returning(&record.tenant, home.place, ago, now.mono).after(GAIN_MIN) <= here.appointment
+        line.has_room(record.tenant(), now.mono)
+            && line.forecast_returning(record.tenant(), home.place, ago, now.mono).after(GAIN_MIN) <= here.appointment
     }
 }

@@ -19,6 +19,7 @@ use super::recovered_places::{RecoveredLine, RecoveredPlace, RecoveredStage};
 use super::relief::Away;
 use super::task_names::{FEED_PRUNING, RELIEF, STORE_WATCH};
 use super::{Fixed, Gateway, NotApplicable, StoreError};
+use crate::device::{Effects, Record, Stage, Versioned};
 use crate::dps_clock::DpsClock;
 use crate::feed::Feed;
 use crate::ids::{IdScope, InstanceName};
@@ -26,7 +27,6 @@ use crate::line::lane::JobKind;
 use crate::line::scheduler::Fairness;
 use crate::line::{Line, RecoveryState};
 use crate::placement::Occupancy;
-use crate::record::{Record, Stage, Versioned};
 use crate::repeat::RepeatGuard;
 use crate::settings::Settings;
 use crate::store::watched::Watched;
@@ -534,20 +534,22 @@ async fn derive(store: &dyn Store, settings: &Settings, now: rate_control::time:
                 table: Table::Device,
                 detail: format!("{}: {error}", String::from_utf8_lossy(&row.name)),
             })?;
-            derived.add(record, settings, now);
+            derived.add(&record, settings, now);
         }
     }
 }
 
 impl Derived {
-    fn add(&mut self, record: Record, settings: &Settings, now: rate_control::time::Now) {
-        self.occupancy.follow(None, &record.footprint, None);
-        self.aliases.follow(None, Some(&record));
-        self.away.follow(None, Some(&record));
-        let Some(pending) = &record.pending else { return };
+    fn add(&mut self, record: &Record, settings: &Settings, now: rate_control::time::Now) {
+        let effects = Effects::of_new(record);
+        self.occupancy.follow(None, Some(record.footprint()), None);
+        self.aliases.follow(&effects);
+        self.away.follow(&effects);
+        let Some(pending) = record.pending() else { return };
         let what = match &pending.stage {
             Stage::Waiting => {
-                RecoveredStage::Waiting { not_before: suspect_not_before(&record, pending.reason, settings, now) }
+                let begun = record.last_registration_begun();
+                RecoveredStage::Waiting { not_before: suspect_not_before(begun, pending.reason, settings, now) }
             }
             Stage::Sent { .. } => RecoveredStage::UnknownOutcome,
             Stage::Assigning { operation_id, .. } => RecoveredStage::Operation(operation_id.clone()),
@@ -555,8 +557,9 @@ impl Derived {
         if let Some(home) = &pending.home {
             self.lines.entry(home.instance.clone()).or_default().given(home.place);
         }
-        let (instance, place, ago) = (pending.instance.clone(), pending.place, pending.joined_at.age(now));
-        let Record { registration_id: id, tenant, .. } = record;
-        self.lines.entry(instance).or_default().add(RecoveredPlace { place, tenant, id, ago, what });
+        let (id, tenant) = (record.registration_id().clone(), record.tenant().clone());
+        let (place, ago) = (pending.place, pending.joined_at.age(now));
+        let line = self.lines.entry(pending.instance.clone()).or_default();
+        line.add(RecoveredPlace { place, tenant, id, ago, what });
     }
 }

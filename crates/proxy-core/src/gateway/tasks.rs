@@ -15,11 +15,11 @@ use tracing::Instrument as _;
 use super::dispatch::{Connection, Dispatcher};
 use super::task_names::{CLOCK, DISPATCHER, POLL, REGISTRATION};
 use super::{Gateway, about};
+use crate::device::Stage;
 use crate::ids::{OperationId, RegistrationId};
 use crate::line::Departure;
 use crate::line::lane::JobKind;
 use crate::place::Place;
-use crate::record::Stage;
 use crate::supervise::{Deaths, Died, Supervisor, Task};
 use rate_control::ledger::SlotId;
 
@@ -152,9 +152,8 @@ impl Gateway {
         dispatcher.line.lock().deserted(place, slot, self.now().mono);
         let stage = match self.load(&id).await {
             Ok(found) => found
-                .and_then(|versioned| versioned.record.pending)
-                .filter(|pending| pending.instance == dispatcher.name && pending.place == place)
-                .map(|pending| pending.stage),
+                .filter(|found| found.record.stands_at(&dispatcher.name, place))
+                .and_then(|found| found.record.pending().map(|pending| pending.stage.clone())),
             // What cannot be read may have been sent.
             Err(_) => Some(Stage::Sent { time: self.now().wall, dps_time: None }),
         };

@@ -2,9 +2,9 @@
 
 use std::fmt;
 
+use crate::device::{Pending, Stage};
 use crate::line::{Holding, LineStatus};
 use crate::place::Class;
-use crate::record::{Pending, Stage};
 use rate_control::circuit_breaker::CircuitState;
 use rate_control::learner::Learning;
 use rate_control::time::{Mono, Now};

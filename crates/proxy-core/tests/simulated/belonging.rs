@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use proxy_core::attestation::{Reason, Told};
+use proxy_core::device::{Claim, Command, Listing, Record};
 use proxy_core::gateway::backend::Found;
 use proxy_core::gateway::operator::{ImportRow, Imported};
 use proxy_core::gateway::provision::{Outcome, ProvisionError};
 use proxy_core::gateway::restore::OpenError;
 use proxy_core::gateway::{Fixed, Gateway, StoreError};
 use proxy_core::ids::{IdScope, InstanceName, TenantName};
-use proxy_core::record::{Listed, Record};
 use proxy_core::secret::TokenDigest;
 use proxy_core::settings::{
     DeriveFrom, DeviceAttestation, Enrollment, Instance, Membership, RegistrationSettings, Settings,
@@ -151,7 +151,7 @@ async fn a_retired_device_is_told_so_however_it_proves_itself() {
 async fn settled_at_one_of_two() -> (World, String) {
     let world = World::new(settings(&[("a", 60), ("b", 60)])).await;
     world.settle(world.ask("device-1")).await;
-    let home = world.record("device-1").await.unwrap().assignment.unwrap().instance;
+    let home = world.record("device-1").await.unwrap().assignment().unwrap().instance.clone();
     (world, if home == name("a") { "b" } else { "a" }.to_owned())
 }
 
@@ -165,7 +165,7 @@ async fn a_move_keeps_its_target_although_the_target_refuses_the_device_at_first
     world.kill().await;
     let (hub, _) = world.settle(world.ask("device-1")).await;
     assert_eq!(hub, format!("hub-{target}.azure-devices.net"));
-    assert_eq!(world.record("device-1").await.unwrap().moving_to, None, "it is there");
+    assert_eq!(world.record("device-1").await.unwrap().moving_to(), None, "it is there");
 }
 
 #[tokio::test(start_paused = true)]
@@ -176,7 +176,7 @@ async fn a_move_keeps_its_target_although_the_device_is_blocked_meanwhile() {
     // It waits: nothing has left for the target yet.
     sleep(seconds(1)).await;
     let blocked = world.gateway.block(&id("device-1"), "oncall", None).await.unwrap();
-    assert!(blocked.pending.is_none() && !blocked.footprint.contains(&name(&target)), "{blocked:?}");
+    assert!(blocked.pending().is_none() && !blocked.footprint().contains(&name(&target)), "{blocked:?}");
     world.kill().await;
     world.gateway.unblock(&id("device-1"), "oncall").await.unwrap();
     world.dps(&target).reachable(true);
@@ -319,11 +319,11 @@ async fn dps_is_shown_the_spelling_that_the_device_proved_itself_with_last() {
     for (spelling, kept) in [("SN-1", Some("SN-1")), ("Sn-1", Some("Sn-1")), ("sn-1", None)] {
         let ask = world.ask(spelling).authorization(Some("Bearer fleet"));
         assert!(matches!(world.provision(ask).await, Ok(Outcome::Queued(_))));
-        assert_eq!(world.record("sn-1").await.unwrap().hardware_id.as_deref(), kept);
+        assert_eq!(world.record("sn-1").await.unwrap().hardware_id(), kept);
         sleep(seconds(3)).await;
     }
     world.gateway.import(vec![row("SN-1", "plant", "another")]).await.unwrap();
-    assert_eq!(world.record("sn-1").await.unwrap().hardware_id, None, "a list does not change what the device said");
+    assert_eq!(world.record("sn-1").await.unwrap().hardware_id(), None, "a list does not change what the device said");
     world.dps("a").reachable(true);
     world.settle(world.ask("sn-1").authorization(Some("Bearer fleet"))).await;
     assert_eq!(world.dps("a").sent().last().unwrap().id, "sn-1");
@@ -332,7 +332,7 @@ async fn dps_is_shown_the_spelling_that_the_device_proved_itself_with_last() {
         let ask = world.ask(spelling).authorization(Some("Bearer fleet")).reprovision();
         world.settle(ask).await;
         assert_eq!(world.dps("a").sent().last().unwrap().id, spelling);
-        assert_eq!(world.record("sn-1").await.unwrap().hardware_id.as_deref(), kept);
+        assert_eq!(world.record("sn-1").await.unwrap().hardware_id(), kept);
     }
 }
 
@@ -357,8 +357,8 @@ async fn of_two_lines_for_one_device_the_last_one_stands_wherever_the_lines_are_
             "cut at {cut}: {outcomes:?}"
         );
         let record = world.record("sn-1").await.unwrap();
-        assert_eq!((record.listed.unwrap().batch.as_deref(), record.hardware_id), (Some("second"), None), "{cut}");
-        assert_eq!(world.record("sn-2").await.unwrap().listed.unwrap().batch.as_deref(), Some("first"), "{cut}");
+        assert_eq!((record.listed().unwrap().batch.as_deref(), record.hardware_id()), (Some("second"), None), "{cut}");
+        assert_eq!(world.record("sn-2").await.unwrap().listed().unwrap().batch.as_deref(), Some("first"), "{cut}");
     }
 }
 
@@ -400,8 +400,10 @@ async fn a_device_without_a_key_of_its_own_is_not_believed() {
     let mut inventory = settings(&[("a", 60)]);
     inventory.enrollments.get_mut("plant").unwrap().upstream = UpstreamAttestation::Individual;
     let world = World::new(inventory).await;
-    let mut keyless = Record::new(id("device-1"), tenant("default"), enrollment_name("plant"));
-    keyless.listed = Some(Listed { batch: None, key: None, at: world.clock.now().wall });
+    let (tenant, enrollment) = (tenant("default"), enrollment_name("plant"));
+    let mut keyless = Record::new(id("device-1"), tenant.clone(), enrollment.clone());
+    let claim = Claim { tenant, enrollment, spelling: None };
+    keyless.apply(Command::List(Listing { claim, batch: None, key: None }), world.clock.now(), 1).unwrap();
     world.store.seed(Record::key(&id("device-1")), keyless.encode());
     let mut own = row("device-2", "plant", "delivery");
     own.key = Some(proxy_core::sas::derive_device_key(&group_key(), "device-2").expose_base64());

@@ -63,7 +63,7 @@ async fn a_refusal_lasts_as_configured_whatever_the_clock_read_when_it_was_given
         let world = refused_by_a_wrong_clock(wrong_millis).await;
         assert!(is_refused(&world, "device-1").await, "{wrong_millis}");
         let ProvisionError::Refused(told) = world.provision(world.ask("device-1")).await.unwrap_err() else { panic!() };
-        let view = world.gateway.registration(&id("device-1")).await.unwrap().record.refusal.unwrap();
+        let view = world.gateway.registration(&id("device-1")).await.unwrap().record.refusal().cloned().unwrap();
         for until in [told.until, view.until] {
             let left = until.since(world.gateway.now().wall);
             assert!((seconds(8)..=seconds(10)).contains(&left), "{wrong_millis}: {left:?}");
@@ -394,7 +394,7 @@ async fn behind_a_front_that_lets_no_question_for_the_time_through_devices_are_a
         // Devices are judged by our clock until DPS says something.
         world.provision(ask_until(&world, "device-1", now + 3_600)).await.unwrap();
         sleep(seconds(60)).await;
-        assert!(world.record("device-1").await.unwrap().assignment.is_some(), "{wrong_millis} {front:?}");
+        assert!(world.record("device-1").await.unwrap().assignment().is_some(), "{wrong_millis} {front:?}");
         let life = world.dps("a").token_life_max();
         assert!(life <= 120, "{wrong_millis} {front:?}: a token that is good for {life} s");
         let view = world.gateway.instances().remove(0);

@@ -137,7 +137,7 @@ async fn a_group_device_that_dps_names_differently_is_refused_and_an_individual_
     };
     assert_eq!((refusal.code.as_str(), refusal.tracking_id.as_deref()), ("unexpected-device-id", Some("request-1")));
     assert!(refusal.detail.contains("somebody-else") && refusal.detail.contains("individual"), "{}", refusal.detail);
-    assert_eq!(world.record("device-2").await.unwrap().assignment, None);
+    assert_eq!(world.record("device-2").await.unwrap().assignment(), None);
 
     let world = World::new(individual(settings(&[("a", 60)]))).await;
     world.list("device-2", "plant").await;

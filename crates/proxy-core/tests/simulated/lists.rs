@@ -61,10 +61,10 @@ async fn a_list_that_is_followed_from_its_position_knows_everything_whatever_cha
         let (revision, state) = known[&id(&device(number))];
         match world.record(&device(number)).await {
             Some(record) => {
-                let assignment = record.assignment.unwrap();
+                let assignment = record.assignment().unwrap();
                 assert_eq!((revision, state), (assignment.revision, assignment.state), "{number}");
             }
-            None => assert_eq!(state, proxy_core::record::AssignmentState::Retired, "{number}"),
+            None => assert_eq!(state, proxy_core::device::AssignmentState::Retired, "{number}"),
         }
     }
     for page in 1..=pages {

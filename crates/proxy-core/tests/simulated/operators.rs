@@ -1,11 +1,11 @@
 //! What operators do to a device, and the change feed that backends follow.
 
 use proxy_core::attestation::{HandedCredential, Told};
+use proxy_core::device::AssignmentState;
 use proxy_core::feed::{Next, Start};
 use proxy_core::gateway::operator::{ImportRow, Imported, OperatorError};
 use proxy_core::gateway::provision::{Outcome, ProvisionError};
 use proxy_core::placement::NoRoom;
-use proxy_core::record::AssignmentState;
 use proxy_core::secret::TokenDigest;
 use proxy_core::settings::{Credential, DeviceAttestation, Membership, UpstreamAttestation};
 use proxy_core::store::Table;
@@ -118,7 +118,7 @@ async fn a_moved_device_waits_at_its_new_instance_and_is_told_that_hub_only() {
 async fn moving_a_waiting_device_back_and_forth_leaves_no_trace_where_nothing_was_sent() {
     let world = World::new(settings(&[("a", 60), ("b", 60), ("c", 60)])).await;
     world.settle(world.ask("device-1")).await;
-    let home = world.record("device-1").await.unwrap().assignment.unwrap().instance;
+    let home = world.record("device-1").await.unwrap().assignment().unwrap().instance.clone();
     let others: Vec<_> = ["a", "b", "c"].into_iter().map(name).filter(|other| *other != home).collect();
     for dps in world.instances.values() {
         dps.reachable(false);
@@ -456,7 +456,7 @@ async fn a_device_that_is_moved_while_its_registration_is_on_the_wire_is_not_reg
     }
     world.queue("device-1").await;
     sleep(millis(500)).await;
-    let at = world.record("device-1").await.unwrap().pending.unwrap().instance;
+    let at = world.record("device-1").await.unwrap().pending().unwrap().instance.clone();
     let other = if at == name("a") { "b" } else { "a" };
     world.gateway.move_to(&id("device-1"), &name(other)).await.unwrap();
     sleep(seconds(30)).await;

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use proxy_core::device::{AssignmentState, Record, Refusal};
 use proxy_core::gateway::provision::{Outcome, ProvisionError};
 use proxy_core::line::Holding;
-use proxy_core::record::{AssignmentState, Record, Refusal};
 use proxy_core::store::Store as _;
 use serde_json::json;
 
@@ -528,7 +528,7 @@ async fn a_hub_that_the_instance_may_not_answer_with_is_not_stored() {
     world.queue("device-2").await;
     sleep(seconds(10)).await;
     assert_eq!(refusal(&world, "device-2").await.unwrap().code, "unexpected-hub");
-    assert_eq!(world.record("device-2").await.unwrap().assignment, None);
+    assert_eq!(world.record("device-2").await.unwrap().assignment(), None);
 }
 
 #[tokio::test(start_paused = true)]
@@ -582,7 +582,7 @@ async fn nothing_is_assigned_while_it_cannot_be_read_whether_the_device_id_is_ta
     world.store.seed(key.clone(), "damaged");
     sleep(seconds(60)).await;
     assert!(matches!(world.provision(world.ask("device-1")).await, Ok(Outcome::Queued(_))));
-    assert_eq!(world.record("device-1").await.unwrap().assignment, None);
+    assert_eq!(world.record("device-1").await.unwrap().assignment(), None);
     world.store.seed(key, stored.value);
     sleep(seconds(20)).await;
     assert_eq!(refusal(&world, "device-1").await.unwrap().code, "device-id-taken");
@@ -672,7 +672,7 @@ async fn a_contradicted_assignment_is_not_told_and_registered_anew_once_per_cool
     }
     sleep(seconds(170)).await;
     assert_eq!(world.hub("device-1").await, "hub-new.azure-devices.net");
-    let revisions = world.record("device-1").await.unwrap().assignment.unwrap();
+    let revisions = world.record("device-1").await.unwrap().assignment().cloned().unwrap();
     assert_eq!((revisions.state, revisions.revision), (AssignmentState::Confirmed, 3));
     for _ in 0..9 {
         world.gateway.invalidate("device-1", None, "hub-404001").await.unwrap();

@@ -37,7 +37,7 @@ async fn a_place_is_told_only_after_it_is_on_disk() {
     assert!(world.record("device-1").await.is_none());
     world.store.sync();
     assert!(matches!(asked.await.unwrap(), Ok(Outcome::Queued(_))));
-    assert!(world.record("device-1").await.unwrap().pending.is_some());
+    assert!(world.record("device-1").await.unwrap().pending().is_some());
 }
 
 #[tokio::test(start_paused = true)]
@@ -509,13 +509,13 @@ async fn a_wall_clock_that_jumps_in_mid_drain_changes_nothing_for_anybody_in_lin
             world.queue(&device).await;
         }
         sleep(seconds(60)).await;
-        let before = world.record("device-150").await.unwrap().pending.unwrap();
+        let before = world.record("device-150").await.unwrap().pending().cloned().unwrap();
         let told = world.queue("device-150").await;
         world.clock.set_wall_offset_millis(jump);
         sleep(seconds(10)).await;
         // It keeps its place, is told as long a wait as before, and by the clock that everybody can read now.
         let again = world.queue("device-150").await;
-        assert_eq!(world.record("device-150").await.unwrap().pending.unwrap().place, before.place, "{jump}");
+        assert_eq!(world.record("device-150").await.unwrap().pending().unwrap().place, before.place, "{jump}");
         let shorter = told.retry_after_seconds.abs_diff(again.retry_after_seconds);
         assert!((4..=16).contains(&shorter), "{jump}: {told:?}, ten seconds later {again:?}");
         let appointed = again.appointment.since(world.gateway.now().wall);

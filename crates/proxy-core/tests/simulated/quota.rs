@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use proxy_core::device::Stage;
 use proxy_core::gateway::Gateway;
 use proxy_core::gateway::provision::Outcome;
-use proxy_core::record::Stage;
 use tokio::task::JoinSet;
 
 use crate::support::clock::Dice;
@@ -106,7 +106,7 @@ async fn foul_storm(seed: u64) {
     let promised = storm.promised.lock().clone();
     for device in &promised {
         let record = world.record(device).await.unwrap_or_else(|| panic!("seed {seed}: {device} lost its place"));
-        assert!(record.assignment.is_some(), "seed {seed}: {device} was never served: {record:?}");
+        assert!(record.assignment().is_some(), "seed {seed}: {device} was never served: {record:?}");
     }
     while let Some(device) = devices.join_next().await {
         device.unwrap();
@@ -217,8 +217,8 @@ async fn a_registration_that_is_being_written_down_when_dps_throttles_does_not_l
     sleep(seconds(10)).await;
     assert_eq!(dps.count(Call::Register), 1);
     let record = world.record("second").await.unwrap();
-    let (pending, why) = (record.pending.unwrap(), &record.timeline.last().unwrap().what);
-    assert_eq!((pending.stage, pending.attempts), (Stage::Waiting, 0), "{why}");
+    let (pending, why) = (record.pending().unwrap(), &record.timeline().last().unwrap().what);
+    assert_eq!((&pending.stage, pending.attempts), (&Stage::Waiting, 0), "{why}");
     assert!(why.contains("DPS throttled"), "{why}");
     world.settle(world.ask("first")).await;
     world.settle(world.ask("second")).await;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use proxy_core::device::Record;
 use proxy_core::gateway::Gateway;
 use proxy_core::gateway::operator::InstanceView;
 use proxy_core::gateway::provision::Outcome;
@@ -34,8 +35,8 @@ fn devices(count: usize) -> Vec<String> {
 async fn waiting_at(world: &World, devices: &[String], instance: &str) -> Vec<String> {
     let mut waiting = Vec::new();
     for device in devices {
-        let pending = world.record(device).await.and_then(|record| record.pending);
-        if pending.is_some_and(|pending| pending.instance == name(instance)) {
+        let record = world.record(device).await;
+        if record.as_ref().and_then(Record::pending).is_some_and(|pending| pending.instance == name(instance)) {
             waiting.push(device.clone());
         }
     }
@@ -146,7 +147,7 @@ async fn drained_after_an_outage(quotas: (u32, u32)) -> Duration {
     }
     for device in &all {
         moved += usize::from(
-            world.record(device).await.unwrap().timeline.iter().any(|event| event.what.contains("booked on")),
+            world.record(device).await.unwrap().timeline().iter().any(|event| event.what.contains("booked on")),
         );
     }
     let at: Vec<u64> = ["a", "b"].map(|side| view(&world, side).counts.assigned).into();
@@ -209,7 +210,7 @@ async fn devices_that_were_booked_elsewhere_come_home_to_their_old_places() {
         let before = order[..last_home].iter().filter(|id| !home.contains(id)).count();
         assert!(before <= tries + 25, "killed: {killed}; {before} of those behind went first");
         for device in &all {
-            assert!(world.record(device).await.unwrap().assignment.is_some(), "{device}");
+            assert!(world.record(device).await.unwrap().assignment().is_some(), "{device}");
         }
         assert_eq!((view(&world, "a").line_length, view(&world, "b").line_length), (0, 0));
         assert_eq!(two_at_once(world.dps("a")).or(two_at_once(world.dps("b"))), None);
@@ -230,7 +231,7 @@ async fn an_instance_that_comes_and_goes_does_not_keep_devices_moving() {
     }
     let mut most = 0;
     for device in &all {
-        let timeline = world.record(device).await.unwrap().timeline;
+        let timeline = world.record(device).await.unwrap().timeline().to_vec();
         most = most.max(timeline.iter().filter(|event| event.what.contains("booked on")).count());
     }
     assert!((1..=4).contains(&most), "a device was booked elsewhere {most} times");

@@ -132,7 +132,7 @@ async fn what_nobody_waits_for_yields_to_devices_at_the_door_until_its_device_co
     for number in 0..20 {
         world.gateway.invalidate(&format!("known-{number}"), None, "gone").await.unwrap();
     }
-    let class = async |device: &str| world.record(device).await.unwrap().pending.unwrap().place.class;
+    let class = async |device: &str| world.record(device).await.unwrap().pending().unwrap().place.class;
     assert_eq!(class("known-3").await, Class::Background);
     let writes = world.store.commits();
     world.queue("known-3").await;

@@ -1,7 +1,7 @@
 //! Instances that fail: who waits, who is booked elsewhere, who must not be, and how an instance comes back.
 
+use proxy_core::device::{Record, Stage};
 use proxy_core::gateway::operator::InstanceView;
-use proxy_core::record::{Record, Stage};
 use rate_control::circuit_breaker::CircuitState;
 use rate_control::time::{Clock, WallTime};
 
@@ -15,7 +15,7 @@ fn view(world: &World, instance: &str) -> InstanceView {
 }
 
 fn instance_of(record: &Record) -> String {
-    record.pending.as_ref().unwrap().instance.to_string()
+    record.pending().unwrap().instance.to_string()
 }
 
 /// So many devices ask once; the registration IDs of those that were placed at `instance`.
@@ -25,7 +25,7 @@ async fn queue_at(world: &World, devices: u32, instance: &str) -> Vec<String> {
         let device = format!("device-{number}");
         world.queue(&device).await;
         let record = world.record(&device).await.unwrap();
-        if record.pending.is_some() && instance_of(&record) == instance {
+        if record.pending().is_some() && instance_of(&record) == instance {
             placed.push(device);
         }
     }
@@ -56,7 +56,7 @@ async fn an_instance_that_dies_in_mid_drain_loses_those_that_nothing_was_sent_fo
     sleep(millis(200)).await;
     let mut begun = Vec::new();
     for device in &at_a {
-        let stage = world.record(device).await.unwrap().pending.unwrap().stage;
+        let stage = world.record(device).await.unwrap().pending().unwrap().stage.clone();
         if stage != Stage::Waiting {
             begun.push(device.clone());
         }
@@ -67,8 +67,8 @@ async fn an_instance_that_dies_in_mid_drain_loses_those_that_nothing_was_sent_fo
         // Whoever comes back is booked on the instance that works, which has it sooner; its place is new, and durable before it is told.
         let _ = world.provision(world.ask(device)).await.unwrap();
         let record = world.record(device).await.unwrap();
-        let there = record.pending.is_none() || instance_of(&record) == "b";
-        assert_ne!(there, begun.contains(device), "{device}: {:?}", record.timeline);
+        let there = record.pending().is_none() || instance_of(&record) == "b";
+        assert_ne!(there, begun.contains(device), "{device}: {:?}", record.timeline());
     }
     assert_eq!(view(&world, "a").registered_count, begun.len() as u64, "capacity follows");
     world.dps("a").reachable(true);
@@ -121,7 +121,7 @@ async fn devices_with_an_unknown_outcome_at_the_front_do_not_keep_those_behind_f
     let mut left = 0;
     for device in &at_a {
         let record = world.record(device).await.unwrap();
-        left += usize::from(record.pending.is_some_and(|pending| pending.attempts == 0));
+        left += usize::from(record.pending().is_some_and(|pending| pending.attempts == 0));
     }
     assert_eq!(left, 0, "{left} of {} wait although nothing was sent for them", at_a.len());
 }

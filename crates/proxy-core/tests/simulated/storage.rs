@@ -158,7 +158,7 @@ async fn fail_nth(nth: u32, failure: &Failure) -> bool {
     if acknowledged {
         let record = world.record("device-1").await;
         assert!(
-            record.is_some_and(|record| record.pending.is_some() || record.assignment.is_some()),
+            record.is_some_and(|record| record.pending().is_some() || record.assignment().is_some()),
             "{what}: the place is lost"
         );
         sleep(seconds(300)).await;

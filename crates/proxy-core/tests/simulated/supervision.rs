@@ -51,9 +51,9 @@ async fn a_dispatcher_that_dies_twice_within_a_minute_is_given_up_while_known_de
     assert_eq!(world.hub("known").await, hub);
     for number in 0..6 {
         let record = world.record(&format!("device-{number}")).await.unwrap();
-        match record.pending {
+        match record.pending() {
             Some(pending) => assert_eq!(pending.instance, name("a"), "the other line is served"),
-            None => at_b += u32::from(record.assignment.unwrap().instance == name("b")),
+            None => at_b += u32::from(record.assignment().unwrap().instance == name("b")),
         }
     }
     assert!(at_b > 0, "some were placed on the other instance");

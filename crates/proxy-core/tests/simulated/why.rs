@@ -204,8 +204,8 @@ async fn failing_polls_are_told_with_their_cause_and_forgotten_when_one_succeeds
             .and_then(|(_, rest)| rest.split_once(" in a row"))
             .map_or(0, |(count, _)| count.parse::<u32>().unwrap());
     }
-    let events = |record: &proxy_core::record::Record| -> Vec<String> {
-        let failures = record.timeline.iter().filter(|event| event.what.starts_with("a poll failed: "));
+    let events = |record: &proxy_core::device::Record| -> Vec<String> {
+        let failures = record.timeline().iter().filter(|event| event.what.starts_with("a poll failed: "));
         failures.map(|event| event.what.clone()).collect()
     };
     assert_eq!(events(&world.record("device-1").await.unwrap()).len(), 1, "one event for all of them");

@@ -161,7 +161,7 @@ async fn registration(app: web::Data<App>, request: HttpRequest) -> Result<HttpR
 /// A device as operators are shown it: without tenant and enrollment while those are unknown.
 fn shown(view: &RegistrationView) -> Value {
     let mut shown = json!(view);
-    if view.record.unclaimed
+    if view.record.is_unclaimed()
         && let Some(members) = shown.as_object_mut()
     {
         members.retain(|name, _| !matches!(name.as_str(), "tenant" | "enrollment"));

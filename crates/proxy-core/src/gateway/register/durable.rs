@@ -1,64 +1,51 @@
-//! How an attempt edits its record and leaves the line: durably, and only while the record is still at the attempt's place.
+//! How an attempt takes a step and leaves the line: durably, and only while the record is still at the attempt's place.
 
 use std::time::Duration;
 
 use super::{Attempt, Settled};
+use crate::device::{Command, Step};
 use crate::gateway::ChangeError;
 use crate::gateway::dispatch::count;
 use crate::line::lane::JobKind;
-use crate::record::{Record, Stage};
 use crate::store::Write;
 use rate_control::retry;
 use rate_control::time::Mono;
 
 impl Attempt {
-    pub(super) async fn move_to_stage(&self, stage: Stage, what: &str, settled: Settled) -> bool {
-        self.edit_mine(settled, what, |record| set_stage(record, Some(stage.clone()))).await
+    /// The step as a command for the record: it is rejected if the record is not at this attempt's place any more.
+    pub(super) fn command(&self, step: Step) -> Command {
+        Command::Attempt { instance: self.dispatcher.name.clone(), place: self.place, step }
     }
 
-    /// Edits the record with an event, durably. False if the attempt is over: the record is elsewhere, or the service stops.
-    pub(super) async fn edit_mine(&self, settled: Settled, what: &str, edit: impl Fn(&mut Record)) -> bool {
-        let timeline_max = self.gateway.settings().registration.timeline_max;
-        let now = self.now().wall;
-        let edited = self
-            .edit_durably(settled, |record| {
-                edit(record);
-                record.note(now, timeline_max, what);
-            })
-            .await;
-        if !edited {
+    /// Takes a step, durably. False if the attempt is over: the record is elsewhere, or the service stops.
+    pub(super) async fn take_step_or_finish(&self, settled: Settled, step: Step) -> bool {
+        let taken = self.take_step(settled, step).await;
+        if !taken {
             self.finish(false);
         }
-        edited
+        taken
     }
 
-    /// Edits the record while it is at this attempt's place, and does not give up while the store cannot write: what DPS said must not
+    /// Takes a step while the record is at this attempt's place, and does not give up while the store cannot write: what DPS said must not
     /// be lost to a full disk. False if the record is elsewhere or the service stops.
-    pub(super) async fn edit_durably(&self, settled: Settled, edit: impl Fn(&mut Record)) -> bool {
-        let edited = self.keep_editing(settled.write, edit).await;
+    pub(super) async fn take_step(&self, settled: Settled, step: Step) -> bool {
+        let taken = self.keep_trying(settled.write, step).await;
         self.dispatcher.line.lock().never_left(settled.free_after);
-        edited
+        taken
     }
 
-    async fn keep_editing(&self, slot_write: Option<Write>, edit: impl Fn(&mut Record)) -> bool {
+    async fn keep_trying(&self, slot_write: Option<Write>, step: Step) -> bool {
         // The slot's end goes with the first try only: by a later one the slot may be another send's. Without it, the slot is held
         // longer after a restart, which is safe.
         let mut more: Vec<Write> = slot_write.into_iter().collect();
+        // The timeline says when it happened, not when the store could write again.
+        let (now, command) = (self.now(), self.command(step));
         let mut failures = 0;
         loop {
-            let edited = self
-                .gateway
-                .change(&self.id, &more, |record| {
-                    if !self.is_mine(record) {
-                        return Err(());
-                    }
-                    edit(record);
-                    Ok(())
-                })
-                .await;
+            let edited = self.gateway.change(&self.id, now, &more, |draft| draft.apply(command.clone())).await;
             let error = match edited {
                 Ok(_) => return true,
-                Err(ChangeError::Unknown | ChangeError::Refused(())) => {
+                Err(ChangeError::Unknown | ChangeError::Refused(_)) => {
                     if !more.is_empty() {
                         let _ = self.gateway.store.commit(more).await;
                     }
@@ -96,11 +83,5 @@ impl Attempt {
         let now = self.now().mono;
         self.dispatcher.line.lock().finish(self.place, assigned, now);
         self.dispatcher.bell.notify_one();
-    }
-}
-
-pub(super) fn set_stage(record: &mut Record, stage: Option<Stage>) {
-    if let (Some(pending), Some(stage)) = (&mut record.pending, stage) {
-        pending.stage = stage;
     }
 }

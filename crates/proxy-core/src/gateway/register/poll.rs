@@ -2,35 +2,56 @@
 
 use std::time::Duration;
 
-use super::{Attempt, NotGoing, RESUME_SPREAD_MIN, Settled, no_result};
+use super::{Attempt, NotGoing, RESUME_SPREAD_MIN, Ready, Settled};
+use crate::device::Step;
 use crate::gateway::dispatch::count;
 use crate::ids::OperationId;
-use crate::upstream::verdict::{Call, Named, Verdict, trace};
-use crate::upstream::{Answer, Said, Status};
-use rate_control::retry;
-
-/// Least wait between two polls of one device: DPS allows 5 per 10 s.
-const POLL_WAIT_MIN: Duration = Duration::from_secs(2);
+use crate::registration::{self, Next, POLL_WAIT_MIN};
+use crate::upstream::CallResult;
+use crate::upstream::verdict::{Call, Named};
+use rate_control::time::Mono;
 
 /// Events about failing polls in one registration's part of the timeline.
 const POLL_EVENTS_MAX: u32 = 4;
 
-impl Attempt {
-    pub(super) fn poll_wait(&self, retry_after: Option<Duration>) -> Duration {
-        let registration = &self.gateway.settings().registration;
-        let most = registration.poll_interval_max.max(POLL_WAIT_MIN);
-        retry_after
-            .unwrap_or(registration.poll_interval)
-            .clamp(registration.poll_interval.clamp(POLL_WAIT_MIN, most), most)
-    }
+/// How the polling of one registration goes.
+struct Polling {
+    operation_id: OperationId,
+    begun: Mono,
+    /// Polls in a row that failed.
+    failures: u32,
+    /// Times in a row that the record could not be read.
+    unread: u32,
+    /// Events that the timeline has heard.
+    events: u32,
+    /// What DPS called its last answer; none if somebody else spoke last, or nobody.
+    last_named: Option<Named>,
+    /// As counted when the last poll began.
+    recoveries: u64,
+}
 
+/// What one poll came to.
+enum Polled {
+    /// The next one is after this wait.
+    Again(Duration),
+    /// The registration goes on otherwise.
+    Next(Next),
+    /// The attempt is over.
+    Over,
+}
+
+impl Attempt {
     pub(super) async fn poll(&self, operation_id: OperationId, first_wait: Duration) {
-        let begun = self.now().mono;
+        let mut polling = Polling {
+            operation_id,
+            begun: self.now().mono,
+            failures: 0,
+            unread: 0,
+            events: 0,
+            last_named: Some(Named::default()),
+            recoveries: self.dispatcher.recoveries(),
+        };
         let mut wait = first_wait;
-        let (mut unread, mut failures, mut events) = (0, 0, 0);
-        // What DPS called its last answer; none if somebody else spoke last, or nobody.
-        let mut last_named = Some(Named::default());
-        let mut recoveries = self.dispatcher.recoveries();
         loop {
             tokio::select! {
                 biased;
@@ -38,128 +59,117 @@ impl Attempt {
                 () = self.gateway.stopping.cancelled() => return,
                 () = tokio::time::sleep(wait) => {}
                 // The poll that was put off while calls failed may have the hub.
-                () = self.dispatcher.recovered(recoveries), if failures > 0 => {
-                    recoveries = self.dispatcher.recoveries();
+                () = self.dispatcher.recovered(polling.recoveries), if polling.failures > 0 => {
+                    polling.recoveries = self.dispatcher.recoveries();
                     wait = POLL_WAIT_MIN + self.gateway.spread(RESUME_SPREAD_MIN);
                     continue;
                 }
             }
-            let settings = self.gateway.settings();
-            if self.now().mono.since(begun) > settings.registration.assigning_max {
-                let why = "DPS gave no result in time";
-                return self.go_again(why, Duration::ZERO, last_named, Settled::default()).await;
-            }
-            let record = match self.gateway.load(&self.id).await {
-                Ok(Some(versioned)) => versioned.record,
-                Ok(None) => return self.finish(false),
-                Err(_) => {
-                    unread += 1;
-                    wait = self.poll_backoff(unread);
-                    continue;
-                }
-            };
-            unread = 0;
-            recoveries = self.dispatcher.recoveries();
-            let known = tokio::select! {
-                biased;
-                () = self.gateway.stopping.cancelled() => return,
-                known = self.gateway.know_time(&self.dispatcher) => known,
-            };
-            if let Err(failure) = known {
-                failures += 1;
-                if !self.poll_failed(failures, &mut events, &failure.to_string()).await {
+            match self.poll_once(&mut polling).await {
+                Polled::Again(next) => wait = next,
+                Polled::Next(next) => {
+                    let _nothing_to_poll = self.follow(next, Settled::default()).await;
                     return;
                 }
-                wait = self.poll_backoff(failures);
-                continue;
-            }
-            let ready = match self.prepare(&settings, &record, self.now()) {
-                Ok(ready) => ready,
-                Err(NotGoing::NoTime) => continue,
-                Err(NotGoing::Elsewhere | NotGoing::Blocked) => return self.finish(false),
-                Err(NotGoing::Refused(words)) => return self.refuse(words, Settled::default()).await,
-            };
-            let connection = tokio::select! {
-                biased;
-                () = self.gateway.stopping.cancelled() => return,
-                connection = self.dispatcher.connection() => connection,
-            };
-            count(&self.dispatcher.counts.polls);
-            let sent = self.now().mono;
-            let result = self.upstream().poll(&ready.caller, &operation_id).await;
-            drop(connection);
-            let evidence = self.learn_from(Call::Poll, &result);
-            let answer = match result {
-                Ok(answer) => answer,
-                Err(no_answer) => {
-                    let counts = &self.dispatcher.counts;
-                    count(if no_answer.never_left() { &counts.unreachable } else { &counts.lost });
-                    let why = no_answer.to_string();
-                    last_named = None;
-                    failures += 1;
-                    if !self.poll_failed(failures, &mut events, &why).await {
-                        return;
-                    }
-                    wait = self.poll_backoff(failures);
-                    continue;
-                }
-            };
-            tracing::trace!("DPS answered a poll");
-            last_named = no_result(&answer, evidence);
-            if let Some(date) = answer.date {
-                self.gateway.hear_date(&self.dispatcher, date, sent);
-            }
-            match self.judge(Call::Poll, &answer, &ready.caller) {
-                Verdict::Assigning { .. } => {
-                    failures = 0;
-                    self.dispatcher.line.lock().polls_failed(self.place, None);
-                    wait = self.poll_wait(answer.retry_after);
-                }
-                // Too many polls of this device; registrations have a quota of their own.
-                Verdict::Throttled { retry_after, tracking_id } => {
-                    failures += 1;
-                    let why = format!("DPS throttled it{}", trace(tracking_id.as_deref()));
-                    if !self.poll_failed(failures, &mut events, &why).await {
-                        return;
-                    }
-                    wait = self.poll_wait(retry_after.map(|wait| wait.max(POLL_WAIT_MIN * 2)));
-                }
-                Verdict::Retry { why } | Verdict::Unknown { why } if answer_is_not_final(&answer) => {
-                    failures += 1;
-                    if !self.poll_failed(failures, &mut events, &why).await {
-                        return;
-                    }
-                    wait = self.poll_backoff(failures);
-                }
-                verdict => {
-                    let judged = (verdict, &answer, evidence);
-                    let _nothing_to_poll = self.follow(Call::Poll, judged, Settled::default()).await;
-                    return;
-                }
+                Polled::Over => return,
             }
         }
     }
 
-    /// The last polls of the device failed, so many in a row. Its timeline hears of the first one, as long as that leaves room for
-    /// other events. False if the attempt is over.
-    async fn poll_failed(&self, in_a_row: u32, events: &mut u32, why: &str) -> bool {
+    async fn poll_once(&self, polling: &mut Polling) -> Polled {
+        let settings = self.gateway.settings();
+        let record = match self.gateway.load(&self.id).await {
+            Ok(Some(versioned)) => versioned.record,
+            Ok(None) => {
+                self.finish(false);
+                return Polled::Over;
+            }
+            Err(_) => {
+                polling.unread += 1;
+                return Polled::Again(self.poll_backoff(polling.unread));
+            }
+        };
+        polling.unread = 0;
+        polling.recoveries = self.dispatcher.recoveries();
+        let known = tokio::select! {
+            biased;
+            () = self.gateway.stopping.cancelled() => return Polled::Over,
+            known = self.gateway.know_time(&self.dispatcher) => known,
+        };
+        if let Err(failure) = known {
+            let wait = self.poll_backoff(polling.failures + 1);
+            return self.poll_failed(polling, wait, &failure.to_string()).await;
+        }
+        let ready = match self.prepare(&settings, &record, self.now()) {
+            Ok(ready) => ready,
+            Err(NotGoing::NoTime) => return Polled::Again(POLL_WAIT_MIN),
+            Err(NotGoing::Refused(words)) => return Polled::Next(Next::Refuse { words, by_dps: false }),
+            Err(NotGoing::Elsewhere | NotGoing::Blocked | NotGoing::UnderWay) => {
+                self.finish(false);
+                return Polled::Over;
+            }
+        };
+        if self.now().mono.since(polling.begun) > settings.registration.assigning_max {
+            let named = polling.last_named.take();
+            return Polled::Next(self.with_situation(&ready, polling.failures, |situation, entropy| {
+                registration::out_of_time(situation, named, entropy)
+            }));
+        }
+        let connection = tokio::select! {
+            biased;
+            () = self.gateway.stopping.cancelled() => return Polled::Over,
+            connection = self.dispatcher.connection() => connection,
+        };
+        count(&self.dispatcher.counts.polls);
+        let sent = self.now().mono;
+        let result = self.upstream().poll(&ready.caller, &polling.operation_id).await;
+        drop(connection);
+        self.polled(polling, &ready, sent, &result).await
+    }
+
+    async fn polled(&self, polling: &mut Polling, ready: &Ready, sent: Mono, result: &CallResult) -> Polled {
+        let evidence = self.learn_from(Call::Poll, result);
+        match result {
+            Ok(answer) => {
+                polling.last_named = registration::no_result(answer, evidence);
+                if let Some(date) = answer.date {
+                    self.gateway.hear_date(&self.dispatcher, date, sent);
+                }
+            }
+            Err(no_answer) => {
+                let counts = &self.dispatcher.counts;
+                count(if no_answer.never_left() { &counts.unreachable } else { &counts.lost });
+                polling.last_named = None;
+            }
+        }
+        match self.decide(Call::Poll, ready, result, evidence, polling.failures) {
+            Next::PollAgain { wait, failed: Some(why) } => self.poll_failed(polling, wait, &why).await,
+            Next::PollAgain { wait, failed: None } => {
+                polling.failures = 0;
+                self.dispatcher.line.lock().polls_failed(self.place, None);
+                Polled::Again(wait)
+            }
+            next => Polled::Next(next),
+        }
+    }
+
+    /// One more poll in a row failed. The timeline hears of the first one, as long as that leaves room for other events.
+    async fn poll_failed(&self, polling: &mut Polling, wait: Duration, why: &str) -> Polled {
+        polling.failures += 1;
+        let in_a_row = polling.failures;
         tracing::debug!(why, in_a_row, "a poll failed");
         self.dispatcher.line.lock().polls_failed(self.place, Some((in_a_row, why.to_owned())));
-        if in_a_row > 1 || *events == POLL_EVENTS_MAX {
-            return true;
+        if in_a_row > 1 || polling.events == POLL_EVENTS_MAX {
+            return Polled::Again(wait);
         }
-        *events += 1;
-        self.edit_mine(Settled::default(), &format!("a poll failed: {why}; we go on polling"), |_| {}).await
+        polling.events += 1;
+        let why = format!("a poll failed: {why}; we go on polling");
+        let taken = self.take_step_or_finish(Settled::default(), Step::Event { why }).await;
+        if taken { Polled::Again(wait) } else { Polled::Over }
     }
 
     fn poll_backoff(&self, failures: u32) -> Duration {
         let registration = &self.gateway.settings().registration;
-        let ceiling = retry::ceiling(failures, registration.backoff_min, registration.poll_interval_max);
-        POLL_WAIT_MIN.max(ceiling) + self.gateway.spread(POLL_WAIT_MIN)
+        registration::poll_backoff(registration, failures, &mut self.gateway.entropy.lock())
     }
-}
-
-/// A failed poll says nothing about the registration; a registration that *failed* does.
-fn answer_is_not_final(answer: &Answer) -> bool {
-    !matches!(&answer.said, Said::Progress(progress) if progress.status == Status::Failed)
 }

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proxy_core::attestation::Presented;
+use proxy_core::device::Record;
 use proxy_core::gateway::operator::ImportRow;
 use proxy_core::gateway::provision::{Assigned, Outcome, ProvisionError, ProvisionRequest, Queued};
 use proxy_core::gateway::{Fixed, Gateway};
 use proxy_core::ids::{EnrollmentName, IdScope, InstanceName, RegistrationId, TenantName};
-use proxy_core::record::Record;
 use proxy_core::sas;
 use proxy_core::secret::SymmetricKey;
 use proxy_core::settings::{

@@ -1,7 +1,6 @@
-//! The one durable record of a device: state, place, instance, sent marker and assignment.
+//! The one durable record of a device, and how it is read.
 //!
 //! Invariants:
-//! - A record changes only by compare-and-set, and by the functions here; each leaves it consistent.
 //! - `footprint` names every instance that may hold a registration of the device at DPS. It is what capacity is counted from, and an
 //!   instance leaves it only before anything was sent there, or when an operator confirms the deletion at DPS.
 //! - The timeline is bounded; it never holds a secret.
@@ -12,74 +11,80 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
-use crate::ids::{DeviceId, EnrollmentName, HubName, InstanceName, OperationId, RegistrationId, TenantName};
+use super::assignment::{Assignment, AssignmentState};
+use super::pending::{Pending, Stage};
+use super::timeline::TimelineEvent;
+use crate::ids::{EnrollmentName, InstanceName, RegistrationId, TenantName};
 use crate::place::Place;
-use crate::store::{Expect, Key, Stored, Table, Version, Write};
+use crate::store::{Key, Stored, Table, Version};
 use rate_control::time::{Now, StoredMoment, WallTime};
 
 /// Stands for tenant and enrollment while they are unknown.
 const UNKNOWN: &str = "unknown";
+
+/// How often a device that was booked on another instance is brought home: an instance that comes and goes does not keep devices moving for
+/// ever.
+const RETURNS_MAX: u32 = 3;
 
 /// Everything we durably know of one device.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Record {
     /// Who.
-    pub registration_id: RegistrationId,
+    pub(super) registration_id: RegistrationId,
     /// The hardware ID in the device's own spelling, when it is not the registration ID.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub hardware_id: Option<String>,
+    pub(super) hardware_id: Option<String>,
     /// Whose.
-    pub tenant: TenantName,
+    pub(super) tenant: TenantName,
     /// By which rules.
-    pub enrollment: EnrollmentName,
+    pub(super) enrollment: EnrollmentName,
     /// An operator blocked the ID before anything was known of it: tenant and enrollment stand for nothing yet.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub unclaimed: bool,
+    pub(super) unclaimed: bool,
     /// Its entry on the allow-list, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub listed: Option<Listed>,
+    pub(super) listed: Option<Listed>,
     /// The last assignment, in whatever state.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub assignment: Option<Assignment>,
+    pub(super) assignment: Option<Assignment>,
     /// What it waits for, if it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pending: Option<Pending>,
+    pub(super) pending: Option<Pending>,
     /// The last refusal by DPS, until it expires or is cleared.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub refusal: Option<Refusal>,
+    pub(super) refusal: Option<Refusal>,
     /// Set while an operator keeps the device out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub blocked: Option<Blocked>,
+    pub(super) blocked: Option<Blocked>,
     /// Set when an operator deleted the device; the record stays as a tombstone until DPS's own record is known to be gone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub retired: Option<WallTime>,
+    pub(super) retired: Option<WallTime>,
     /// Where an operator moves it; its home until it is assigned there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub moving_to: Option<InstanceName>,
+    pub(super) moving_to: Option<InstanceName>,
     /// Instances that may hold a registration of it.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-    pub footprint: BTreeSet<InstanceName>,
+    pub(super) footprint: BTreeSet<InstanceName>,
     /// When the last registration was sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub last_sent: Option<StoredMoment>,
+    pub(super) last_sent: Option<StoredMoment>,
     /// When the registration behind the current assignment was sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub last_registration_begun: Option<StoredMoment>,
+    pub(super) last_registration_begun: Option<StoredMoment>,
     /// A reprovisioning that the device asked for was done, and the device was not told yet.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub reprovisioned_untold: bool,
+    pub(super) reprovisioned_untold: bool,
     /// When the device was told of a reprovisioning it asked for; a repeated request means the same one for a while.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reprovision_told: Option<StoredMoment>,
+    pub(super) reprovision_told: Option<StoredMoment>,
     /// When its credential was handed out, where that happens once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub credential_claimed: Option<WallTime>,
+    pub(super) credential_claimed: Option<WallTime>,
     /// What happened to it, oldest first, bounded.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub timeline: Vec<TimelineEvent>,
+    pub(super) timeline: Vec<TimelineEvent>,
 }
 
 /// An allow-list entry.
@@ -103,150 +108,6 @@ impl std::fmt::Debug for Listed {
             .field("key", &self.key.as_ref().map(|_| "***"))
             .finish_non_exhaustive()
     }
-}
-
-/// How far an assignment may be relied on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum AssignmentState {
-    /// DPS said so and nobody contradicted. The only state that gives a device 200.
-    Confirmed,
-    /// A hub or a backend contradicted: the device joins the line.
-    Suspect,
-    /// An operator moves the device to another instance.
-    Moved,
-    /// An operator deleted the device.
-    Retired,
-}
-
-/// What DPS decided.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Assignment {
-    /// The hub.
-    pub hub: HubName,
-    /// The device's name at that hub.
-    pub device_id: DeviceId,
-    /// The instance that decided.
-    pub instance: InstanceName,
-    /// How far to rely on it.
-    pub state: AssignmentState,
-    /// DPS's word for what it did, for example `initialAssignment`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub substatus: Option<String>,
-    /// What a custom allocation policy returned for the device.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub payload: Option<Value>,
-    /// When the device came to this hub.
-    pub assigned_at: WallTime,
-    /// When DPS last said so.
-    pub confirmed_at: WallTime,
-    /// When somebody last contradicted.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub suspected_at: Option<WallTime>,
-    /// Grows with every change that a backend could care about.
-    pub revision: u64,
-    /// DPS's `etag` of the registration.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub dps_etag: Option<String>,
-    /// DPS's `lastUpdatedDateTimeUtc` of the registration.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub dps_last_updated: Option<WallTime>,
-}
-
-/// Why a device is in line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Reason {
-    /// It has no assignment.
-    First,
-    /// It asked for a new one.
-    Reprovision,
-    /// Its assignment is suspect.
-    Suspect,
-    /// An operator moves it.
-    Moved,
-}
-
-/// How far the registration of a device in line has come.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", tag = "at")]
-pub enum Stage {
-    /// Nothing that counts has left.
-    Waiting,
-    /// A registration may have left; its outcome is unknown until DPS answers.
-    #[serde(rename_all = "camelCase")]
-    Sent {
-        /// When.
-        time: WallTime,
-        /// The latest that DPS's own clock can have read then; `None` before DPS was ever heard of.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        dps_time: Option<WallTime>,
-    },
-    /// DPS works on it.
-    #[serde(rename_all = "camelCase")]
-    Assigning {
-        /// What to poll.
-        operation_id: OperationId,
-        /// When DPS answered so.
-        time: WallTime,
-    },
-}
-
-/// A place in line.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Pending {
-    /// Whose line.
-    pub instance: InstanceName,
-    /// The place.
-    pub place: Place,
-    /// Why.
-    pub reason: Reason,
-    /// Since when.
-    pub joined_at: StoredMoment,
-    /// How far it has come.
-    pub stage: Stage,
-    /// The device asked for a new registration: this one will be it.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub reprovision: bool,
-    /// The instance held nothing of the device before it joined this line.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub first_there: bool,
-    /// The request that gave the device this place, where one did: the lines of its registration name it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub request_id: Option<String>,
-    /// Registrations sent for it so far.
-    #[serde(default)]
-    pub attempts: u32,
-    /// Of these, how many DPS gave no result for while it gave one to others.
-    #[serde(default)]
-    pub fruitless: u32,
-    /// What the device wants DPS's allocation policy to know. The latest one wins until the registration is sent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub payload: Option<Value>,
-    /// The instance that it was first placed at fails, so it waits here.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub home: Option<Home>,
-    /// How often it was booked on another instance for that reason.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub rebooked: u32,
-}
-
-const fn is_zero(number: &u32) -> bool {
-    *number == 0
-}
-
-/// Where a device stood before it was booked on another instance, because its own failed; it comes back there if that is sooner.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Home {
-    /// Whose line.
-    pub instance: InstanceName,
-    /// Its place in it, which nobody else is given.
-    pub place: Place,
-    /// Since when it had that.
-    pub joined_at: StoredMoment,
 }
 
 /// DPS refused the device.
@@ -301,15 +162,6 @@ pub struct Blocked {
     pub at: WallTime,
 }
 
-/// One thing that happened to a device.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TimelineEvent {
-    /// When.
-    pub at: WallTime,
-    /// What, in plain words.
-    pub what: String,
-}
-
 /// The bytes under a key are not a record.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("a device record cannot be read: {0}")]
@@ -320,8 +172,8 @@ pub struct UnreadableRecord(String);
 pub struct Versioned {
     /// The record.
     pub record: Record,
-    /// Its version in the store; `None` if it was never written.
-    pub version: Option<Version>,
+    /// Its version in the store.
+    pub version: Version,
 }
 
 impl Record {
@@ -365,6 +217,146 @@ impl Record {
         (!self.unclaimed).then_some(&self.tenant)
     }
 
+    /// Who.
+    #[must_use]
+    pub const fn registration_id(&self) -> &RegistrationId {
+        &self.registration_id
+    }
+
+    /// The hardware ID in the device's own spelling, when it is not the registration ID.
+    #[must_use]
+    pub fn hardware_id(&self) -> Option<&str> {
+        self.hardware_id.as_deref()
+    }
+
+    /// Whose; stands for nothing while the record [is unclaimed](Self::is_unclaimed).
+    #[must_use]
+    pub const fn tenant(&self) -> &TenantName {
+        &self.tenant
+    }
+
+    /// By which rules; stands for nothing while the record [is unclaimed](Self::is_unclaimed).
+    #[must_use]
+    pub const fn enrollment(&self) -> &EnrollmentName {
+        &self.enrollment
+    }
+
+    /// Whether an operator blocked the ID before anything was known of it.
+    #[must_use]
+    pub const fn is_unclaimed(&self) -> bool {
+        self.unclaimed
+    }
+
+    /// Its entry on the allow-list, if it has one.
+    #[must_use]
+    pub const fn listed(&self) -> Option<&Listed> {
+        self.listed.as_ref()
+    }
+
+    /// The last assignment, in whatever state.
+    #[must_use]
+    pub const fn assignment(&self) -> Option<&Assignment> {
+        self.assignment.as_ref()
+    }
+
+    /// What it waits for, if it does.
+    #[must_use]
+    pub const fn pending(&self) -> Option<&Pending> {
+        self.pending.as_ref()
+    }
+
+    /// The last refusal by DPS, believed or not.
+    #[must_use]
+    pub const fn refusal(&self) -> Option<&Refusal> {
+        self.refusal.as_ref()
+    }
+
+    /// Set while an operator keeps the device out.
+    #[must_use]
+    pub const fn blocked(&self) -> Option<&Blocked> {
+        self.blocked.as_ref()
+    }
+
+    /// When an operator deleted the device, if one did.
+    #[must_use]
+    pub const fn retired(&self) -> Option<WallTime> {
+        self.retired
+    }
+
+    /// Where an operator moves it; its home until it is assigned there.
+    #[must_use]
+    pub const fn moving_to(&self) -> Option<&InstanceName> {
+        self.moving_to.as_ref()
+    }
+
+    /// Instances that may hold a registration of it.
+    #[must_use]
+    pub const fn footprint(&self) -> &BTreeSet<InstanceName> {
+        &self.footprint
+    }
+
+    /// When the last registration was sent.
+    #[must_use]
+    pub const fn last_sent(&self) -> Option<StoredMoment> {
+        self.last_sent
+    }
+
+    /// When the registration behind the current assignment was sent.
+    #[must_use]
+    pub const fn last_registration_begun(&self) -> Option<StoredMoment> {
+        self.last_registration_begun
+    }
+
+    /// Whether a reprovisioning that the device asked for was done, and the device was not told yet.
+    #[must_use]
+    pub const fn reprovisioned_untold(&self) -> bool {
+        self.reprovisioned_untold
+    }
+
+    /// When the device was told of a reprovisioning it asked for.
+    #[must_use]
+    pub const fn reprovision_told(&self) -> Option<StoredMoment> {
+        self.reprovision_told
+    }
+
+    /// When its credential was handed out, where that happens once.
+    #[must_use]
+    pub const fn credential_claimed(&self) -> Option<WallTime> {
+        self.credential_claimed
+    }
+
+    /// What happened to it, oldest first, bounded.
+    #[must_use]
+    pub fn timeline(&self) -> &[TimelineEvent] {
+        &self.timeline
+    }
+
+    /// Whether its place is `place` in the line of `instance`.
+    #[must_use]
+    pub fn stands_at(&self, instance: &InstanceName, place: Place) -> bool {
+        self.pending.as_ref().is_some_and(|pending| pending.instance == *instance && pending.place == place)
+    }
+
+    /// Whether it waits and nothing can have left for it, here or elsewhere, and nobody wants it at a certain instance: only then may it be
+    /// booked on another instance.
+    #[must_use]
+    pub fn may_be_rebooked(&self) -> bool {
+        let fresh = self.pending.as_ref().is_some_and(|pending| {
+            pending.stage == Stage::Waiting && pending.attempts == 0 && pending.first_there && self.footprint.len() == 1
+        });
+        fresh && self.assignment.is_none() && self.moving_to.is_none() && self.blocked.is_none()
+    }
+
+    /// The place that it was booked away from and may still come back to.
+    #[must_use]
+    pub fn home_to_come_back_to(&self) -> Option<(&InstanceName, Place)> {
+        let pending =
+            self.pending.as_ref().filter(|pending| self.may_be_rebooked() && pending.rebooked <= RETURNS_MAX)?;
+        // Who was moved ahead here would lose by it.
+        let home = pending.home.as_ref().filter(|home| home.place.class == pending.place.class)?;
+        Some((&home.instance, home.place))
+    }
+
     /// The key of a device's record.
     #[must_use]
     pub fn key(registration_id: &RegistrationId) -> Key {
@@ -377,20 +369,13 @@ impl Record {
     /// [`UnreadableRecord`] if the bytes are not a record of this schema.
     pub fn decode(stored: &Stored) -> Result<Versioned, UnreadableRecord> {
         let record = serde_json::from_slice(&stored.value).map_err(|error| UnreadableRecord(error.to_string()))?;
-        Ok(Versioned { record, version: Some(stored.version) })
+        Ok(Versioned { record, version: stored.version })
     }
 
     /// The bytes to store.
     #[must_use]
     pub fn encode(&self) -> Bytes {
         Bytes::from(serde_json::to_vec(self).expect("a record has string keys only"))
-    }
-
-    /// Adds an event; the oldest ones give way beyond `timeline_max`.
-    pub fn note(&mut self, at: WallTime, timeline_max: usize, what: impl Into<String>) {
-        self.timeline.push(TimelineEvent { at, what: what.into() });
-        let excess = self.timeline.len().saturating_sub(timeline_max.max(1));
-        self.timeline.drain(..excess);
     }
 
     /// Whether anything was ever done for or to the device, other than to list it: from then on its ID belongs to its tenant.
@@ -402,6 +387,12 @@ impl Record {
             || self.blocked.is_some()
             || self.retired.is_some()
             || !self.footprint.is_empty()
+    }
+
+    /// Whether the ID is a tenant's: it was seen or listed as theirs.
+    #[must_use]
+    pub fn is_claimed(&self) -> bool {
+        (self.was_seen() || self.listed.is_some()) && !self.unclaimed
     }
 
     /// The assignment, if it may be told to a device.
@@ -433,26 +424,5 @@ impl Record {
             *moment = moment.map(StoredMoment::shown);
         }
         self
-    }
-
-    /// Gives the place up. The instance leaves the footprint only if nothing was ever sent there.
-    pub fn drop_pending(&mut self) -> Option<Pending> {
-        let pending = self.pending.take()?;
-        if pending.first_there && pending.attempts == 0 && pending.stage == Stage::Waiting {
-            self.footprint.remove(&pending.instance);
-        }
-        Some(pending)
-    }
-}
-
-impl Versioned {
-    /// The write that replaces the stored record with this one, if nobody was faster.
-    #[must_use]
-    pub fn write(&self) -> Write {
-        Write {
-            key: Record::key(&self.record.registration_id),
-            expect: self.version.map_or(Expect::Absent, Expect::Version),
-            value: Some(self.record.encode()),
-        }
     }
 }
