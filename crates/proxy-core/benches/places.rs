@@ -8,10 +8,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
-use proxy_core::attestation::Presented;
+use proxy_core::attestation::{Presented, Proof, Selector};
 use proxy_core::device::{Claim, Command, Draft, Listing, Record};
+use proxy_core::dialect::Dialect;
 use proxy_core::gateway::operator::{ImportRow, Imported};
-use proxy_core::gateway::provision::{Outcome, ProvisionRequest};
+use proxy_core::gateway::provision::{Intent, Outcome, ProvisionRequest};
 use proxy_core::gateway::{Fixed, Gateway, StoreError};
 use proxy_core::ids::{EnrollmentName, IdScope, InstanceName, OperationId, RegistrationId, TenantName};
 use proxy_core::sas;
@@ -183,11 +184,12 @@ async fn join(gateway: &Arc<Gateway>, group_key: &SymmetricKey, hardware_id: &st
     let key = sas::derive_device_key(group_key, hardware_id);
     let expiry = gateway.now().wall.unix_seconds() + 3600;
     let authorization = sas::device_token(&key, &format!("{HOST}%2Fregistrations%2F{hardware_id}"), expiry, None);
+    let (proof, selector) = (Proof::Token(&authorization), Selector::default());
     let question = ProvisionRequest {
-        presented: Presented { authorization: Some(&authorization), host: None, ports: &[], hardware_id },
-        payload: None,
-        reprovision: false,
-        wait: Duration::ZERO,
+        presented: Presented { hardware_id, proof, selector },
+        intent: Intent::default(),
+        patience: Duration::ZERO,
+        dialect: Dialect::PLAIN,
     };
     matches!(gateway.provision(&question).await, Ok(Outcome::Queued(_)))
 }

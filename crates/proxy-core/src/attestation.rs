@@ -13,6 +13,7 @@
 //! microseconds, which whoever can measure them may use to tell that a record is there. A valid credential cannot be made of that.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::time::Duration;
 
 use crate::device::Record;
@@ -29,17 +30,42 @@ mod disbelief;
 
 pub use disbelief::{NotBelieved, Reason, Told};
 
-/// What a device presented.
+/// What a device presented, by whatever transport.
 #[derive(Debug, Clone, Copy)]
 pub struct Presented<'a> {
-    /// The `Authorization` header.
-    pub authorization: Option<&'a str>,
+    /// The hardware ID as it spells it.
+    pub hardware_id: &'a str,
+    /// What it proves itself with.
+    pub proof: Proof<'a>,
+    /// What tells its enrollment where the proof does not.
+    pub selector: Selector<'a>,
+}
+
+/// What a device proves itself with.
+#[derive(Clone, Copy)]
+pub enum Proof<'a> {
+    /// Nothing: it may be on an allow-list.
+    Nothing,
+    /// A SAS token, or `Bearer` and a fleet token: the value of an `Authorization` header. A secret.
+    Token(&'a str),
+}
+
+impl fmt::Debug for Proof<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Nothing => "Nothing",
+            Self::Token(_) => "Token(***)",
+        })
+    }
+}
+
+/// Where a device called us: enrollments may have hosts of their own.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Selector<'a> {
     /// The host it called us by (`Host` or SNI), without port.
     pub host: Option<&'a str>,
     /// The ports it may have called us at; an audience may name one of them.
     pub ports: &'a [u16],
-    /// The hardware ID as it spells it.
-    pub hardware_id: &'a str,
 }
 
 /// No configuration can allow a token to be valid for longer than this.
@@ -56,14 +82,17 @@ pub fn authenticate<'s>(
     presented: Presented<'_>,
     now: Now,
 ) -> Result<(&'s EnrollmentName, &'s Enrollment), NotBelieved> {
-    let authorization = presented.authorization.unwrap_or("");
+    let authorization = match presented.proof {
+        Proof::Nothing => "",
+        Proof::Token(token) => token,
+    };
     if authorization.len() > CREDENTIAL_BYTES_MAX {
         return Err(Reason::Malformed("the credential is longer than 2,048 bytes").into());
     }
     let scheme = authorization.split(' ').next().unwrap_or_default();
     if scheme.eq_ignore_ascii_case("Bearer") {
         let bearer = authorization[scheme.len()..].trim();
-        return by_fleet_token(settings, record, presented.host, bearer);
+        return by_fleet_token(settings, record, presented.selector.host, bearer);
     }
     if authorization.is_empty() {
         return by_allow_list_alone(settings, record);
@@ -140,12 +169,12 @@ fn by_sas_token<'s>(
     token: &SasToken<'_>,
 ) -> Result<(&'s EnrollmentName, &'s Enrollment), NotBelieved> {
     let accepts = |enrollment: &Enrollment| match &enrollment.device {
-        DeviceAttestation::SasToken { audiences, .. } => is_among(audiences, &token.audience, presented.ports),
+        DeviceAttestation::SasToken { audiences, .. } => is_among(audiences, &token.audience, presented.selector.ports),
         DeviceAttestation::FleetToken { .. } | DeviceAttestation::AllowListAlone => false,
     };
     let found = listed(settings, record)
         .or_else(|| settings.enrollments.iter().find(|(_, enrollment)| accepts(enrollment)))
-        .or_else(|| by_host(settings, presented.host))
+        .or_else(|| by_host(settings, presented.selector.host))
         .or_else(|| by_default(settings));
     let enrollment = found.map(|(_, enrollment)| enrollment);
     let key = device_key(enrollment, registration_id, record, presented.hardware_id);
@@ -300,7 +329,7 @@ pub enum HandedCredential {
     },
 }
 
-impl std::fmt::Debug for HandedCredential {
+impl fmt::Debug for HandedCredential {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("***")
     }

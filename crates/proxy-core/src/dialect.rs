@@ -57,7 +57,7 @@ mod tests {
     #[test]
     fn a_wait_beyond_the_range_is_told_in_equal_parts() {
         let dialect = Dialect { retry_after_max_seconds: Some(300) };
-        let exactly = |seconds| told(dialect, seconds * 1000, |_| Duration::ZERO);
+        let exactly = |seconds: u64| told(dialect, seconds * 1000, |_| Duration::ZERO);
         assert_eq!([1, 299, 300, 301, 600, 601, 1800].map(exactly), [1, 299, 300, 151, 300, 201, 300]);
     }
 

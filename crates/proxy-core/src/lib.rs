@@ -5,6 +5,7 @@
 
 pub mod attestation;
 pub mod device;
+pub mod dialect;
 pub mod dps_clock;
 pub mod feed;
 pub mod gateway;

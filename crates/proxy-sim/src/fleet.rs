@@ -5,8 +5,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use proxy_core::attestation::Presented;
-use proxy_core::gateway::provision::{Outcome, ProvisionError, ProvisionRequest};
+use proxy_core::attestation::{Presented, Proof, Selector};
+use proxy_core::dialect::Dialect;
+use proxy_core::gateway::provision::{Intent, Outcome, ProvisionError, ProvisionRequest};
 use proxy_core::sas;
 use proxy_core::secret::SymmetricKey;
 use serde_json::json;
@@ -68,10 +69,11 @@ async fn ask(world: &World, plan: &DevicePlan, reprovision: bool, dice: &mut Dic
     let whenever = dice.millis(1_000, 12_000);
     let Some(Running { gateway, process }) = world.running() else { return (Told::NoAnswer, whenever) };
     let authorization = token(world, &group_key(plan.tenant), plan.tenant, &plan.hardware_id);
-    let presented =
-        Presented { authorization: Some(&authorization), host: None, ports: &[], hardware_id: &plan.hardware_id };
+    let (proof, selector) = (Proof::Token(&authorization), Selector::default());
+    let presented = Presented { hardware_id: &plan.hardware_id, proof, selector };
     let payload = plan.payload.then(|| json!({ "model": "th-1", "boot": dice.below(3) }));
-    let question = ProvisionRequest { presented, payload, reprovision, wait: plan.wait };
+    let intent = Intent { payload, reprovision };
+    let question = ProvisionRequest { presented, intent, patience: plan.wait, dialect: Dialect::PLAIN };
     let hangs_up = async {
         match plan.patience {
             Some(patience) => tokio::time::sleep(patience).await,
@@ -125,9 +127,11 @@ async fn strangers(world: Arc<World>) {
             _ => Some(token(&world, &wrong_key, plan.tenant, &hardware_id)),
         };
         let Some(Running { gateway, .. }) = world.running() else { continue };
-        let presented =
-            Presented { authorization: authorization.as_deref(), host: None, ports: &[], hardware_id: &hardware_id };
-        let question = ProvisionRequest { presented, payload: None, reprovision: true, wait: Duration::from_secs(20) };
+        let proof = authorization.as_deref().map_or(Proof::Nothing, Proof::Token);
+        let presented = Presented { hardware_id: &hardware_id, proof, selector: Selector::default() };
+        let intent = Intent { payload: None, reprovision: true };
+        let patience = Duration::from_secs(20);
+        let question = ProvisionRequest { presented, intent, patience, dialect: Dialect::PLAIN };
         let before = world.commits();
         // It is answered without a pause in which others could write.
         let answered = Box::pin(gateway.provision(&question)).await;

@@ -1,4 +1,4 @@
-//! How long to wait: we after failures (exponential, with full jitter, from one place only), a device until its appointment.
+//! How long to wait after failures: exponential, with full jitter, from one place only.
 //!
 //! No other layer repeats a request: the HTTP client's own retries are off, because a hidden second send would not be in the ledger.
 
@@ -30,13 +30,6 @@ pub fn ceiling(failures: u32, min: Duration, max: Duration) -> Duration {
         .min(max)
 }
 
-/// The `Retry-After` of a device whose appointment is `wait` from now, in whole seconds, at least 1. It is spread by up to 1 % of the
-/// wait and at most `jitter_max`, only later: who comes back early has to come back once more. `spread` draws from zero to its argument.
-pub fn told_seconds(wait: Duration, jitter_max: Duration, spread: impl FnOnce(Duration) -> Duration) -> u64 {
-    let told = wait + spread(jitter_max.min(wait / 100));
-    (told.as_secs() + u64::from(told.subsec_nanos() > 0)).max(1)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -58,15 +51,5 @@ mod tests {
         assert!(waits.iter().all(|wait| *wait <= Duration::from_secs(2)));
         assert!(waits.iter().any(|wait| *wait < Duration::from_millis(200)));
         assert!(waits.iter().any(|wait| *wait > Duration::from_millis(1800)));
-    }
-
-    #[test]
-    fn a_device_is_told_whole_seconds_never_too_few() {
-        let most = |max| max;
-        let jitter_max = Duration::from_secs(5);
-        let told =
-            |millis, spread: fn(Duration) -> Duration| told_seconds(Duration::from_millis(millis), jitter_max, spread);
-        assert_eq!([0, 1, 1000, 1001].map(|millis| told(millis, |_| Duration::ZERO)), [1, 1, 1, 2]);
-        assert_eq!([100_000, 6_000_000].map(|millis| told(millis, most)), [101, 6_005]);
     }
 }

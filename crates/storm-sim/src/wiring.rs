@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
+use proxy_core::dialect::Dialect;
 use proxy_core::ids::{IdScope, RegistrationId, TenantName};
 use proxy_core::line::lane::JobKind;
 use proxy_core::line::scheduler::Fairness;
@@ -17,7 +18,7 @@ use proxy_core::settings::{Credential, DeriveFrom, DeviceAttestation, Enrollment
 use proxy_core::settings::{Instance, LineSettings, RegistrationSettings};
 use rate_control::entropy::Entropy;
 use rate_control::ledger::SlotId;
-use rate_control::retry;
+
 use rate_control::time::{BootId, Mono};
 
 use crate::fleet::{CAPACITY, Fleet};
@@ -86,7 +87,7 @@ impl SimulatedLine {
     pub(crate) fn told_seconds(&mut self, tenant: u16, place: Stand, now: Mono, entropy: &mut Entropy) -> Option<u64> {
         let forecast = self.line.appoint(&self.tenants[usize::from(tenant)], place, now)?;
         let wait = forecast.appointment.since(now);
-        Some(retry::told_seconds(wait, line_settings().jitter_max, |most| entropy.up_to(most)))
+        Some(Dialect::PLAIN.told_seconds(wait, line_settings().jitter_max, |most| entropy.up_to(most)))
     }
 
     pub(crate) fn next(&mut self, now: Mono) -> Turn {

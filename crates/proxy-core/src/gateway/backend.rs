@@ -257,7 +257,7 @@ impl Gateway {
         }
         let class = if old.record.assignment().is_none() { Class::First } else { Class::Background };
         let now = self.now();
-        let entry = Entry { class, wish: Wish::Any, asked: false, now };
+        let entry = Entry { class, wish: Wish::Any, asked: None, now };
         let join = |seat| Command::Join { seat, reason, payload: None, reprovision: false };
         let entered = self.enter(self.draft(old, now), entry, join).await?;
         entered.or_else(|error| match error {

@@ -469,7 +469,7 @@ impl Gateway {
             // Whoever waits for its own sake still does.
             let class = pending.map_or(Class::Background, |pending| pending.place.class);
             let now = self.now();
-            let entry = Entry { class, wish: Wish::Moved(instance), asked: false, now };
+            let entry = Entry { class, wish: Wish::Moved(instance), asked: None, now };
             let entered = self.enter(self.draft(old, now), entry, |seat| Command::Move { seat }).await;
             match entered.map_err(|error| OperatorError::NoPlace(Box::new(error)))? {
                 Ok(()) => {

@@ -7,10 +7,10 @@ use super::Gateway;
 use super::dispatch::Dispatcher;
 use super::provision::ProvisionError;
 use crate::device::Record;
+use crate::dialect::Dialect;
 use crate::ids::{InstanceName, TenantName};
 use crate::line::LineFull;
 use crate::placement;
-use rate_control::retry;
 use rate_control::time::Now;
 
 impl Gateway {
@@ -22,13 +22,13 @@ impl Gateway {
     }
 
     /// What a device is told that `asked` has no place for. One that may go anywhere is told when the first of its instances should have
-    /// room. `comes_back` is whether it asks itself, and so will be there then.
+    /// room. It is told in its dialect if it asks itself, and so will be there then.
     pub(super) fn turned_away(
         &self,
         record: &Record,
         asked: &Arc<Dispatcher>,
         anywhere: bool,
-        comes_back: bool,
+        dialect: Option<Dialect>,
         full: LineFull,
         now: Now,
     ) -> ProvisionError {
@@ -37,14 +37,15 @@ impl Gateway {
         let first = first.unwrap_or_else(|| Arc::clone(asked));
         let mut entropy = self.entropy.lock();
         let mut line = first.line.lock();
-        let room_at = if comes_back {
+        let room_at = if dialect.is_some() {
             line.turn_away(tenant, now.mono, &mut entropy)
         } else {
             line.room_forecast(tenant, now.mono)
         };
         drop(line);
         let (wait, jitter_max) = (room_at.since(now.mono), self.settings.load().line.jitter_max);
-        let retry_after_seconds = retry::told_seconds(wait, jitter_max, |most| entropy.up_to(most));
+        let retry_after_seconds =
+            dialect.unwrap_or(Dialect::PLAIN).told_seconds(wait, jitter_max, |most| entropy.up_to(most));
         ProvisionError::LineFull { full, retry_after_seconds }
     }
 

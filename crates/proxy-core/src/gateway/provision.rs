@@ -10,26 +10,35 @@ use super::dispatch::Dispatcher;
 use super::{CAS_ATTEMPTS_MAX, Gateway, StoreError, about, lost_race};
 use crate::attestation::{self, HandedCredential, NotBelieved, Presented};
 use crate::device::{AssignmentState, Claim, Command, Draft, Pending, Reason, Record, Refusal, Seat, Stage, Versioned};
+use crate::dialect::Dialect;
 use crate::ids::{DeviceId, EnrollmentName, HubName, InstanceName, InvalidName, RegistrationId, TenantName};
 use crate::line::LineFull;
 use crate::place::{Class, Place};
 use crate::placement::{self, NoRoom};
 use crate::settings::{DeriveFrom, Enrollment, Settings};
 use crate::store::{CommitError, ReadError};
-use rate_control::retry;
 use rate_control::time::{Mono, Now, StoredMoment, WallTime};
 
-/// A device's request.
+/// A device's request, whatever the transport.
 #[derive(Debug, Clone)]
 pub struct ProvisionRequest<'a> {
     /// Who it says it is, and the proof.
     pub presented: Presented<'a>,
+    /// What it wants.
+    pub intent: Intent,
+    /// How long it is ready to wait for the answer; zero for not at all.
+    pub patience: Duration,
+    /// How it is told to come back later.
+    pub dialect: Dialect,
+}
+
+/// What a device wants, beside its hub.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Intent {
     /// For DPS's allocation policy.
     pub payload: Option<Value>,
     /// It wants a new registration.
     pub reprovision: bool,
-    /// How long it is ready to wait for the answer; zero for not at all.
-    pub wait: Duration,
 }
 
 /// The answer to a believed device.
@@ -173,9 +182,9 @@ impl Gateway {
         let record = record.map_err(StoreError::from)?;
         self.repeat.check(&id, now.mono).map_err(ProvisionError::TooFast)?;
         let device = Believed { id, name, enrollment, settings: &settings, request };
-        let waiter = (!request.wait.is_zero()).then(|| self.waiters.park(&device.id)).flatten();
+        let waiter = (!request.patience.is_zero()).then(|| self.waiters.park(&device.id)).flatten();
         let Some(waiter) = waiter else { return self.answer(&device, record).await };
-        let deadline = tokio::time::sleep(request.wait);
+        let deadline = tokio::time::sleep(request.patience);
         tokio::pin!(deadline);
         loop {
             let changed = waiter.changed.notified();
@@ -274,7 +283,7 @@ impl Gateway {
             return Err(ProvisionError::Retired);
         }
         if let Some(pending) = record.pending() {
-            if record.confirmed().is_some() && !device.request.reprovision {
+            if record.confirmed().is_some() && !device.request.intent.reprovision {
                 return Ok(tell(device, versioned, done, self.credential_time(now)));
             }
             return Ok(self.queued_step(device, versioned, pending, now));
@@ -297,18 +306,18 @@ impl Gateway {
     /// Tells a place. What the device newly wants is written first, while it still can have an effect.
     fn queued_step(&self, device: &Believed<'_>, versioned: &Versioned, pending: &Pending, now: Now) -> Step {
         let record = &versioned.record;
-        let request = device.request;
-        let new_payload = request.payload.is_some() && request.payload != pending.payload;
-        let newly_asked = request.reprovision && !pending.reprovision;
+        let Intent { payload, reprovision } = &device.request.intent;
+        let new_payload = payload.is_some() && *payload != pending.payload;
+        let newly_asked = *reprovision && !pending.reprovision;
         // DPS is to be shown the spelling that the device has proved itself with.
         let spelling = device.spelling();
         let new_spelling =
             device.enrollment.derive_from == DeriveFrom::AsGiven && record.hardware_id() != spelling.as_deref();
-        let quoted = self.quote(record.tenant(), pending, device.settings.line.jitter_max, now);
+        let quoted = self.quote(device, record.tenant(), pending, now);
         let queued = Outcome::Queued(quoted);
         let from = || Box::new(versioned.clone());
         if (new_payload || newly_asked || new_spelling) && pending.stage == Stage::Waiting {
-            let (payload, reprovision) = (request.payload.clone(), request.reprovision);
+            let (payload, reprovision) = (payload.clone(), *reprovision);
             let command = Box::new(Command::Ask { spelling, payload, reprovision });
             return Step::Change { from: from(), command, done: Done::default(), unwritten: Some(queued) };
         }
@@ -325,7 +334,7 @@ impl Gateway {
     }
 
     /// When to come back, forecast for this place alone.
-    fn quote(&self, tenant: &TenantName, pending: &Pending, jitter_max: Duration, now: Now) -> Queued {
+    fn quote(&self, device: &Believed<'_>, tenant: &TenantName, pending: &Pending, now: Now) -> Queued {
         let forecast = self
             .dispatcher(&pending.instance)
             .and_then(|dispatcher| dispatcher.line.lock().appoint(tenant, pending.place, now.mono));
@@ -333,7 +342,8 @@ impl Gateway {
         let (position, appointment) = forecast
             .map_or((0, now.mono.after(Duration::from_secs(2))), |forecast| (forecast.position, forecast.appointment));
         let wait = appointment.since(now.mono);
-        let retry_after_seconds = retry::told_seconds(wait, jitter_max, |most| self.spread(most));
+        let (dialect, jitter_max) = (device.request.dialect, device.settings.line.jitter_max);
+        let retry_after_seconds = dialect.told_seconds(wait, jitter_max, |most| self.spread(most));
         Queued { retry_after_seconds, appointment: now.wall_at(appointment), position }
     }
 
@@ -355,8 +365,8 @@ impl Gateway {
             return Ok(Err(lost_race(rejected)));
         }
         let class = if reason == Reason::First { Class::First } else { Class::Reprovision };
-        let entry = Entry { class, wish: Wish::Any, asked: true, now };
-        let (payload, reprovision) = (device.request.payload.clone(), device.request.reprovision);
+        let entry = Entry { class, wish: Wish::Any, asked: Some(device.request.dialect), now };
+        let Intent { payload, reprovision } = device.request.intent.clone();
         self.enter(draft, entry, |seat| Command::Join { seat, reason, payload, reprovision }).await
     }
 
@@ -480,7 +490,7 @@ fn tell(device: &Believed<'_>, versioned: &Versioned, done: Done, time: WallTime
         let place = (&assignment.hub, &assignment.device_id);
         credential = attestation::credential(enrollment, record, &assignment.instance, place, time);
     }
-    let tells_reprovision = device.request.reprovision && record.reprovisioned_untold();
+    let tells_reprovision = device.request.intent.reprovision && record.reprovisioned_untold();
     let claims = enrollment.credential_once && credential.is_some() && !done.claimed;
     let answered = Outcome::Assigned(Box::new(Assigned {
         registration_id: record.registration_id().clone(),
@@ -508,8 +518,8 @@ pub(super) struct Entry<'a> {
     pub(super) class: Class,
     /// At which instance.
     pub(super) wish: Wish<'a>,
-    /// The device itself asks, and comes back when it is told to.
-    pub(super) asked: bool,
+    /// The device itself asks, in this dialect, and comes back when it is told to.
+    pub(super) asked: Option<Dialect>,
     /// When.
     pub(super) now: Now,
 }
@@ -568,6 +578,6 @@ impl Believed<'_> {
         let met = record.reprovisioned_untold()
             || lately(record.last_registration_begun())
             || lately(record.reprovision_told());
-        self.request.reprovision && !met
+        self.request.intent.reprovision && !met
     }
 }

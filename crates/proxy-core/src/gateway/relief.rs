@@ -180,7 +180,7 @@ impl Gateway {
         let Some(class) = old.record.pending().map(|pending| pending.place.class) else {
             return Ok(Err(lost_race(Rejected::NoPlace)));
         };
-        let entry = Entry { class, wish: Wish::Rebooked(to), asked: false, now };
+        let entry = Entry { class, wish: Wish::Rebooked(to), asked: None, now };
         self.enter(self.draft(old, now), entry, |seat| Command::Rebook { seat }).await
     }
 

@@ -4,9 +4,10 @@ use std::time::{Duration, Instant};
 
 use actix_web::http::header::{AUTHORIZATION, CACHE_CONTROL, HOST, HeaderMap, HeaderName, RETRY_AFTER};
 use actix_web::{HttpRequest, HttpResponse, web};
-use proxy_core::attestation::{HandedCredential, Presented};
+use proxy_core::attestation::{HandedCredential, Presented, Proof, Selector};
+use proxy_core::dialect::Dialect;
 use proxy_core::gateway::about;
-use proxy_core::gateway::provision::{Assigned, Outcome, ProvisionError, ProvisionRequest, Queued};
+use proxy_core::gateway::provision::{Assigned, Intent, Outcome, ProvisionError, ProvisionRequest, Queued};
 use proxy_core::ids::{DeviceId, HubName, RegistrationId};
 use rate_control::time::WallTime;
 use serde::Serialize;
@@ -60,21 +61,21 @@ async fn provision(app: web::Data<App>, request: HttpRequest, payload: web::Payl
         middleware::about_device(id.as_str());
     }
     let payload = checked_payload(body.payload, limits.payload_max_bytes)?;
+    let authorization = request.headers().get(AUTHORIZATION);
     let (host, port) = host_and_port(request.headers()).unzip();
     let ports = [port.flatten().unwrap_or(HTTPS_PORT), limits.http.listen.port()];
     let mut question = ProvisionRequest {
         presented: Presented {
-            authorization: request.headers().get(AUTHORIZATION).map(|value| value.to_str().unwrap_or("\u{fffd}")),
-            host: host.as_deref(),
-            ports: &ports,
             hardware_id: &body.hardware_id,
+            proof: authorization.map_or(Proof::Nothing, |value| Proof::Token(value.to_str().unwrap_or("\u{fffd}"))),
+            selector: Selector { host: host.as_deref(), ports: &ports },
         },
-        payload,
-        reprovision: body.reprovision,
-        wait: preferred_wait(request.headers()).min(limits.wait_max),
+        intent: Intent { payload, reprovision: body.reprovision },
+        patience: preferred_wait(request.headers()).min(limits.wait_max),
+        dialect: Dialect::PLAIN,
     };
     let asked = Instant::now();
-    let wait = question.wait;
+    let wait = question.patience;
     let answered = answer(&app, &request, &mut question).await;
     let answered = answered.map_err(|error| {
         note(&app, &request, &body.hardware_id, &error);
@@ -92,10 +93,10 @@ async fn answer(
     tokio::select! {
         biased;
         answered = app.gateway.provision(question) => return answered,
-        () = peer_is_done(request), if !question.wait.is_zero() => {}
+        () = peer_is_done(request), if !question.patience.is_zero() => {}
     }
     // Mostly nobody is there any more; a client that only said that it has nothing to add is answered at once.
-    question.wait = Duration::ZERO;
+    question.patience = Duration::ZERO;
     app.gateway.provision(question).await
 }
 

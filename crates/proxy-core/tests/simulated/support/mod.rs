@@ -7,10 +7,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use proxy_core::attestation::Presented;
+use proxy_core::attestation::{Presented, Proof, Selector};
 use proxy_core::device::Record;
+use proxy_core::dialect::Dialect;
 use proxy_core::gateway::operator::ImportRow;
-use proxy_core::gateway::provision::{Assigned, Outcome, ProvisionError, ProvisionRequest, Queued};
+use proxy_core::gateway::provision::{Assigned, Intent, Outcome, ProvisionError, ProvisionRequest, Queued};
 use proxy_core::gateway::{Fixed, Gateway};
 use proxy_core::ids::{EnrollmentName, IdScope, InstanceName, RegistrationId, TenantName};
 use proxy_core::sas;
@@ -190,17 +191,12 @@ impl Ask {
 
     pub(crate) async fn of(self, gateway: Arc<Gateway>) -> Result<Outcome, ProvisionError> {
         let presented = Presented {
-            authorization: self.authorization.as_deref(),
-            host: Some(AUDIENCE),
-            ports: &[],
             hardware_id: &self.hardware_id,
+            proof: self.authorization.as_deref().map_or(Proof::Nothing, Proof::Token),
+            selector: Selector { host: Some(AUDIENCE), ports: &[] },
         };
-        let question = ProvisionRequest {
-            presented,
-            payload: self.payload.clone(),
-            reprovision: self.reprovision,
-            wait: self.wait,
-        };
+        let intent = Intent { payload: self.payload.clone(), reprovision: self.reprovision };
+        let question = ProvisionRequest { presented, intent, patience: self.wait, dialect: Dialect::PLAIN };
         gateway.provision(&question).await
     }
 }
