@@ -449,12 +449,16 @@ async fn a_full_inbox_is_busy_and_everything_inside_is_served() {
     let bounds = SledOptions { inbox_max: 4, inbox_wait: Duration::from_millis(20), batch_max: 1, ..options() };
     let store = Arc::new(SledStore::open(dir.path(), bounds).unwrap());
     store.shared.hooks.hold(true);
-    let commits: Vec<_> = (0..12)
-        .map(|n| {
-            let store = Arc::clone(&store);
-            tokio::spawn(async move { store.commit(vec![put(device(&n.to_string()), Expect::Absent, "x")]).await })
-        })
-        .collect();
+    let commit = |n: i32| {
+        let store = Arc::clone(&store);
+        tokio::spawn(async move { store.commit(vec![put(device(&n.to_string()), Expect::Absent, "x")]).await })
+    };
+    let applied = || store.shared.hooks.applied_batch.load(Ordering::SeqCst);
+    let (before, mut commits) = (applied(), vec![commit(0)]);
+    while applied() == before {
+        tokio::task::yield_now().await;
+    }
+    commits.extend((1..12).map(commit));
     // One at the gate and four inside: the others give up.
     while commits.iter().filter(|task| task.is_finished()).count() < 7 {
         tokio::task::yield_now().await;
