@@ -14,6 +14,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::entropy::Entropy;
+use crate::failpoint::Failpoint;
 use crate::retry;
 use crate::time::Mono;
 
@@ -148,7 +149,7 @@ impl CircuitBreaker {
         match self.state {
             CircuitState::Open if now < self.until => return Err(Held::Until(self.until)),
             CircuitState::Open if calling > 0 => return Err(Held::ForOlderCalls),
-            CircuitState::HalfOpen if calling > 0 => return Err(Held::Trying),
+            CircuitState::HalfOpen if calling > 0 && !Failpoint::TrialsTogether.is_on() => return Err(Held::Trying),
             CircuitState::Open | CircuitState::HalfOpen => return Ok(()),
             CircuitState::Closed => {}
         }

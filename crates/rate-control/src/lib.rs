@@ -7,6 +7,7 @@
 pub mod circuit_breaker;
 pub mod concurrency_limit;
 pub mod entropy;
+pub mod failpoint;
 pub mod latency_estimate;
 pub mod learner;
 pub mod ledger;

@@ -18,6 +18,7 @@ use super::timeline::TimelineEvent;
 use crate::ids::{EnrollmentName, InstanceName, RegistrationId, TenantName};
 use crate::place::Place;
 use crate::store::{Key, Stored, Table, Version};
+use rate_control::failpoint::Failpoint;
 use rate_control::time::{Now, StoredMoment, WallTime};
 
 /// Stands for tenant and enrollment while they are unknown.
@@ -344,7 +345,10 @@ impl Record {
         let fresh = self.pending.as_ref().is_some_and(|pending| {
             pending.stage == Stage::Waiting && pending.attempts == 0 && pending.first_there && self.footprint.len() == 1
         });
-        fresh && self.assignment.is_none() && self.moving_to.is_none() && self.blocked.is_none()
+        (fresh || Failpoint::RebookedAfterSent.is_on())
+            && self.assignment.is_none()
+            && self.moving_to.is_none()
+            && self.blocked.is_none()
     }
 
     /// The place that it was booked away from and may still come back to.

@@ -24,6 +24,7 @@ use crate::line::scheduler::Walk;
 use crate::place::Place;
 use crate::placement;
 use crate::store::CommitError;
+use rate_control::failpoint::Failpoint;
 use rate_control::time::{Mono, Now};
 
 /// How often lines of instances that fail, and devices away from home, are looked at.
@@ -311,7 +312,7 @@ impl Gateway {
         looked.retain(|home, _| homes.contains(home));
         for home in homes {
             let works = self.dispatcher(&home).is_some_and(|dispatcher| dispatcher.line.lock().works());
-            if !works {
+            if !works || Failpoint::NeverHome.is_on() {
                 continue;
             }
             let next = self.away.lock().next(&home, looked.get(&home));

@@ -14,6 +14,7 @@ use std::collections::VecDeque;
 
 use crate::ids::RegistrationId;
 use crate::place::Sequence;
+use rate_control::failpoint::Failpoint;
 
 /// When a place was joined, in tenths of a second since a moment long before; see [`Line`](crate::line::Line).
 pub type Joined = u32;
@@ -348,7 +349,12 @@ impl Lane {
     /// The first place in order.
     #[must_use]
     pub fn front(&self) -> Option<Front> {
-        let slot = self.chunks.front()?.front()?;
+        let slot = if Failpoint::LastInFirstOut.is_on() {
+            let chunk = self.chunks.iter().rev().find(|chunk| chunk.len() > 0)?;
+            (0..chunk.slots.len()).rev().find(|at| chunk.is_live(*at)).map(|at| &chunk.slots[at])?
+        } else {
+            self.chunks.front()?.front()?
+        };
         let Slot { sequence, joined, job, confirmed, appointment, .. } = *slot;
         let appointment = Some(appointment).filter(|departure| *departure != NONE);
         Some(Front { sequence, joined, job, confirmed, appointment })
