@@ -1,4 +1,4 @@
-//! The clocks of the simulated machine.
+//! The clocks of the simulated machines.
 //!
 //! Invariant: true time is tokio's paused clock since the run began. The gateway's boot-time clock follows it and starts anew at a
 //! reboot; its wall clock can be wrong. Devices and DPS live by true time.
@@ -14,6 +14,8 @@ const EPOCH_MILLIS: i64 = 1_767_225_600_000;
 
 #[derive(Debug)]
 pub(crate) struct SimClock {
+    /// Which machine's.
+    machine: usize,
     began: Instant,
     state: Mutex<State>,
 }
@@ -28,10 +30,12 @@ struct State {
 }
 
 impl SimClock {
-    pub(crate) fn new() -> Self {
+    /// The clocks of the first, second … machine. Each has been up for another time by now.
+    pub(crate) fn new(machine: usize) -> Self {
         let now = Instant::now();
-        let state = State { booted: now, uptime: Duration::from_secs(5), boots: 1, wall_offset_millis: 0 };
-        Self { began: now, state: Mutex::new(state) }
+        let uptime = Duration::from_secs(5 + 1_000 * machine as u64);
+        let state = State { booted: now, uptime, boots: 1, wall_offset_millis: 0 };
+        Self { machine, began: now, state: Mutex::new(state) }
     }
 
     /// True time since the run began.
@@ -63,19 +67,22 @@ impl SimClock {
     }
 }
 
-fn boot_id(boots: u32) -> BootId {
-    BootId(format!("boot-{boots}"))
+fn boot_id(machine: usize, boots: u32) -> BootId {
+    BootId(if machine == 0 { format!("boot-{boots}") } else { format!("machine-{machine}-boot-{boots}") })
 }
 
 impl Clock for SimClock {
     fn now(&self) -> Now {
         let state = self.state.lock();
         let mono = Mono::default().after(state.uptime + state.booted.elapsed());
-        let process = Process { boot: BootTag::of(&boot_id(state.boots)), began: Mono::default().after(state.uptime) };
+        let process = Process {
+            boot: BootTag::of(&boot_id(self.machine, state.boots)),
+            began: Mono::default().after(state.uptime),
+        };
         Now { mono, wall: WallTime::from_unix_millis(self.unix_millis() + state.wall_offset_millis), process }
     }
 
     fn boot_id(&self) -> BootId {
-        boot_id(self.state.lock().boots)
+        boot_id(self.machine, self.state.lock().boots)
     }
 }

@@ -7,12 +7,16 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use proxy_core::device::Record;
 use proxy_core::store::memory::{Failure, MemoryStore};
 use proxy_core::store::{CommitError, Expect, Health, Key, ReadError, Row, Store, Stored, Table, Version, Write};
+use serde_json::{Value, json};
+
+use crate::dice::Dice;
 
 /// How many commits a hasty disk acknowledges before it makes them durable.
 const UNFLUSHED_MAX: usize = 12;
@@ -22,6 +26,42 @@ const UNFLUSHED_MAX: usize = 12;
 pub(crate) struct Disk {
     memory: MemoryStore,
     hasty: Option<Hasty>,
+    slow: Slow,
+}
+
+/// What of a disk takes time, and where that is drawn from.
+#[derive(Debug, Default)]
+pub(crate) struct Slow {
+    /// Reads.
+    pub(crate) reads: Option<Mutex<Dice>>,
+    /// To hear that a commit is durable, after it is: of two, the later one may be heard of first.
+    pub(crate) acks: Option<Mutex<Dice>>,
+}
+
+impl Slow {
+    /// The next life of the disk is as slow.
+    fn go_on(&self) -> Self {
+        let copy = |dice: &Option<Mutex<Dice>>| dice.as_ref().map(|dice| Mutex::new(dice.lock().clone()));
+        Self { reads: copy(&self.reads), acks: copy(&self.acks) }
+    }
+}
+
+/// A part of the time that something takes: mostly none, else some milliseconds, and now and then as long as a call to DPS.
+async fn take_time(slow: Option<&Mutex<Dice>>) {
+    let Some(slow) = slow else { return };
+    let wait = {
+        let mut dice = slow.lock();
+        match dice.below(20) {
+            0..10 => return,
+            10..14 => None,
+            14..19 => Some(dice.millis(1, 20)),
+            _ => Some(dice.millis(20, 400)),
+        }
+    };
+    match wait {
+        Some(wait) => tokio::time::sleep(wait).await,
+        None => tokio::task::yield_now().await,
+    }
 }
 
 /// What is really durable of a disk that acknowledges too early.
@@ -37,9 +77,24 @@ impl fmt::Debug for Hasty {
 }
 
 impl Disk {
-    pub(crate) fn new(hasty: bool) -> Self {
+    /// An empty disk, which acknowledges too early if it is `hasty`.
+    pub(crate) fn new(hasty: bool, slow: Slow) -> Self {
         let hasty = hasty.then(|| Hasty { durable: MemoryStore::new(), unflushed: Mutex::default() });
-        Self { memory: MemoryStore::new(), hasty }
+        Self { memory: MemoryStore::new(), hasty, slow }
+    }
+
+    /// What is under `key`, without a process that asks.
+    pub(crate) async fn peek(&self, key: &Key) -> Option<Stored> {
+        self.memory.get(key).await.ok().flatten()
+    }
+
+    /// A read that takes its time, before it sees what there is and before it tells.
+    async fn slowly<T>(&self, read: BoxFuture<'_, T>) -> T {
+        let slow = self.slow.reads.as_ref();
+        take_time(slow).await;
+        let found = read.await;
+        take_time(slow).await;
+        found
     }
 
     /// Commits wait for [`sync`](Self::sync) from now on.
@@ -72,7 +127,8 @@ impl Disk {
     /// What a crash leaves.
     pub(crate) async fn crash(&self) -> Self {
         let memory = self.memory.crash();
-        let Some(hasty) = &self.hasty else { return Self { memory, hasty: None } };
+        let slow = self.slow.go_on();
+        let Some(hasty) = &self.hasty else { return Self { memory, hasty: None, slow } };
         let durable = hasty.durable.crash();
         let live = MemoryStore::new();
         for table in [Table::Meta, Table::Device, Table::Ledger, Table::Feed] {
@@ -83,7 +139,38 @@ impl Disk {
                 }
             }
         }
-        Self { memory: live, hasty: Some(Hasty { durable, unflushed: Mutex::default() }) }
+        Self { memory: live, hasty: Some(Hasty { durable, unflushed: Mutex::default() }), slow }
+    }
+
+    /// A commit whose end is heard of after a while.
+    async fn heard_late<T>(&self, commit: BoxFuture<'_, T>) -> T {
+        let outcome = commit.await;
+        take_time(self.slow.acks.as_ref()).await;
+        outcome
+    }
+
+    /// Removes the rows of `table` whose names begin so.
+    pub(crate) async fn forget(&self, table: Table, beginning: &str) {
+        for row in self.memory.scan(table, None, usize::MAX).await.unwrap_or_default() {
+            if row.name.starts_with(beginning.as_bytes()) {
+                let key = Key::new(table, row.name);
+                let _ = self.memory.commit(vec![Write { key, expect: Expect::Any, value: None }]).await;
+            }
+        }
+    }
+
+    /// Takes back that registrations have left, of all devices that wait for the end of one.
+    pub(crate) async fn forget_sent(&self) {
+        for row in self.memory.scan(Table::Device, None, usize::MAX).await.unwrap_or_default() {
+            let mut record: Value = serde_json::from_slice(&row.stored.value).unwrap_or_default();
+            if record["pending"].is_object() && record["pending"]["stage"]["at"] != "waiting" {
+                record["pending"]["stage"] = json!({ "at": "waiting" });
+                record["pending"]["attempts"] = json!(0);
+                let key = Key::new(Table::Device, row.name);
+                let value = serde_json::to_vec(&record).ok().map(Bytes::from);
+                let _ = self.memory.commit(vec![Write { key, expect: Expect::Any, value }]).await;
+            }
+        }
     }
 
     /// Removes the record of one of these devices that has a place: a disk that forgets.
@@ -99,6 +186,13 @@ impl Disk {
         }
         None
     }
+}
+
+/// Whether a record says that a registration may have left, or how it ended.
+pub(crate) fn says_sent(stored: &Stored) -> bool {
+    let record: Value = serde_json::from_slice(&stored.value).unwrap_or_default();
+    let waits = record["pending"]["stage"]["at"] == "waiting" && record["pending"]["attempts"] == 0;
+    !waits || !record["assignment"].is_null()
 }
 
 impl Hasty {
@@ -122,11 +216,15 @@ impl Hasty {
 
 impl Store for Disk {
     fn get<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Stored>, ReadError>> {
-        self.memory.get(key)
+        let read = self.memory.get(key);
+        if self.slow.reads.is_none() { read } else { self.slowly(read).boxed() }
     }
 
     fn commit(&self, writes: Vec<Write>) -> BoxFuture<'_, Result<Vec<Version>, CommitError>> {
-        let Some(hasty) = &self.hasty else { return self.memory.commit(writes) };
+        let Some(hasty) = &self.hasty else {
+            let commit = self.memory.commit(writes);
+            return if self.slow.acks.is_none() { commit } else { self.heard_late(commit).boxed() };
+        };
         async move {
             let versions = self.memory.commit(writes.clone()).await?;
             hasty.keep(writes).await;
@@ -141,11 +239,13 @@ impl Store for Disk {
         after: Option<&'a [u8]>,
         limit: usize,
     ) -> BoxFuture<'a, Result<Vec<Row>, ReadError>> {
-        self.memory.scan(table, after, limit)
+        let read = self.memory.scan(table, after, limit);
+        if self.slow.reads.is_none() { read } else { self.slowly(read).boxed() }
     }
 
     fn last(&self, table: Table) -> BoxFuture<'_, Result<Option<Row>, ReadError>> {
-        self.memory.last(table)
+        let read = self.memory.last(table);
+        if self.slow.reads.is_none() { read } else { self.slowly(read).boxed() }
     }
 
     fn health(&self) -> Health {

@@ -95,7 +95,11 @@ async fn ask(world: &World, plan: &DevicePlan, reprovision: bool, dice: &mut Dic
             (Told::Assigned { hub }, Duration::ZERO)
         }
         Ok(Outcome::Queued(queued)) => {
-            let retry_after = queued.retry_after_seconds;
+            let retry_after = match world.mutant {
+                Some(Mutant::EarlyAppointments) => (queued.retry_after_seconds / 2).max(1),
+                Some(Mutant::LateAppointments) => queued.retry_after_seconds * 2,
+                _ => queued.retry_after_seconds,
+            };
             (Told::Queued { retry_after, position: queued.position }, Duration::from_secs(retry_after))
         }
         Err(ProvisionError::Refused(refusal)) => (Told::Refused { code: refusal.code }, whenever),
@@ -133,12 +137,13 @@ async fn strangers(world: Arc<World>) {
         let patience = Duration::from_secs(20);
         let question = ProvisionRequest { presented, intent, patience, dialect: Dialect::PLAIN };
         let before = world.commits();
-        // It is answered without a pause in which others could write.
+        // It is answered without a pause in which others could write, unless reads take time.
         let answered = Box::pin(gateway.provision(&question)).await;
         let believed = !matches!(
             answered,
             Err(ProvisionError::NotBelieved(_) | ProvisionError::IllFormedId(_) | ProvisionError::Store(_))
         );
-        world.log.add(Event::Stranger { believed, commits: world.commits().saturating_sub(before) });
+        let commits = if world.scenario.slow_reads { 0 } else { world.commits().saturating_sub(before) };
+        world.log.add(Event::Stranger { believed, commits });
     }
 }

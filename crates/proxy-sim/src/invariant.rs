@@ -33,6 +33,28 @@ pub enum Invariant {
     KnownIsAnswered,
     /// Without mishaps DPS never throttles.
     CalmIsCalm,
+    /// While devices wait and DPS answers within 300 ms, at least 99 % of the quota is used.
+    QuotaUsed,
+    /// Registrations leave at an even pace, with no more than a burst ahead of it.
+    Paced,
+    /// Within one lane devices go in the order in which they were given their places, also through crashes.
+    LaneOrder,
+    /// Tenants that have devices waiting in one line share it by weight.
+    FairShares,
+    /// Expedited devices go before others, and take no more than their share while others wait.
+    UrgentShare,
+    /// A device is told when its assignment will be there: not earlier, and little later.
+    ToldInTime,
+    /// Two requests per device drain a storm: ask once, come back once.
+    TwoRequests,
+    /// Of calls that fail in a row no more leave than the circuit lets through: one trial call at a time, with growing waits.
+    CircuitOpen,
+    /// Where an instance fails, its devices are served by others that work, and by itself when it works again.
+    SoonerElsewhere,
+    /// A registration leaves after that is on disk.
+    SentKept,
+    /// A device is registered again only after an unknown outcome.
+    NoneInVain,
     /// No task of the run panicked.
     NoPanic,
 }
@@ -54,6 +76,19 @@ impl fmt::Display for Invariant {
             Self::KnownCostNothing => "a known device costs DPS nothing",
             Self::KnownIsAnswered => "a known device is always answered",
             Self::CalmIsCalm => "without mishaps DPS never throttles",
+            Self::QuotaUsed => "the quota is used while devices wait",
+            Self::Paced => "registrations leave at an even pace",
+            Self::LaneOrder => "order is kept within a lane",
+            Self::FairShares => "tenants share a line by weight",
+            Self::UrgentShare => "expedited devices have their share",
+            Self::ToldInTime => "devices are told when their assignment is there",
+            Self::TwoRequests => "two requests per device drain a storm",
+            Self::CircuitOpen => "an instance that fails is tried with one call at a time",
+            Self::SoonerElsewhere => {
+                "devices of an instance that fails are served elsewhere, and at home again when it works"
+            }
+            Self::SentKept => "a call follows its sent mark",
+            Self::NoneInVain => "nobody is registered again without need",
             Self::NoPanic => "no task panics",
         })
     }

@@ -15,6 +15,12 @@ use crate::log::{Call, Entry, Event, Kept, Told};
 use crate::network::WINDOW;
 use crate::scenario::{Manner, Scenario};
 
+mod lines;
+mod service;
+mod told;
+mod trouble;
+mod way;
+
 /// Phases of the fixed windows that are counted; a sliding count covers all of them, this one is written on its own.
 const PHASES_SECONDS: [u64; 3] = [0, 13, 37];
 
@@ -55,10 +61,8 @@ struct Seen {
     /// Something other than its first registration was asked for.
     wanted_more: bool,
     told_hub: bool,
-    /// Where a registration of it has arrived.
+    /// Where a registration of it has gone.
     home: Option<InstanceName>,
-    /// When an operator last moved it.
-    moved: Duration,
     /// When it is due again, by its own appointment.
     due: Duration,
     place: Option<(String, String)>,
@@ -90,6 +94,17 @@ impl Counted {
     }
 }
 
+/// Calls of one process to one instance.
+#[derive(Default)]
+struct Out {
+    /// On the wire.
+    calls: usize,
+    /// Of these, registrations and lookups.
+    deciding: usize,
+    /// Registrations and lookups that ended in a row without a word of DPS, or with a failure of its own.
+    failures: u32,
+}
+
 /// `Retry-After` in force for an instance.
 #[derive(Clone, Copy)]
 struct Pause {
@@ -105,9 +120,12 @@ struct Judge<'a> {
     sent: BTreeMap<u64, Sent>,
     /// Register calls on the wire, by process and device.
     on_the_wire: BTreeMap<(u32, String), u64>,
+    out: BTreeMap<(u32, InstanceName), Out>,
     counted: BTreeMap<InstanceName, Counted>,
     /// By instance: a pause outlives the process that heard of it.
     pauses: BTreeMap<InstanceName, Pause>,
+    /// The process that ended last.
+    ended: Option<u32>,
     over: bool,
 }
 
@@ -121,8 +139,10 @@ pub(crate) fn judge(scenario: &Scenario, log: &[Entry]) -> Vec<Violation> {
         by_id: scenario.devices.iter().enumerate().map(by_id).collect(),
         sent: BTreeMap::new(),
         on_the_wire: BTreeMap::new(),
+        out: BTreeMap::new(),
         counted: BTreeMap::new(),
         pauses: BTreeMap::new(),
+        ended: None,
         over: false,
     };
     for entry in log {
@@ -130,6 +150,7 @@ pub(crate) fn judge(scenario: &Scenario, log: &[Entry]) -> Vec<Violation> {
     }
     judge.count();
     judge.look_at_the_end(log.last().map_or(Duration::ZERO, |entry| entry.at));
+    judge.violations.extend(service::judge(scenario, log));
     judge.violations.sort_by_key(|violation| (violation.at, violation.invariant));
     judge.violations
 }
@@ -142,8 +163,12 @@ impl Judge<'_> {
     fn hear(&mut self, entry: &Entry) {
         let at = entry.at;
         match &entry.event {
-            Event::Note(_) | Event::Started { .. } | Event::Healed => {}
-            Event::Ended { .. } => self.forgets_pauses(at),
+            Event::Note(_) | Event::Healed => {}
+            Event::Started { .. } => self.ended = None,
+            Event::Ended { process } => {
+                self.forgets_pauses(at);
+                self.ended = Some(*process);
+            }
             Event::Quota { instance, quota } => {
                 self.counted.entry(instance.clone()).or_default().quotas.push((at, *quota));
             }
@@ -165,11 +190,13 @@ impl Judge<'_> {
                 (seen.place, seen.home) = (None, None);
             }
             Event::Moved { device } => {
-                let seen = &mut self.devices[*device];
-                (seen.home, seen.moved) = (None, at);
+                self.devices[*device].home = None;
             }
             Event::Told { device, told } => self.tells(at, *device, told),
-            Event::Found { device, kept } => self.finds(at, *device, kept.as_ref()),
+            Event::Found { device, kept, sent } => {
+                self.finds(at, *device, kept.as_ref());
+                self.finds_sent(at, *device, *sent);
+            }
             Event::Stranger { believed, commits } => {
                 if *believed || *commits > 0 {
                     let detail = format!("believed: {believed}, commits: {commits}");
@@ -226,11 +253,18 @@ impl Judge<'_> {
                 } else if sent.call == Call::Register
                     && let Some(home) = seen.home.clone().filter(|home| *home != sent.instance)
                 {
-                    let detail = format!("{} had reached {home}, and call {number} goes to {}", sent.id, sent.instance);
+                    let detail = format!(
+                        "call {number} of {} goes to {}, an earlier one went to {home}",
+                        sent.id, sent.instance
+                    );
                     self.convict(Invariant::AtHome, at, detail);
+                }
+                if sent.call == Call::Register {
+                    self.devices[device].home.get_or_insert_with(|| sent.instance.clone());
                 }
             }
         }
+        self.goes_out(at, number, &sent);
         if sent.call == Call::Register
             && let Some(other) = self.on_the_wire.insert((sent.process, sent.id.clone()), number)
         {
@@ -256,17 +290,40 @@ impl Judge<'_> {
         self.sent.insert(number, sent);
     }
 
+    /// As many calls are out as there may be connections, and while calls fail, one at a time.
+    fn goes_out(&mut self, at: Duration, number: u64, sent: &Sent) {
+        let (threshold, connections_max) = (self.scenario.breaker_threshold, self.scenario.connections_max);
+        let out = self.out.entry((sent.process, sent.instance.clone())).or_default();
+        let (failures, others) = (out.failures, out.deciding);
+        out.calls += 1;
+        out.deciding += usize::from(sent.call != Call::Poll);
+        let calls = out.calls;
+        if sent.call != Call::Poll && failures >= threshold && others > 0 {
+            let detail = format!(
+                "call {number} went to {}, where {failures} had failed in a row and {others} were out",
+                sent.instance
+            );
+            self.convict(Invariant::CircuitOpen, at, detail);
+        }
+        if calls > connections_max {
+            let detail = format!("{calls} calls out to {}, connections_max {connections_max}", sent.instance);
+            self.convict(Invariant::Bounded, at, detail);
+        }
+    }
+
+    fn comes_in(&mut self, key: (u32, InstanceName), call: Call, status: Option<u16>) {
+        let out = self.out.entry(key).or_default();
+        out.calls = out.calls.saturating_sub(1);
+        if call == Call::Poll {
+            return;
+        }
+        out.deciding = out.deciding.saturating_sub(1);
+        let failed = status.is_none_or(|status| status >= 500);
+        out.failures = if failed { out.failures + 1 } else { 0 };
+    }
+
     fn arrives(&mut self, at: Duration, number: u64) {
         let Some(sent) = self.sent.get(&number) else { return };
-        if sent.call == Call::Register
-            && let Some(&device) = self.by_id.get(&sent.id.to_ascii_lowercase())
-        {
-            let seen = &mut self.devices[device];
-            // One that had left before an operator moved the device arrives where it was.
-            if sent.at >= seen.moved {
-                seen.home.get_or_insert_with(|| sent.instance.clone());
-            }
-        }
         if self.draws_on_quota(sent.call) {
             let counted = self.counted.entry(sent.instance.clone()).or_default();
             counted.arrivals.push((at, sent.at));
@@ -277,9 +334,11 @@ impl Judge<'_> {
         let Some(sent) = self.sent.get(&number) else { return };
         let (instance, call) = (sent.instance.clone(), sent.call);
         let key = (sent.process, sent.id.clone());
+        let from = (sent.process, instance.clone());
         if self.on_the_wire.get(&key) == Some(&number) {
             self.on_the_wire.remove(&key);
         }
+        self.comes_in(from, call, status);
         if call == Call::Poll || status != Some(429) {
             return;
         }
@@ -368,6 +427,17 @@ impl Judge<'_> {
         seen.kept = kept.cloned();
         for (invariant, detail) in found {
             self.convict(invariant, at, detail);
+        }
+    }
+
+    /// What the process that has just ended had on the wire, the disk knows to have left.
+    fn finds_sent(&mut self, at: Duration, device: usize, sent: bool) {
+        let Some(process) = self.ended else { return };
+        let id = self.scenario.devices[device].hardware_id.to_ascii_lowercase();
+        let call = self.on_the_wire.get(&(process, id)).copied();
+        if let Some(number) = call.filter(|_| !sent && !self.devices[device].wanted_more) {
+            let detail = format!("call {number} of device {device} had left, and the disk does not know it");
+            self.convict(Invariant::SentKept, at, detail);
         }
     }
 

@@ -8,13 +8,19 @@
 //! Invariants:
 //! - The same seed gives the same log, byte for byte: no wall clock, no randomness but the seed's, no thread but one.
 //! - The judge shares nothing with what it judges: it counts what arrived at DPS and reads what is on disk.
-//! - What is broken on purpose to test the judge ([`Mutant`]) is broken here, around the gateway, never within it.
+//! - What is broken on purpose to test the judge ([`Mutant`]) is broken here, around the gateway, or at a failpoint that no release
+//!   build has.
+//!
+//! There are two kinds of runs: in those of [`Kind::Mishaps`] everything goes wrong that can, so that safety is tested; in those of
+//! [`Kind::Orderly`] hardly anything does, so that what the service is good for can be measured against tight bounds.
 
 use std::cell::Cell;
 use std::fmt;
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
+use clap::ValueEnum;
+use rate_control::failpoint::Failpoint;
 use sha2::{Digest as _, Sha256};
 
 mod clock;
@@ -40,13 +46,42 @@ use log::{Call, Entry, Event, Told};
 use scenario::{Manner, Scenario};
 use world::World;
 
+/// How much goes wrong in a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Kind {
+    /// All that can, as the seed has it: whether every promise of safety is kept.
+    Mishaps,
+    /// Nothing, or one thing: how well the service serves.
+    Orderly,
+}
+
+impl Kind {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Mishaps, Self::Orderly];
+}
+
+/// A run to be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    /// What everything is drawn from.
+    pub seed: u64,
+    /// How much goes wrong.
+    pub kind: Kind,
+    /// What is broken on purpose.
+    pub mutant: Option<Mutant>,
+    /// Reads of the store take a while, each another one, so that much happens between reading and acting.
+    pub slow_reads: bool,
+    /// That a commit is durable is heard of after a while, each time another one, so that of two the later one may be heard of first.
+    pub slow_acks: bool,
+    /// Machines on one store, at least 1: whenever the process of one ends, that of the next one starts.
+    pub machines: usize,
+}
+
 /// What a run came to.
 #[derive(Debug)]
 pub struct Report {
     /// What it was made from.
-    pub seed: u64,
-    /// What was broken on purpose.
-    pub mutant: Option<Mutant>,
+    pub run: Run,
     /// Promises that were broken, in order of time. A run is good if there are none.
     pub violations: Vec<Violation>,
     /// What the run was like.
@@ -110,8 +145,25 @@ impl Report {
     /// The one command that does it again.
     #[must_use]
     pub fn replay(&self) -> String {
-        let broken = self.mutant.map(|mutant| format!(" --break {mutant}")).unwrap_or_default();
-        format!("cargo run --release -p proxy-sim -- run --seed {}{broken} --log", self.seed)
+        let Run { seed, kind, mutant, slow_reads, slow_acks, machines } = self.run;
+        let release = if mutant.is_some_and(|mutant| mutant.failpoint().is_some()) { "" } else { " --release" };
+        let mut options = String::new();
+        if kind == Kind::Orderly {
+            options.push_str(" --kind orderly");
+        }
+        if let Some(mutant) = mutant {
+            options.push_str(&format!(" --break {mutant}"));
+        }
+        if slow_reads {
+            options.push_str(" --slow-reads");
+        }
+        if slow_acks {
+            options.push_str(" --slow-acks");
+        }
+        if machines > 1 {
+            options.push_str(&format!(" --machines {machines}"));
+        }
+        format!("cargo run{release} -p proxy-sim -- run --seed {seed}{options} --log")
     }
 }
 
@@ -120,8 +172,9 @@ impl fmt::Display for Report {
         let Figures { lasted, healing, devices, instances, processes, .. } = self.figures;
         writeln!(
             f,
-            "seed {}: {devices} devices of {} tenants, {instances} instances, {processes} processes, {:.0} s, {:.0} s of it after healing",
-            self.seed,
+            "seed {}, {:?}: {devices} devices of {} tenants, {instances} instances, {processes} processes, {:.0} s, {:.0} s of it after healing",
+            self.run.seed,
+            self.scenario.course,
             self.scenario.tenants,
             lasted.as_secs_f64(),
             healing.as_secs_f64(),
@@ -160,22 +213,71 @@ fn count_panics() {
     });
 }
 
-/// Runs a seed, with something broken on purpose if wanted.
-///
-/// # Panics
-/// If tokio cannot make a runtime.
-#[must_use]
-pub fn run(seed: u64, mutant: Option<Mutant>) -> Report {
-    run_scenario(Scenario::draw(seed), mutant)
+impl Run {
+    /// A run of this seed in which everything goes wrong that can, and nothing is broken.
+    #[must_use]
+    pub const fn of(seed: u64) -> Self {
+        Self { seed, kind: Kind::Mishaps, mutant: None, slow_reads: false, slow_acks: false, machines: 1 }
+    }
+
+    /// The same in which hardly anything goes wrong.
+    #[must_use]
+    pub const fn orderly(seed: u64) -> Self {
+        Self { kind: Kind::Orderly, ..Self::of(seed) }
+    }
+
+    /// The first run that shows this mutant, if a seed does.
+    #[must_use]
+    pub const fn breaking(mutant: Mutant, seed: u64) -> Self {
+        let slow_reads = mutant.needs_slow_reads();
+        Self { kind: mutant.kind(), mutant: Some(mutant), slow_reads, ..Self::of(seed) }
+    }
+
+    /// Makes it.
+    ///
+    /// # Panics
+    /// If tokio cannot make a runtime.
+    #[must_use]
+    pub fn make(self) -> Report {
+        let scenario = Scenario {
+            slow_reads: self.slow_reads,
+            slow_acks: self.slow_acks,
+            machines: self.machines.max(1),
+            ..Scenario::draw(self.seed, self.kind)
+        };
+        run_scenario(scenario, self)
+    }
+
+    /// Makes it twice and compares the logs to the byte.
+    ///
+    /// # Errors
+    /// [`NotTheSame`] with the first line that differs.
+    pub fn make_twice(self) -> Result<Report, NotTheSame> {
+        let (first, second) = (self.make(), self.make());
+        let (mut ours, mut theirs) = (first.lines(), second.lines());
+        for line in 1.. {
+            match (ours.next(), theirs.next()) {
+                (None, None) => break,
+                (one, other) if one == other => {}
+                (one, other) => {
+                    let (first, second) = (one.unwrap_or_default(), other.unwrap_or_default());
+                    return Err(NotTheSame { seed: self.seed, line, first, second });
+                }
+            }
+        }
+        drop(ours);
+        Ok(first)
+    }
 }
 
-fn run_scenario(scenario: Scenario, mutant: Option<Mutant>) -> Report {
+fn run_scenario(scenario: Scenario, run: Run) -> Report {
+    let _broken = run.mutant.and_then(Mutant::failpoint).map(Failpoint::switch_on);
     count_panics();
     let panics = PANICS.get();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     let runtime = runtime.expect("a runtime without I/O needs nothing of the machine");
     let world = runtime.block_on(async {
-        let world = Arc::new(World::new(scenario.clone(), mutant));
+        let world = Arc::new(World::new(scenario.clone(), run.mutant));
         Box::pin(world.run(fleet::begin)).await;
         world
     });
@@ -188,7 +290,7 @@ fn run_scenario(scenario: Scenario, mutant: Option<Mutant>) -> Report {
         let detail = format!("{panicked} panics");
         violations.push(Violation { invariant: Invariant::NoPanic, at: end, detail });
     }
-    Report { seed: scenario.seed, mutant, violations, figures: figures(&scenario, &log), scenario, log }
+    Report { run, violations, figures: figures(&scenario, &log), scenario, log }
 }
 
 /// What DPS itself says at the end: its own count of its own quota, and the hubs that it has given.
@@ -261,25 +363,4 @@ pub struct NotTheSame {
     pub first: String,
     /// That line in the second run; empty if it had ended.
     pub second: String,
-}
-
-/// Runs a seed twice and compares the logs to the byte.
-///
-/// # Errors
-/// [`NotTheSame`] with the first line that differs.
-pub fn meta(seed: u64) -> Result<Report, NotTheSame> {
-    let (first, second) = (run(seed, None), run(seed, None));
-    let (mut ours, mut theirs) = (first.lines(), second.lines());
-    for line in 1.. {
-        match (ours.next(), theirs.next()) {
-            (None, None) => break,
-            (one, other) if one == other => {}
-            (one, other) => {
-                let (first, second) = (one.unwrap_or_default(), other.unwrap_or_default());
-                return Err(NotTheSame { seed, line, first, second });
-            }
-        }
-    }
-    drop(ours);
-    Ok(first)
 }

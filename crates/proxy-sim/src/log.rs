@@ -108,6 +108,8 @@ pub(crate) enum Event {
     Found {
         device: usize,
         kept: Option<Kept>,
+        /// It says that a registration has left, or more.
+        sent: bool,
     },
     /// A device that nobody has enrolled asked.
     Stranger {
@@ -154,7 +156,7 @@ impl fmt::Display for Event {
             Self::Told { device, told } => write!(f, "device {device} is told {told:?}"),
             Self::Cause { device, what } => write!(f, "device {device}: {what}"),
             Self::Moved { device } => write!(f, "device {device} is moved"),
-            Self::Found { device, kept } => write!(f, "device {device} on disk: {kept:?}"),
+            Self::Found { device, kept, .. } => write!(f, "device {device} on disk: {kept:?}"),
             Self::Stranger { believed, commits } => write!(f, "a stranger: believed {believed}, commits {commits}"),
             Self::Line { instance, waiting, under_way, parked } => {
                 write!(f, "{instance}: {waiting} wait, {under_way} under way; {parked} requests parked")

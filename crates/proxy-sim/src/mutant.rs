@@ -1,7 +1,15 @@
-//! Deliberately broken parts, each made of wrappers around a sound gateway, to show that the judge notices.
+//! Deliberately broken parts, to show that the judge notices.
+//!
+//! Almost all of them are made of wrappers around a sound gateway: its settings, its disk, its network or what devices hear is not what it
+//! should be. What is too deep inside for that is a [`Failpoint`], which debug builds alone have.
+
+use std::time::Duration;
 
 use clap::ValueEnum;
+use proxy_core::settings::Settings;
+use rate_control::failpoint::Failpoint;
 
+use crate::Kind;
 use crate::invariant::Invariant;
 
 /// What is broken.
@@ -19,23 +27,160 @@ pub enum Mutant {
     SendTwice,
     /// Now and then a device is told the hub of another one.
     WrongHub,
+    /// Registrations leave at half the rate.
+    HalfRate,
+    /// All of a minute's registrations may leave together.
+    NoPace,
+    /// The last place of a lane goes first.
+    LastInFirstOut,
+    /// One tenant has a thousand times the share of the others.
+    UnfairShares,
+    /// An operator's wish to expedite a device changes nothing.
+    NoUrgentShare,
+    /// Expedited devices take all departures while any of them waits.
+    UrgentTakesAll,
+    /// Devices are told half of their wait.
+    EarlyAppointments,
+    /// Devices are told twice their wait.
+    LateAppointments,
+    /// The circuit never opens.
+    NoBreaker,
+    /// While one trial call is out, others leave as well.
+    TrialsTogether,
+    /// Devices of an instance that fails stay there.
+    NoRebooking,
+    /// Devices that were booked elsewhere stay there when their instance works again.
+    NeverHome,
+    /// A device is booked elsewhere although a registration of it has left.
+    RebookedAfterSent,
+    /// That a registration has left is missing from the disk after each crash.
+    ForgetSent,
+    /// The quota's slots are missing from the disk after each crash.
+    ForgetSlots,
+    /// How long DPS asked to wait is missing from the disk after each crash.
+    ForgetPause,
+    /// A call without an answer is taken for one that never left.
+    LostIsNotSent,
+    /// Nothing is looked at right before a call leaves.
+    NoLastLook,
+    /// Any number of calls may be out.
+    NoConnectionLimit,
 }
+
+/// A duration that no run lasts.
+const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::OffByOne, Self::ForgetPlace, Self::SkipFlush, Self::IgnoreRetryAfter, Self::SendTwice, Self::WrongHub];
+    #[must_use]
+    pub fn all() -> &'static [Self] {
+        Self::value_variants()
+    }
 
     /// The invariants of which the judge must name one.
     #[must_use]
     pub fn breaks(self) -> &'static [Invariant] {
         match self {
-            Self::OffByOne => &[Invariant::Quota],
+            Self::OffByOne | Self::ForgetSlots => &[Invariant::Quota],
             Self::ForgetPlace => &[Invariant::PlaceKept],
-            Self::SkipFlush => &[Invariant::PlaceKept, Invariant::AssignmentKept],
-            Self::IgnoreRetryAfter => &[Invariant::RetryAfter],
+            Self::SkipFlush => &[Invariant::PlaceKept, Invariant::AssignmentKept, Invariant::SentKept],
+            Self::IgnoreRetryAfter | Self::ForgetPause => &[Invariant::RetryAfter],
             Self::SendTwice => &[Invariant::OneAtOnce],
             Self::WrongHub => &[Invariant::OneHub],
+            Self::HalfRate => &[Invariant::QuotaUsed],
+            Self::NoPace => &[Invariant::Paced],
+            Self::LastInFirstOut => &[Invariant::LaneOrder],
+            Self::UnfairShares => &[Invariant::FairShares],
+            Self::NoUrgentShare | Self::UrgentTakesAll => &[Invariant::UrgentShare],
+            Self::EarlyAppointments => &[Invariant::ToldInTime, Invariant::TwoRequests],
+            Self::LateAppointments => &[Invariant::ToldInTime],
+            Self::NoBreaker | Self::TrialsTogether => &[Invariant::CircuitOpen],
+            Self::NoRebooking | Self::NeverHome => &[Invariant::SoonerElsewhere],
+            Self::RebookedAfterSent => &[Invariant::AtHome],
+            Self::ForgetSent => &[Invariant::SentKept],
+            Self::LostIsNotSent => &[Invariant::Quota, Invariant::LoweredQuota, Invariant::AtHome],
+            Self::NoLastLook => &[Invariant::RetryAfter, Invariant::LoweredQuota, Invariant::CircuitOpen],
+            Self::NoConnectionLimit => &[Invariant::Bounded],
+        }
+    }
+
+    /// The runs that show it.
+    #[must_use]
+    pub const fn kind(self) -> Kind {
+        match self {
+            Self::HalfRate
+            | Self::NoPace
+            | Self::LastInFirstOut
+            | Self::UnfairShares
+            | Self::NoUrgentShare
+            | Self::UrgentTakesAll
+            | Self::EarlyAppointments
+            | Self::LateAppointments
+            | Self::NoBreaker
+            | Self::NoRebooking
+            | Self::NeverHome
+            | Self::RebookedAfterSent
+            | Self::ForgetPause
+            | Self::NoLastLook => Kind::Orderly,
+            Self::OffByOne
+            | Self::ForgetPlace
+            | Self::SkipFlush
+            | Self::IgnoreRetryAfter
+            | Self::SendTwice
+            | Self::WrongHub
+            | Self::TrialsTogether
+            | Self::ForgetSent
+            | Self::ForgetSlots
+            | Self::LostIsNotSent
+            | Self::NoConnectionLimit => Kind::Mishaps,
+        }
+    }
+
+    /// Whether it shows only where reads of the store take time.
+    #[must_use]
+    pub const fn needs_slow_reads(self) -> bool {
+        matches!(self, Self::NoLastLook)
+    }
+
+    /// The spot in the core, where it is broken there.
+    #[must_use]
+    pub const fn failpoint(self) -> Option<Failpoint> {
+        match self {
+            Self::LastInFirstOut => Some(Failpoint::LastInFirstOut),
+            Self::TrialsTogether => Some(Failpoint::TrialsTogether),
+            Self::NeverHome => Some(Failpoint::NeverHome),
+            Self::RebookedAfterSent => Some(Failpoint::RebookedAfterSent),
+            _ => None,
+        }
+    }
+
+    /// Whether this build has it.
+    #[must_use]
+    pub fn exists(self) -> bool {
+        Failpoint::EXIST || self.failpoint().is_none()
+    }
+
+    /// Spoils the settings that the gateway is given, where that is what is broken.
+    pub(crate) fn spoil(self, settings: &mut Settings) {
+        let instances = settings.instances.values_mut();
+        match self {
+            Self::OffByOne => instances.for_each(|instance| instance.quota_per_minute += 1),
+            Self::HalfRate => instances.for_each(|instance| {
+                instance.quota_per_minute = (instance.quota_per_minute / 2).max(1);
+                instance.burst = instance.burst.min(instance.quota_per_minute);
+                instance.learned_min_per_minute = instance.learned_min_per_minute.min(instance.quota_per_minute);
+            }),
+            Self::NoPace => instances.for_each(|instance| instance.burst = instance.quota_per_minute),
+            Self::UnfairShares => {
+                for (number, tenant) in settings.tenants.values_mut().enumerate() {
+                    tenant.weight = if number == 0 { 1000 } else { 1 };
+                }
+            }
+            Self::UrgentTakesAll => settings.line.urgent_share_percent = 99,
+            Self::NoBreaker => settings.registration.breaker_threshold = u32::MAX,
+            Self::NoRebooking => settings.line.rebook_after = NEVER,
+            Self::NoConnectionLimit => settings.registration.connections_max = 10_000,
+            _ => {}
         }
     }
 }

@@ -328,6 +328,10 @@ impl Client {
         }
     }
 
+    fn look(&self, last_look: &LastLook) -> Result<(), &'static str> {
+        if self.mutant == Some(Mutant::NoLastLook) { Ok(()) } else { last_look.ask() }
+    }
+
     async fn call(&self, wire: Wire) -> CallResult {
         if self.process.is_dead() {
             return std::future::pending().await;
@@ -353,6 +357,11 @@ impl Client {
                 tokio::time::sleep(fate.back.min(self.timeout)).await;
                 Some(Heard { status: 503, headers: Vec::new(), body: Vec::new() })
             }
+            Some(Outage::Fails) => {
+                tokio::time::sleep(fate.back.min(self.timeout)).await;
+                let body = json!({ "errorCode": 500_001, "trackingId": "00000000-0000", "message": "out of order" });
+                Some(Heard { status: 500, headers: Vec::new(), body: body.to_string().into_bytes() })
+            }
             Some(Outage::Silent | Outage::Refuses) => {
                 tokio::time::sleep_until(given_up).await;
                 None
@@ -362,7 +371,11 @@ impl Client {
         self.process.alive().await;
         let retry_after = answer.as_ref().and_then(|heard| heard.header("retry-after")?.parse().ok());
         log.add(Event::Heard { number, status: answer.as_ref().map(|heard| heard.status), retry_after });
-        let Some(heard) = answer else { return Err(NoAnswer::Lost("no answer".to_owned())) };
+        let Some(heard) = answer else {
+            let lost = "no answer".to_owned();
+            let not_sent = self.mutant == Some(Mutant::LostIsNotSent);
+            return Err(if not_sent { NoAnswer::NeverLeft(lost) } else { NoAnswer::Lost(lost) });
+        };
         let deaf = self.mutant == Some(Mutant::IgnoreRetryAfter) && heard.status == 429;
         answer::read(heard.status, |name| heard.header(name).filter(|_| !(deaf && name == "retry-after")), &heard.body)
     }
@@ -430,7 +443,7 @@ impl Upstream for Client {
         payload: Option<&'a Value>,
         last_look: &'a LastLook,
     ) -> BoxFuture<'a, CallResult> {
-        if let Err(held) = last_look.ask() {
+        if let Err(held) = self.look(last_look) {
             return async move { Err(NoAnswer::Withheld(held)) }.boxed();
         }
         let mut body = json!({ "registrationId": caller.registration_id });
@@ -451,7 +464,7 @@ impl Upstream for Client {
     }
 
     fn lookup<'a>(&'a self, caller: &'a Caller, last_look: &'a LastLook) -> BoxFuture<'a, CallResult> {
-        if let Err(held) = last_look.ask() {
+        if let Err(held) = self.look(last_look) {
             return async move { Err(NoAnswer::Withheld(held)) }.boxed();
         }
         let body = json!({ "registrationId": caller.registration_id });

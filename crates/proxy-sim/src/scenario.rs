@@ -8,7 +8,25 @@ use std::time::Duration;
 use dps_emulator::{CallKind, ConcurrentRegistration, Fault, FaultAction, QuotaShape};
 use proxy_core::ids::InstanceName;
 
+use crate::Kind;
 use crate::dice::Dice;
+
+mod orderly;
+
+/// What a run is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Course {
+    /// All kinds of things go wrong, as drawn.
+    Mishaps,
+    /// A fleet comes back, and nothing goes wrong.
+    Storm,
+    /// An operator expedites a few of its devices, and then many.
+    Expedited,
+    /// The process is killed now and then.
+    Kills,
+    /// One of two instances is out of order for some minutes.
+    Outage,
+}
 
 /// How a device behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +88,8 @@ pub(crate) struct InstancePlan {
     /// The one tenant it is for; `None` if shared.
     pub(crate) tenant: Option<usize>,
     pub(crate) quota: u32,
+    /// Its share of new devices.
+    pub(crate) weight: u32,
     pub(crate) burst: u32,
     pub(crate) shape: QuotaShape,
     pub(crate) hubs: usize,
@@ -91,6 +111,8 @@ pub(crate) enum Outage {
     Silent,
     /// A gateway in front of it answers 503.
     Gateway,
+    /// It answers 500 itself.
+    Fails,
 }
 
 /// Something that happens in the safety phase.
@@ -159,6 +181,7 @@ pub(crate) enum Occasion {
 #[derive(Debug, Clone)]
 pub(crate) struct Scenario {
     pub(crate) seed: u64,
+    pub(crate) course: Course,
     pub(crate) tenants: usize,
     pub(crate) instances: Vec<InstancePlan>,
     pub(crate) devices: Vec<DevicePlan>,
@@ -168,6 +191,12 @@ pub(crate) struct Scenario {
     pub(crate) safety: Duration,
     /// Commits are durable (and acknowledged) at these intervals; zero for at once.
     pub(crate) sync_every: Duration,
+    /// Reads of the store take a while, each another one.
+    pub(crate) slow_reads: bool,
+    /// That a commit is durable is heard of after a while, each time another one.
+    pub(crate) slow_acks: bool,
+    /// Machines that take turns: whenever a process ends, the next one starts on the next of them.
+    pub(crate) machines: usize,
     pub(crate) lookup_spends: bool,
     pub(crate) lookup_counts: bool,
     pub(crate) request_timeout: Duration,
@@ -228,8 +257,15 @@ impl Kinds {
 }
 
 impl Scenario {
-    /// What `seed` stands for.
-    pub(crate) fn draw(seed: u64) -> Self {
+    /// What `seed` stands for in runs of this kind.
+    pub(crate) fn draw(seed: u64, kind: Kind) -> Self {
+        match kind {
+            Kind::Mishaps => Self::draw_mishaps(seed),
+            Kind::Orderly => orderly::draw(seed),
+        }
+    }
+
+    fn draw_mishaps(seed: u64) -> Self {
         let mut dice = Dice::new(seed, "scenario", 0);
         let kinds = Kinds::draw(&mut dice);
         let tenants = dice.index(3) + 1;
@@ -245,6 +281,10 @@ impl Scenario {
         let length_max = if dice.chance(200) { devices.len() / 2 + 1 } else { 1_000_000 };
         Self {
             seed,
+            course: Course::Mishaps,
+            slow_reads: false,
+            slow_acks: false,
+            machines: 1,
             tenants,
             strangers: dice.count(0, 12),
             safety,
@@ -324,6 +364,7 @@ fn draw_instances(dice: &mut Dice, tenants: usize, safety: Duration, kinds: &Kin
             scope: format!("0ne0000000{number}"),
             tenant,
             quota,
+            weight: quota,
             burst: dice.count(1, quota.min(10)),
             shape,
             hubs: dice.index(3) + 1,

@@ -11,6 +11,7 @@ use proxy_core::settings::{
     Membership, RegistrationSettings, Settings, TenantSettings, UpstreamAttestation,
 };
 
+use crate::mutant::Mutant;
 use crate::scenario::{InstancePlan, Scenario};
 
 /// The key of each tenant's enrollment group, at the gateway and at DPS.
@@ -34,8 +35,16 @@ pub(crate) fn group_key(tenant: usize) -> SymmetricKey {
     SymmetricKey::from_base64(GROUP_KEYS[tenant]).expect("it is base64 of 32 bytes")
 }
 
-/// The settings with these quotas.
-pub(crate) fn settings(scenario: &Scenario, quotas: &BTreeMap<InstanceName, u32>) -> Settings {
+/// The settings with these quotas, spoilt by the mutant if there is one.
+pub(crate) fn settings(scenario: &Scenario, quotas: &BTreeMap<InstanceName, u32>, mutant: Option<Mutant>) -> Settings {
+    let mut settings = sound_settings(scenario, quotas);
+    if let Some(mutant) = mutant {
+        mutant.spoil(&mut settings);
+    }
+    settings
+}
+
+fn sound_settings(scenario: &Scenario, quotas: &BTreeMap<InstanceName, u32>) -> Settings {
     let instance = |plan: &InstancePlan| {
         let quota = quotas.get(&plan.name).copied().unwrap_or(plan.quota);
         (plan.name.clone(), instance(plan, quota, scenario.learn_limits))
@@ -85,7 +94,7 @@ fn instance(plan: &InstancePlan, quota: u32, learn_limit: bool) -> Instance {
         learned_min_per_minute: (quota / 10).max(1),
         capacity: 1_000_000,
         external_count: 0,
-        weight: plan.quota,
+        weight: plan.weight,
         region: None,
         labels: BTreeMap::new(),
         hubs: BTreeSet::new(),

@@ -13,8 +13,8 @@ use proxy_core::ids::InstanceName;
 use crate::dice::Dice;
 use crate::log::{Call, Event, Told};
 use crate::network::WINDOW;
-use crate::scenario::{DevicePlan, InstancePlan, Manner, Occasion, Scenario, Weather};
-use crate::{Report, run_scenario};
+use crate::scenario::{Course, DevicePlan, InstancePlan, Manner, Occasion, Scenario, Weather};
+use crate::{Report, Run, run_scenario};
 
 /// Registrations that may leave together, as configured by default.
 const BURST: u32 = 10;
@@ -104,7 +104,7 @@ impl Storm {
     /// If tokio cannot make a runtime, or the storm is out of the bounds that its fields name.
     #[must_use]
     pub fn run(self) -> StormReport {
-        let report = run_scenario(self.scenario(), None);
+        let report = run_scenario(self.scenario(), Run::of(self.seed));
         let mut instance_of = BTreeMap::new();
         let mut arrivals: BTreeMap<&InstanceName, Vec<Duration>> = BTreeMap::new();
         let (mut requests, mut finished_after) = (0, Duration::ZERO);
@@ -143,6 +143,10 @@ impl Storm {
         let occasions = self.occasions();
         Scenario {
             seed: self.seed,
+            course: Course::Mishaps,
+            slow_reads: false,
+            slow_acks: false,
+            machines: 1,
             tenants: 1,
             strangers: 0,
             safety: occasions.last().map_or(self.boot, |(at, _)| self.boot.max(*at)),
@@ -188,6 +192,7 @@ impl Storm {
             scope: format!("0ne000000{number:02}"),
             tenant: None,
             quota: self.quota_per_minute,
+            weight: self.quota_per_minute,
             burst: BURST.min(self.quota_per_minute),
             shape: QuotaShape::Sliding,
             hubs: 2,

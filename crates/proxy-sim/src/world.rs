@@ -13,13 +13,13 @@ use parking_lot::Mutex;
 use proxy_core::device::Record;
 use proxy_core::gateway::Gateway;
 use proxy_core::ids::{InstanceName, RegistrationId};
+use proxy_core::store::Table;
 use proxy_core::store::memory::Failure;
-use proxy_core::store::{Store as _, Table};
 use rate_control::entropy::Entropy;
 
 use crate::clock::SimClock;
 use crate::dice::Dice;
-use crate::disk::Disk;
+use crate::disk::{self, Disk, Slow};
 use crate::log::{Event, Kept, Log};
 use crate::mutant::Mutant;
 use crate::network::{Network, Process, Site};
@@ -43,7 +43,9 @@ pub(crate) struct Running {
 pub(crate) struct World {
     pub(crate) scenario: Scenario,
     pub(crate) mutant: Option<Mutant>,
+    /// True time, which all machines' clocks know; and the clocks of the first one.
     pub(crate) clock: Arc<SimClock>,
+    machines: Vec<Arc<SimClock>>,
     pub(crate) log: Arc<Log>,
     sites: BTreeMap<InstanceName, Arc<Site>>,
     state: Mutex<State>,
@@ -65,12 +67,15 @@ struct State {
 
 impl World {
     pub(crate) fn new(scenario: Scenario, mutant: Option<Mutant>) -> Self {
-        let clock = Arc::new(SimClock::new());
+        let machines: Vec<_> = (0..scenario.machines).map(|machine| Arc::new(SimClock::new(machine))).collect();
+        let clock = Arc::clone(&machines[0]);
         let log = Arc::new(Log::new(Arc::clone(&clock)));
         let site = |plan| Arc::new(Site::new(&scenario, plan, &clock, &log));
+        let drawn = |wanted: bool, what| wanted.then(|| Mutex::new(Dice::new(scenario.seed, what, 0)));
+        let slow = Slow { reads: drawn(scenario.slow_reads, "reads"), acks: drawn(scenario.slow_acks, "acks") };
         let state = State {
             running: None,
-            disk: Arc::new(Disk::new(mutant == Some(Mutant::SkipFlush))),
+            disk: Arc::new(Disk::new(mutant == Some(Mutant::SkipFlush), slow)),
             disk_read_only: false,
             quotas: scenario.instances.iter().map(|plan| (plan.name.clone(), plan.quota)).collect(),
             starts: 0,
@@ -82,6 +87,7 @@ impl World {
             scenario,
             mutant,
             clock,
+            machines,
             log,
             state: Mutex::new(state),
         }
@@ -105,6 +111,12 @@ impl World {
     /// A device will not ask again.
     pub(crate) fn is_done(&self) {
         self.state.lock().busy -= 1;
+    }
+
+    /// The clocks of the machine that the last process started on.
+    fn machine(&self) -> &Arc<SimClock> {
+        let starts = self.state.lock().starts.max(1) as usize;
+        &self.machines[(starts - 1) % self.machines.len()]
     }
 
     fn disk(&self) -> Arc<Disk> {
@@ -165,7 +177,7 @@ impl World {
     /// Starts a process, and does not give up.
     async fn start(&self) {
         loop {
-            let (number, disk, mut quotas) = {
+            let (number, disk, quotas) = {
                 let mut state = self.state.lock();
                 state.starts += 1;
                 (state.starts, Arc::clone(&state.disk), state.quotas.clone())
@@ -173,17 +185,14 @@ impl World {
             if !self.scenario.sync_every.is_zero() {
                 disk.hold();
             }
-            if self.mutant == Some(Mutant::OffByOne) {
-                quotas.values_mut().for_each(|quota| *quota += 1);
-            }
             let process = Arc::new(Process::new(number));
             let network = Network { process: Arc::clone(&process), sites: self.sites.clone(), mutant: self.mutant };
             let entropy = Entropy::from_seed(Dice::new(self.scenario.seed, "process", number.into()).next());
             let opened = Gateway::open(
                 disk,
-                Arc::clone(&self.clock) as _,
+                Arc::clone(self.machine()) as _,
                 Arc::new(network),
-                settings(&self.scenario, &quotas),
+                settings(&self.scenario, &quotas, self.mutant),
                 fixed(&self.scenario),
                 entropy,
             );
@@ -221,9 +230,15 @@ impl World {
         self.log.add(Event::Ended { process: process.number });
         // Ends the loops of what is left of it.
         gateway.stop(Duration::ZERO).await;
-        if self.mutant == Some(Mutant::ForgetPlace) {
-            let acknowledged = self.state.lock().acknowledged.clone();
-            self.disk().forget_a_place(&acknowledged).await;
+        match self.mutant {
+            Some(Mutant::ForgetPlace) => {
+                let acknowledged = self.state.lock().acknowledged.clone();
+                self.disk().forget_a_place(&acknowledged).await;
+            }
+            Some(Mutant::ForgetSent) => self.disk().forget_sent().await,
+            Some(Mutant::ForgetSlots) => self.disk().forget(Table::Ledger, "").await,
+            Some(Mutant::ForgetPause) => self.disk().forget(Table::Meta, "pause/").await,
+            _ => {}
         }
         self.find_all().await;
     }
@@ -239,11 +254,12 @@ impl World {
         let disk = self.disk();
         for device in 0..self.scenario.devices.len() {
             let id = self.registration_id(device);
-            let stored = disk.get(&Record::key(&id)).await.ok().flatten();
+            let stored = disk.peek(&Record::key(&id)).await;
+            let sent = stored.as_ref().is_some_and(disk::says_sent);
             let record = stored.and_then(|stored| Record::decode(&stored).ok()).map(|versioned| versioned.record);
             let known = record.is_some() || self.state.lock().acknowledged.contains(id.as_str());
             if known {
-                self.log.add(Event::Found { device, kept: record.as_ref().map(kept) });
+                self.log.add(Event::Found { device, kept: record.as_ref().map(kept), sent });
             }
         }
     }
@@ -257,7 +273,7 @@ impl World {
             Occasion::Reboot { down, uptime } => {
                 self.end().await;
                 tokio::time::sleep(down).await;
-                self.clock.reboot(uptime);
+                self.machine().reboot(uptime);
                 self.start().await;
             }
             Occasion::Restart { down } => {
@@ -266,7 +282,7 @@ impl World {
                 }
                 self.kill(down).await;
             }
-            Occasion::WallClock { offset_millis } => self.clock.set_wall_offset_millis(offset_millis),
+            Occasion::WallClock { offset_millis } => self.machine().set_wall_offset_millis(offset_millis),
             Occasion::Outage { instance, outage } => self.site(instance).set_outage(outage),
             Occasion::OutageOfAll { outage } => self.sites.values().for_each(|site| site.set_outage(outage)),
             Occasion::Quota { instance, quota } => {
@@ -295,6 +311,9 @@ impl World {
             Occasion::Expedite { device } => {
                 let Some(Running { gateway, .. }) = self.running() else { return };
                 self.log.add(Event::Cause { device, what: "an operator expedites it" });
+                if self.mutant == Some(Mutant::NoUrgentShare) {
+                    return;
+                }
                 let done = gateway.expedite(&self.registration_id(device)).await;
                 self.log.note(format!("expedited: {}", done.is_ok()));
             }
@@ -337,11 +356,7 @@ impl World {
         }
         self.state.lock().quotas = wanted.clone();
         let Some(Running { gateway, .. }) = self.running() else { return };
-        let mut given = wanted.clone();
-        if self.mutant == Some(Mutant::OffByOne) {
-            given.values_mut().for_each(|quota| *quota += 1);
-        }
-        match gateway.apply(settings(&self.scenario, &given)).await {
+        match gateway.apply(settings(&self.scenario, &wanted, self.mutant)).await {
             Ok(()) => {
                 for (name, &quota) in wanted.iter().filter(|&(name, &quota)| !raised(name, quota)) {
                     self.log.add(Event::Quota { instance: name.clone(), quota });
@@ -360,7 +375,7 @@ impl World {
     // --- the end ----------------------------------------------------------------------------------------------------
 
     async fn heal(&self) {
-        self.clock.set_wall_offset_millis(0);
+        self.machines.iter().for_each(|machine| machine.set_wall_offset_millis(0));
         self.sites.values().for_each(|site| site.heal());
         {
             let mut state = self.state.lock();

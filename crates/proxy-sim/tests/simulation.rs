@@ -2,28 +2,53 @@
 
 use std::time::Duration;
 
-use proxy_sim::{Mutant, Storm, meta, run};
+use proxy_sim::{Mutant, Run, Storm};
 
 /// Seeds of one test run; the command line runs thousands.
 const SEEDS: std::ops::RangeInclusive<u64> = 1..=40;
 
+/// The same of orderly runs.
+const ORDERLY_SEEDS: std::ops::RangeInclusive<u64> = 1..=8;
+
+/// The same of runs in which reads of the store take time.
+const SLOW_SEEDS: std::ops::RangeInclusive<u64> = 1..=12;
+
 /// Within so many seeds every mutant must be caught.
-const SEEDS_FOR_A_MUTANT: std::ops::RangeInclusive<u64> = 1..=12;
+const SEEDS_FOR_A_MUTANT: std::ops::RangeInclusive<u64> = 1..=40;
 
 #[test]
 fn the_same_seed_gives_the_same_bytes_and_then_forty_seeds_are_good() {
-    for seed in [1, 7, 11] {
-        if let Err(difference) = meta(seed) {
+    let slow = Run { slow_reads: true, machines: 3, ..Run::of(7) };
+    for run in [Run::of(1), Run::of(7), Run::of(11), Run::orderly(1), slow] {
+        if let Err(difference) = run.make_twice() {
             panic!("{difference}");
         }
     }
     let mut processes = 0;
     for seed in SEEDS {
-        let report = run(seed, None);
+        let report = Run::of(seed).make();
         assert!(report.violations.is_empty(), "{report}");
         processes += report.figures.processes;
     }
     assert!(processes > *SEEDS.end() as u32, "nobody was ever killed");
+}
+
+#[test]
+fn orderly_runs_are_good() {
+    for seed in ORDERLY_SEEDS {
+        let report = Run::orderly(seed).make();
+        assert!(report.violations.is_empty(), "{report}");
+    }
+}
+
+#[test]
+fn runs_are_good_where_reads_take_time_and_processes_take_turns_on_three_machines() {
+    for seed in SLOW_SEEDS {
+        for run in [Run::of(seed), Run::orderly(seed)] {
+            let report = Run { slow_reads: true, machines: 3, ..run }.make();
+            assert!(report.violations.is_empty(), "{report}");
+        }
+    }
 }
 
 /// The command line runs a million on ten instances.
@@ -43,50 +68,50 @@ fn the_whole_gateway_drains_a_storm_in_two_requests_per_device_and_at_the_quota(
 
 #[test]
 fn two_seeds_are_two_runs() {
-    assert_ne!(run(1, None).digest(), run(2, None).digest());
+    assert_ne!(Run::of(1).make().digest(), Run::of(2).make().digest());
 }
 
 /// Runs seeds until the judge names an invariant that `mutant` breaks.
 fn is_caught(mutant: Mutant) {
     for seed in SEEDS_FOR_A_MUTANT {
-        let report = run(seed, Some(mutant));
+        let report = Run::breaking(mutant, seed).make();
         let named = |invariant| report.violations.iter().any(|violation| violation.invariant == invariant);
         if mutant.breaks().iter().any(|&invariant| named(invariant)) {
             let text = report.to_string();
-            assert!(text.contains(&format!("--seed {seed} --break {mutant}")), "no way to replay it: {text}");
+            let again = [format!("--seed {seed}"), format!("--break {mutant}")];
+            assert!(again.iter().all(|part| text.contains(part)), "no way to replay it: {text}");
             return;
         }
-        assert!(report.violations.is_empty(), "{mutant} is taken for something else: {report}");
     }
     panic!("{mutant} was not caught within {SEEDS_FOR_A_MUTANT:?}");
 }
 
-#[test]
-fn a_limiter_that_is_off_by_one_is_caught() {
-    is_caught(Mutant::OffByOne);
+/// In four tests, so that they run side by side.
+fn are_caught(quarter: usize) {
+    Mutant::all()
+        .iter()
+        .skip(quarter)
+        .step_by(4)
+        .filter(|mutant| mutant.exists())
+        .for_each(|mutant| is_caught(*mutant));
 }
 
 #[test]
-fn a_forgotten_place_is_caught() {
-    is_caught(Mutant::ForgetPlace);
+fn every_mutant_is_caught_first_quarter() {
+    are_caught(0);
 }
 
 #[test]
-fn a_skipped_flush_is_caught() {
-    is_caught(Mutant::SkipFlush);
+fn every_mutant_is_caught_second_quarter() {
+    are_caught(1);
 }
 
 #[test]
-fn an_ignored_retry_after_is_caught() {
-    is_caught(Mutant::IgnoreRetryAfter);
+fn every_mutant_is_caught_third_quarter() {
+    are_caught(2);
 }
 
 #[test]
-fn a_call_that_leaves_twice_is_caught() {
-    is_caught(Mutant::SendTwice);
-}
-
-#[test]
-fn a_wrong_hub_is_caught() {
-    is_caught(Mutant::WrongHub);
+fn every_mutant_is_caught_last_quarter() {
+    are_caught(3);
 }
