@@ -34,6 +34,7 @@ async fn all_problems_are_reported_at_once_with_their_keys_and_no_secret() {
             .set("device.request_timeout", "10")
             .set("registration.connect_timeout", "\"20s\"")
             .set("registration.upstream_max_delay", "\"5s\"")
+            .set("registration.token_life", "\"50s\"")
             .set("device.tls_cert_file", "\"nowhere.pem\"")
             .set("instances.eu-1.quota_per_minute", "\"many\"")
             .set("instances.eu-1.burts", "5")
@@ -52,6 +53,8 @@ async fn all_problems_are_reported_at_once_with_their_keys_and_no_secret() {
         "device.repeat_burst",
         "device.request_timeout",
         "registration.connect_timeout",
+        "registration.token_life",
+        "has to be good for all of a call: longer than registration.connect_timeout and registration.request_timeout",
         "device.tls_cert_file",
         "instances.eu-1.quota_per_minute",
         "instances.eu-1.burts",

@@ -39,6 +39,10 @@ async fn with_a_clock_two_hours_off_devices_with_right_ones_are_assigned_and_the
         }
         let stats = dps.emulator.stats();
         assert_eq!((stats.registers, stats.unauthorized), (2, 0), "one registration each, and no proof was refused");
+        for entry in dps.emulator.journal().iter().filter(|entry| entry.call != CallKind::Other) {
+            let left = entry.token_seconds_left.expect("every call is signed");
+            assert!((60..=120).contains(&left), "two minutes by DPS's clock: {left} s of {:?}", entry.call);
+        }
 
         // What a device without a clock is told fits what its credential is judged by.
         let time = gateway.send(gateway.request(Plane::Device, Method::GET, "/v1/time")).await.ok();

@@ -23,6 +23,7 @@ use crate::faults::{FaultAction, Faults, Picked};
 use crate::journal::{Answered, Journal, JournalEntry, RefusedCall, Stats, WindowJudge};
 use crate::now::Now;
 use crate::operation::{Plan, Registry};
+use crate::sas::Token;
 use crate::throttle::{PollLimiter, RegistrationQuota};
 use crate::wire::is_registration_id;
 
@@ -52,6 +53,7 @@ struct Case {
     operation: Option<Arc<str>>,
     counted: bool,
     throttled: bool,
+    token_seconds_left: Option<i64>,
     unauthorized: Option<&'static str>,
     refused: Option<Arc<RefusedCall>>,
 }
@@ -116,6 +118,7 @@ impl Dps {
             operation: None,
             counted: false,
             throttled: false,
+            token_seconds_left: token_seconds_left(request, now),
             unauthorized: None,
             refused: None,
         };
@@ -177,11 +180,19 @@ impl Dps {
             answered,
             counted: case.counted,
             throttled: case.throttled,
+            token_seconds_left: case.token_seconds_left,
             unauthorized: case.unauthorized,
             refused: case.refused,
             fault,
         });
     }
+}
+
+/// For how long the credential of a call is good, believed or not.
+fn token_seconds_left(request: &Request<'_>, now: Now) -> Option<i64> {
+    let token = Token::parse(request.authorization?).ok()?;
+    let signed = |seconds: u64| i64::try_from(seconds).unwrap_or(i64::MAX);
+    Some(signed(token.expires).saturating_sub(signed(now.unix_ms / 1000)))
 }
 
 fn window_ns(quota: Quota) -> u64 {

@@ -72,6 +72,9 @@ pub struct JournalEntry {
     pub counted: bool,
     /// Whether it was answered 429 by a limit (not by a fault).
     pub throttled: bool,
+    /// For how many seconds its SAS token was still good, by the emulator's own clock; 0 or less if it had ended. Absent without a token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_seconds_left: Option<i64>,
     /// Why it was not authorised. The client is never told.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unauthorized: Option<&'static str>,
@@ -130,6 +133,7 @@ mod tests {
             answered: Answered::Status(404),
             counted: false,
             throttled: false,
+            token_seconds_left: None,
             unauthorized: None,
             refused: None,
             fault: None,

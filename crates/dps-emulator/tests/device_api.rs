@@ -350,9 +350,11 @@ fn an_expired_token_may_poll_what_it_created() {
         let mut b = bench(&Config { poll_expiry_enforced: enforced, ..config() });
         let register = short(&b, Call::register("dev-1"));
         let (_, body) = b.send(&register);
+        assert_eq!(b.last().token_seconds_left, Some(1));
         b.ms = 31_000;
         let poll = Call { authorization: register.authorization.clone(), ..Call::poll("dev-1", operation(&body)) };
         assert_eq!(b.send(&poll).0, status);
+        assert_eq!(b.last().token_seconds_left, Some(-30), "by the emulator's own clock");
         assert_eq!(b.send(&register).0, 401, "but it cannot register again");
     }
     let mut skewed = bench(&Config { clock_skew: Duration::from_secs(60), ..config() });

@@ -293,23 +293,43 @@ fn upstream_spelling<'a>(enrollment: &Enrollment, record: &'a Record) -> &'a str
     }
 }
 
-/// The proof for one call to DPS, good until `expires` by DPS's own clock, to the second.
-///
-/// # Errors
-/// [`NoKey`] if there is none.
-pub fn caller(
-    settings: &Settings,
-    enrollment: &Enrollment,
-    record: &Record,
-    instance: &InstanceName,
-    expires: WallTime,
-) -> Result<Caller, NoKey> {
-    let key = upstream_key(enrollment, record, instance)?;
-    let spelling = upstream_spelling(enrollment, record);
-    let id_scope = settings.instances.get(instance).map(|instance| instance.id_scope.as_str()).unwrap_or_default();
-    let resource = sas::resource(id_scope, spelling);
-    let authorization = sas::device_token(&key, &resource, expires.unix_seconds(), Some("registration"));
-    Ok(Caller { registration_id: spelling.to_owned(), authorization, expires })
+/// What proves a device to an instance. It is signed for each call, right before that leaves: a token begun earlier may end on its way.
+/// Holds a key; `Debug` does not show it.
+pub struct Signer {
+    key: SymmetricKey,
+    resource: String,
+    registration_id: String,
+}
+
+impl std::fmt::Debug for Signer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Signer").field("registration_id", &self.registration_id).finish_non_exhaustive()
+    }
+}
+
+impl Signer {
+    /// What proves the device of `record` to `instance`.
+    ///
+    /// # Errors
+    /// [`NoKey`] if nothing does.
+    pub fn of(
+        settings: &Settings,
+        enrollment: &Enrollment,
+        record: &Record,
+        instance: &InstanceName,
+    ) -> Result<Self, NoKey> {
+        let key = upstream_key(enrollment, record, instance)?;
+        let registration_id = upstream_spelling(enrollment, record).to_owned();
+        let id_scope = settings.instances.get(instance).map(|instance| instance.id_scope.as_str()).unwrap_or_default();
+        Ok(Self { key, resource: sas::resource(id_scope, &registration_id), registration_id })
+    }
+
+    /// The proof for one call, good until `expires` by DPS's own clock, to the second.
+    #[must_use]
+    pub fn sign(&self, expires: WallTime) -> Caller {
+        let authorization = sas::device_token(&self.key, &self.resource, expires.unix_seconds(), Some("registration"));
+        Caller { registration_id: self.registration_id.clone(), authorization, expires }
+    }
 }
 
 /// What a device is handed to connect to its hub with. A secret; `Debug` does not show it.

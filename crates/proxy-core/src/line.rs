@@ -521,6 +521,12 @@ impl Line {
         self.take_deferred(place).is_some() || self.scheduler.remove(tenant, place).is_some()
     }
 
+    /// Whether the device under way at `place` has left it meanwhile: it was moved, or retired.
+    #[must_use]
+    pub fn has_left(&self, place: Place) -> bool {
+        self.under_way.get(&place).is_none_or(|under_way| under_way.left)
+    }
+
     /// Decides who goes next. On [`Next::Depart`] the slot and the permit are taken and the place is under way.
     pub fn next(&mut self, now: Mono) -> Next {
         self.recall_deferred(now);

@@ -17,7 +17,7 @@ use std::time::Duration;
 use super::dispatch::{Connection, Dispatcher, count};
 use super::task_names::NOTES;
 use super::{ChangeError, Gateway, about};
-use crate::attestation;
+use crate::attestation::Signer;
 use crate::device::{Decision, Draft, Record, Refusal, Rejected, Stage, Step};
 use crate::ids::{OperationId, RegistrationId};
 use crate::line::lane::JobKind;
@@ -31,7 +31,7 @@ use crate::upstream::verdict::{Call, Named, RefusalWords};
 use crate::upstream::{CallResult, Caller, DpsError, LastLook, NoAnswer, Said, Upstream};
 use rate_control::entropy::Entropy;
 use rate_control::ledger::{SlotId, SlotRecord};
-use rate_control::time::{Mono, Now, StoredMoment};
+use rate_control::time::{Mono, Now, StoredMoment, WallTime};
 
 mod claim;
 mod durable;
@@ -40,6 +40,9 @@ mod trouble;
 
 /// Until a device is tried again whose earlier registration, from a place it was moved away from, is still on the wire.
 const OTHER_CALL_WAIT: Duration = Duration::from_secs(1);
+
+/// A call that could not be signed any more when it was to leave, in words for its timeline.
+const TIME_UNKNOWN: &str = "what DPS's clock reads was not known any more when it was to leave";
 
 /// The first polls after a start are spread over this time at least.
 const RESUME_SPREAD_MIN: Duration = Duration::from_secs(5);
@@ -67,13 +70,23 @@ impl From<Rejected> for NotGoing {
     }
 }
 
-/// A call that may leave now.
+/// A call that may leave.
 struct Ready {
-    caller: Caller,
+    signer: Signer,
+    /// When its proof ends, by DPS's clock.
+    expires: WallTime,
     /// The device as it is when the call leaves.
     record: Record,
     /// When the registration before this one was sent.
     sent_before: Option<StoredMoment>,
+}
+
+/// A call that leaves now: signed, with the client that carries it.
+struct Leaving {
+    upstream: Arc<dyn Upstream>,
+    caller: Caller,
+    /// Whatever leaves later could arrive when the proof has ended.
+    not_after: Mono,
 }
 
 /// What the ledger on disk must still hear of a call that ended.
@@ -161,10 +174,6 @@ impl Attempt {
         self.gateway.now()
     }
 
-    fn upstream(&self) -> Arc<dyn Upstream> {
-        Arc::clone(&self.dispatcher.upstream.read())
-    }
-
     /// Whether the record is still where this attempt began.
     fn is_mine(&self, record: &Record) -> bool {
         record.stands_at(&self.dispatcher.name, self.place)
@@ -175,7 +184,7 @@ impl Attempt {
             self.dispatcher.line.lock().never_left(departure.slot);
             return self.come_back(departure.job, self.now().mono.after(OTHER_CALL_WAIT));
         };
-        let ready = match self.mark_sent(&departure).await {
+        let mut ready = match self.mark_sent(&departure).await {
             Ok(ready) => ready,
             Err(error) => {
                 drop((connection, on_the_wire));
@@ -183,11 +192,17 @@ impl Attempt {
             }
         };
         tracing::debug!("registration sent");
+        let (sent, leaving) = (self.now().mono, self.sign(&mut ready));
         let pending = ready.record.pending();
         let repeated = pending.is_some_and(|pending| pending.attempts > 1);
         let payload = pending.and_then(|pending| pending.payload.as_ref());
-        let (sent, last_look) = (self.now().mono, self.last_look(Call::Register, &departure, repeated));
-        let result = self.upstream().register(&ready.caller, payload, &last_look).await;
+        let result = match leaving {
+            Ok(leaving) => {
+                let last_look = self.last_look(Call::Register, &departure, repeated, &leaving);
+                leaving.upstream.register(&leaving.caller, payload, &last_look).await
+            }
+            Err(held) => Err(held),
+        };
         drop((connection, on_the_wire));
         self.ended(Call::Register, &departure, &ready, sent, result).await;
     }
@@ -199,15 +214,21 @@ impl Attempt {
             self.slot_writes(&departure, |boot| SlotRecord { boot, sent: now.mono, answered: None, abandoned: None });
         let marked =
             self.gateway.change(&self.id, now, &slot, |draft: &mut Draft| self.prepare(&settings, draft.record(), now));
-        let ready = match marked.await {
+        let mut ready = match marked.await {
             Ok((ready, _)) => ready,
             Err(error) => {
                 drop(connection);
                 return self.not_going(&departure, error).await;
             }
         };
-        let (sent, last_look) = (self.now().mono, self.last_look(Call::Lookup, &departure, false));
-        let result = self.upstream().lookup(&ready.caller, &last_look).await;
+        let (sent, leaving) = (self.now().mono, self.sign(&mut ready));
+        let result = match leaving {
+            Ok(leaving) => {
+                let last_look = self.last_look(Call::Lookup, &departure, false, &leaving);
+                leaving.upstream.lookup(&leaving.caller, &last_look).await
+            }
+            Err(held) => Err(held),
+        };
         drop(connection);
         self.ended(Call::Lookup, &departure, &ready, sent, result).await;
     }
@@ -237,7 +258,7 @@ impl Attempt {
         self.gateway.change(&self.id, now, &slot, send).await.map(|(ready, _)| ready)
     }
 
-    /// Checks that the device may go, and makes its proof.
+    /// Checks that the device may go, and can be proven to DPS.
     fn prepare(&self, settings: &crate::settings::Settings, record: &Record, now: Now) -> Result<Ready, NotGoing> {
         let pending = record.pending().filter(|_| self.is_mine(record)).ok_or(NotGoing::Elsewhere)?;
         about::cause(record);
@@ -255,9 +276,24 @@ impl Attempt {
         })?;
         let earliest = self.dispatcher.dps_clock.lock().earliest(now).ok_or(NotGoing::NoTime)?;
         let expires = earliest.after(settings.registration.token_life);
-        let caller = attestation::caller(settings, enrollment, record, &self.dispatcher.name, expires)
+        let signer = Signer::of(settings, enrollment, record, &self.dispatcher.name)
             .map_err(|error| refused("no-key", error.to_string()))?;
-        Ok(Ready { caller, record: record.clone(), sent_before: record.last_sent() })
+        Ok(Ready { signer, expires, record: record.clone(), sent_before: record.last_sent() })
+    }
+
+    /// Signs a call that leaves now, by what DPS's clock reads now: after whatever had to be waited for, be it the disk or a connection
+    /// that is free. Fails if what DPS's clock reads is not known any more.
+    fn sign(&self, ready: &mut Ready) -> Result<Leaving, NoAnswer> {
+        let (now, settings) = (self.now(), self.gateway.settings());
+        let registration = &settings.registration;
+        let earliest = self.dispatcher.dps_clock.lock().earliest(now).ok_or(NoAnswer::Withheld(TIME_UNKNOWN))?;
+        ready.expires = earliest.after(registration.token_life);
+        let on_the_way = registration.upstream_max_delay;
+        Ok(Leaving {
+            upstream: Arc::clone(&self.dispatcher.upstream.read()),
+            caller: ready.signer.sign(ready.expires),
+            not_after: now.mono.after(registration.token_life.saturating_sub(on_the_way)),
+        })
     }
 
     fn slot_writes(
@@ -343,18 +379,34 @@ impl Attempt {
     }
 
     /// Asked right before each send: writing the mark and connecting take time, in which DPS may have asked us to wait, other calls may
-    /// have failed, or the quota been lowered. Counts the call if it may leave.
-    fn last_look(&self, call: Call, departure: &Departure, repeated: bool) -> LastLook {
+    /// have failed, the quota been lowered, the device been moved or retired, the instance been given another endpoint, or this machine stood
+    /// still for so long that the token ends. Counts the call if it may leave.
+    fn last_look(&self, call: Call, departure: &Departure, repeated: bool, leaving: &Leaving) -> LastLook {
         let (gateway, dispatcher, slot) = (Arc::clone(&self.gateway), Arc::clone(&self.dispatcher), departure.slot);
+        let (upstream, not_after, place) = (Arc::clone(&leaving.upstream), leaving.not_after, self.place);
         // A connection that was closed while idle is replaced, and then asks once more.
         let counted = AtomicBool::new(false);
         LastLook::new(move || {
+            if gateway.is_stopping() {
+                return Err("the service stopped before it had left");
+            }
+            if !Arc::ptr_eq(&upstream, &dispatcher.upstream.read()) {
+                return Err("the settings of the instance changed before it had left");
+            }
             let now = gateway.now().mono;
-            dispatcher.line.lock().may_send(slot, now).map_err(|held| match held {
+            if now > not_after {
+                return Err("its token would have ended on the way: it took too long to leave");
+            }
+            let mut line = dispatcher.line.lock();
+            if line.has_left(place) {
+                return Err("the device was moved or retired before it had left");
+            }
+            line.may_send(slot, now).map_err(|held| match held {
                 Holding::ThrottledByDps => "DPS throttled the instance before it had left",
                 Holding::InstanceFailing => "other calls to the instance failed before it had left",
                 _ => "the limit came down before it had left",
             })?;
+            drop(line);
             if !counted.swap(true, Ordering::Relaxed) {
                 let counts = &dispatcher.counts;
                 count(if call == Call::Lookup { &counts.lookups } else { &counts.registrations });
@@ -396,7 +448,7 @@ impl Attempt {
             in_group: enrollment.is_some_and(|found| matches!(found.upstream, UpstreamAttestation::Group { .. })),
             rules: &settings.registration,
             sent_before: ready.sent_before,
-            expires: ready.caller.expires,
+            expires: ready.expires,
             others_get_results: self.others_get_results(),
             instance_fails: self.dispatcher.line.lock().failures() > 0,
             failed_polls,

@@ -6,7 +6,7 @@ use proxy_core::gateway::provision::{Outcome, ProvisionError};
 use proxy_core::sas;
 use rate_control::time::{Clock as _, WallTime};
 
-use crate::support::dps::{Call, Fate};
+use crate::support::dps::{Call, Fate, Reply};
 use crate::support::{AUDIENCE, Ask, World, enrollment_name, group_key, id, millis, name, seconds, settings, sleep};
 
 const HOUR_MILLIS: i64 = 3_600_000;
@@ -230,6 +230,67 @@ async fn a_proof_refused_because_a_clock_was_set_is_held_against_no_device() {
         world.queue("device-6").await;
         sleep(seconds(5)).await;
         assert!(is_refused(&world, "device-6").await, "{skew_millis}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_waited_for_its_connection_is_signed_when_it_leaves() {
+    let mut settings = settings(&[("a", 60)]);
+    settings.registration.connections_max = 1;
+    let world = World::new(settings).await;
+    world.queue("device-1").await;
+    sleep(seconds(1)).await;
+    // Both have the only connection before the first device's poll, one after the other.
+    for device in ["device-2", "device-3"] {
+        let slow = Fate::Answered { there: seconds(28), back: millis(20), reply: Reply::Serve };
+        world.dps("a").next_of(Call::Register, device, slow);
+        world.queue(device).await;
+    }
+    sleep(seconds(40)).await;
+    assert_eq!(world.dps("a").count(Call::Poll), 0, "it waits for the connection");
+    sleep(seconds(40)).await;
+    world.hub("device-1").await;
+    let life = world.dps("a").token_life_min();
+    assert!(life >= 90, "good for two minutes when it left, and {life} s when it arrived");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_registration_whose_mark_took_long_to_write_is_signed_after_that() {
+    let mut rules = settings(&[("a", 60)]);
+    rules.instances.values_mut().for_each(|instance| instance.burst = 1);
+    let world = World::new(rules).await;
+    world.queue("device-1").await;
+    // It goes a second later, and its mark is not on disk for long.
+    world.queue("device-2").await;
+    sleep(millis(500)).await;
+    world.store.hold_acks(true);
+    sleep(seconds(100)).await;
+    assert_eq!(world.dps("a").count(Call::Register), 1, "a call follows its mark");
+    world.store.sync();
+    world.store.hold_acks(false);
+    sleep(seconds(10)).await;
+    world.settle(world.ask("device-2")).await;
+    assert_eq!(world.dps("a").count_of(Call::Register, "device-2"), 1);
+    let life = world.dps("a").token_life_min();
+    assert!(life >= 118, "good for two minutes when it left, and {life} s when it arrived");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_would_end_on_the_way_does_not_leave_and_the_device_goes_again() {
+    for (connecting, leaves_at_once) in [(seconds(89), true), (seconds(91), false)] {
+        let world = World::new(settings(&[("a", 60)])).await;
+        world.settle(world.ask("device-0")).await;
+        world.dps("a").connects_in(connecting);
+        world.queue("device-1").await;
+        sleep(connecting + seconds(10)).await;
+        world.hub("device-1").await;
+        let timeline = format!("{:?}", world.record("device-1").await.unwrap().timeline());
+        assert_eq!(timeline.contains("would have ended on the way"), !leaves_at_once, "{timeline}");
+        assert_eq!(world.dps("a").count_of(Call::Register, "device-1"), 1);
+        let counts = world.gateway.instances().remove(0).counts;
+        assert_eq!((counts.registrations, counts.repeated, counts.blamed.ourselves), (2, 0, 0));
+        let life = world.dps("a").token_life_min();
+        assert!(life >= 29, "the way may take 30 s, and it had {life} s, to the second");
     }
 }
 

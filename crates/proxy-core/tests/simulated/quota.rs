@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use crate::support::clock::Dice;
 use crate::support::dps::{Call, Fate, Reply, Weather};
 use crate::support::judge::{assert_within_quota, bucket_overdrawn, counted, two_at_once};
-use crate::support::{Ask, World, millis, seconds, settings, sleep};
+use crate::support::{Ask, World, id, millis, name, seconds, settings, sleep};
 
 /// What devices were told, and by which gateway they are served now.
 struct Storm {
@@ -222,4 +222,70 @@ async fn a_registration_that_is_being_written_down_when_dps_throttles_does_not_l
     assert!(why.contains("DPS throttled"), "{why}");
     world.settle(world.ask("first")).await;
     world.settle(world.ask("second")).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_still_connects_when_its_instance_gets_another_endpoint_goes_there_instead() {
+    let rules = settings(&[("a", 60)]);
+    let world = World::new(rules.clone()).await;
+    world.settle(world.ask("first")).await;
+    world.dps("a").connects_in(seconds(5));
+    world.queue("second").await;
+    sleep(seconds(1)).await;
+    let mut elsewhere = rules;
+    elsewhere.instances.values_mut().for_each(|instance| instance.endpoint = "https://other.example".to_owned());
+    world.gateway.apply(elsewhere).await.unwrap();
+    // Whoever answers at the new endpoint is not reached yet.
+    world.dps("a").reachable(false);
+    sleep(seconds(5)).await;
+    assert_eq!(world.dps("a").count(Call::Register), 1, "the old endpoint never hears of it");
+    world.dps("a").reachable(true);
+    world.settle(world.ask("second")).await;
+    let timeline = format!("{:?}", world.record("second").await.unwrap().timeline());
+    assert!(timeline.contains("the settings of the instance changed before it had left"), "{timeline}");
+    assert_eq!(world.dps("a").count(Call::Register), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_still_connects_when_the_service_stops_does_not_leave() {
+    let mut world = World::new(settings(&[("a", 60)])).await;
+    world.settle(world.ask("first")).await;
+    world.dps("a").connects_in(seconds(5));
+    world.queue("second").await;
+    sleep(seconds(1)).await;
+    let stopped = world.gateway.stop(seconds(20)).await;
+    assert_eq!((stopped.left_with_dps, stopped.unwritten), (0, 0));
+    assert_eq!(world.dps("a").count(Call::Register), 1, "nothing leaves after the stop began");
+    world.kill().await;
+    world.settle(world.ask("second")).await;
+    let timeline = format!("{:?}", world.record("second").await.unwrap().timeline());
+    assert!(timeline.contains("the service stopped before it had left"), "{timeline}");
+    assert_eq!((world.dps("a").count(Call::Register), world.dps("a").count(Call::Lookup)), (2, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_device_that_is_moved_or_retired_while_its_call_connects_is_not_registered_where_it_was() {
+    for is_moved in [true, false] {
+        let world = World::new(settings(&[("a", 60), ("b", 60)])).await;
+        // Both know the time, and connect at once for it.
+        sleep(seconds(1)).await;
+        ["a", "b"].iter().for_each(|side| world.dps(side).connects_in(seconds(5)));
+        world.queue("device-1").await;
+        sleep(seconds(1)).await;
+        let at = world.record("device-1").await.unwrap().pending().unwrap().instance.clone();
+        let other = if at.as_str() == "a" { "b" } else { "a" };
+        if is_moved {
+            world.gateway.move_to(&id("device-1"), &name(other)).await.unwrap();
+        } else {
+            world.gateway.retire(&id("device-1"), false).await.unwrap();
+        }
+        sleep(seconds(30)).await;
+        let registered = |side: &str| world.dps(side).count(Call::Register);
+        assert_eq!((registered(at.as_str()), registered(other)), (0, usize::from(is_moved)));
+        let views = world.gateway.instances();
+        assert!(views.iter().all(|view| (view.under_way, view.line_length) == (0, 0)), "{views:?}");
+        if is_moved {
+            assert_eq!(world.hub("device-1").await, format!("hub-{other}.azure-devices.net"));
+        }
+    }
 }

@@ -68,7 +68,7 @@ pub(super) fn registration(root: &Section<'_>) -> RegistrationSettings {
         api_version,
         connect_timeout: section.duration("connect_timeout", "10s", "100ms", "2m"),
         request_timeout: section.duration("request_timeout", "30s", "1s", "5m"),
-        token_life: section.duration("token_life", "2m", "10s", "1h"),
+        token_life: section.duration("token_life", "2m", "10s", "2h"),
         upstream_max_delay: section.duration("upstream_max_delay", "30s", "1s", "1h"),
         connections_max: section.whole("connections_max", 256, 1..=100_000),
         idle_connections_max: section.whole("idle_connections_max", 32, 0..=10_000),
@@ -88,13 +88,18 @@ pub(super) fn registration(root: &Section<'_>) -> RegistrationSettings {
         suspect_cooldown: section.duration("suspect_cooldown", "15m", "1s", "30d"),
         timeline_max: section.whole("timeline_max", 24, 4..=256),
     };
-    if settings.token_life <= settings.connect_timeout + settings.request_timeout {
-        let longer = format!(
-            "has to be longer than a call may take: more than {} and {} together",
-            section.key("connect_timeout"),
-            section.key("request_timeout")
-        );
-        section.problem("token_life", longer);
+    // It is signed before the connection is made; from then on the call may take its time, or its packets.
+    let after_connecting =
+        [("request_timeout", settings.request_timeout), ("upstream_max_delay", settings.upstream_max_delay)];
+    for (key, longest) in after_connecting {
+        if settings.token_life <= settings.connect_timeout + longest {
+            let longer = format!(
+                "has to be good for all of a call: longer than {} and {} together",
+                section.key("connect_timeout"),
+                section.key(key)
+            );
+            section.problem("token_life", longer);
+        }
     }
     in_order(&section, ("poll_interval", settings.poll_interval), ("poll_interval_max", settings.poll_interval_max));
     in_order(&section, ("backoff_min", settings.backoff_min), ("backoff_max", settings.backoff_max));

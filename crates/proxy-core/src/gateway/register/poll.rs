@@ -100,7 +100,7 @@ impl Attempt {
             let wait = self.poll_backoff(polling.failures + 1);
             return self.poll_failed(polling, wait, &failure.to_string()).await;
         }
-        let ready = match self.prepare(&settings, &record, self.now()) {
+        let mut ready = match self.prepare(&settings, &record, self.now()) {
             Ok(ready) => ready,
             Err(NotGoing::NoTime) => return Polled::Again(POLL_WAIT_MIN),
             Err(NotGoing::Refused(words)) => return Polled::Next(Next::Refuse { words, by_dps: false }),
@@ -120,9 +120,11 @@ impl Attempt {
             () = self.gateway.stopping.cancelled() => return Polled::Over,
             connection = self.dispatcher.connection() => connection,
         };
+        // Others may have held the connection for long: only what is signed now is good for the whole call.
+        let Ok(leaving) = self.sign(&mut ready) else { return Polled::Again(POLL_WAIT_MIN) };
         count(&self.dispatcher.counts.polls);
         let sent = self.now().mono;
-        let result = self.upstream().poll(&ready.caller, &polling.operation_id).await;
+        let result = leaving.upstream.poll(&leaving.caller, &polling.operation_id).await;
         drop(connection);
         self.polled(polling, &ready, sent, &result).await
     }

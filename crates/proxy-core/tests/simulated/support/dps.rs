@@ -233,8 +233,10 @@ struct Inner {
     /// Who answers the question for the time in its stead: with which status, and with a clock that is by how much ahead.
     front: Option<(u16, Option<i64>)>,
     asked_for_time: Vec<Duration>,
-    /// The longest that a token which arrived had left, in seconds.
-    token_life_max: i64,
+    /// The shortest and the longest that tokens which arrived had left, in seconds.
+    token_life: Option<(i64, i64)>,
+    /// How long the next connections take to come up.
+    connecting: VecDeque<Duration>,
 }
 
 /// One DPS instance.
@@ -271,7 +273,8 @@ impl Dps {
                 tells_time: true,
                 front: None,
                 asked_for_time: Vec::new(),
-                token_life_max: 0,
+                token_life: None,
+                connecting: VecDeque::new(),
             }),
         })
     }
@@ -321,6 +324,11 @@ impl Dps {
     /// A web page comes in place of every answer, and no call arrives, or not any more.
     pub(crate) fn takes_nobody(&self, takes_nobody: bool) {
         self.inner.lock().takes_nobody = takes_nobody;
+    }
+
+    /// The connection of the next registration or lookup takes so long to come up; called again, of the one after that.
+    pub(crate) fn connects_in(&self, time: Duration) {
+        self.inner.lock().connecting.push_back(time);
     }
 
     /// Nothing that was said about the fates of calls to come holds any more.
@@ -379,7 +387,12 @@ impl Dps {
 
     /// The longest that a token which arrived was still good for, by its own clock, in seconds.
     pub(crate) fn token_life_max(&self) -> i64 {
-        self.inner.lock().token_life_max
+        self.inner.lock().token_life.map_or(0, |(_, longest)| longest)
+    }
+
+    /// The shortest, of those whose calls arrived.
+    pub(crate) fn token_life_min(&self) -> i64 {
+        self.inner.lock().token_life.map_or(0, |(shortest, _)| shortest)
     }
 
     pub(crate) fn calls(&self) -> usize {
@@ -412,7 +425,9 @@ impl Dps {
         let date = wall(self.began, inner.skew_millis);
         let throttled = if call == Call::Poll { None } else { inner.take(self.began.elapsed()) };
         let over = expires <= date.unix_millis() / 1000;
-        inner.token_life_max = inner.token_life_max.max(expires - date.unix_millis() / 1000);
+        let left = expires - date.unix_millis() / 1000;
+        inner.token_life =
+            Some(inner.token_life.map_or((left, left), |(least, most)| (least.min(left), most.max(left))));
         let not_believed =
             over.then_some(Reply::Error { http_status: 401, error_code: Some(401_002), retry_after: None });
         let reply = not_believed.as_ref().or(throttled.as_ref()).unwrap_or(reply);
@@ -652,6 +667,17 @@ impl Client {
     fn call<'a>(&'a self, call: Call, caller: &'a Caller, more: More<'a>) -> BoxFuture<'a, CallResult> {
         Arc::clone(&self.dps).call(Arc::clone(&self.process), call, caller, more).boxed()
     }
+
+    /// The last look is taken when the connection is there.
+    async fn once_connected(&self, last_look: &LastLook, call: BoxFuture<'_, CallResult>) -> CallResult {
+        let connecting = self.dps.inner.lock().connecting.pop_front();
+        if let Some(connecting) = connecting {
+            tokio::time::sleep(connecting).await;
+            self.process.alive().await;
+        }
+        last_look.ask().map_err(NoAnswer::Withheld)?;
+        call.await
+    }
 }
 
 impl Upstream for Client {
@@ -661,10 +687,8 @@ impl Upstream for Client {
         payload: Option<&'a Value>,
         last_look: &'a LastLook,
     ) -> BoxFuture<'a, CallResult> {
-        if let Err(held) = last_look.ask() {
-            return async move { Err(NoAnswer::Withheld(held)) }.boxed();
-        }
-        self.call(Call::Register, caller, More { payload, operation: None })
+        let call = self.call(Call::Register, caller, More { payload, operation: None });
+        self.once_connected(last_look, call).boxed()
     }
 
     fn poll<'a>(&'a self, caller: &'a Caller, operation_id: &'a OperationId) -> BoxFuture<'a, CallResult> {
@@ -672,10 +696,8 @@ impl Upstream for Client {
     }
 
     fn lookup<'a>(&'a self, caller: &'a Caller, last_look: &'a LastLook) -> BoxFuture<'a, CallResult> {
-        if let Err(held) = last_look.ask() {
-            return async move { Err(NoAnswer::Withheld(held)) }.boxed();
-        }
-        self.call(Call::Lookup, caller, More { payload: None, operation: None })
+        let call = self.call(Call::Lookup, caller, More { payload: None, operation: None });
+        self.once_connected(last_look, call).boxed()
     }
 
     fn time(&self) -> BoxFuture<'_, Result<TimeAnswer, NoAnswer>> {
