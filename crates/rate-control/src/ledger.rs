@@ -7,11 +7,12 @@
 //!
 //! Invariants:
 //! - A slot is held from before the send until its answer plus [`WINDOW`] plus [`DRIFT_GUARD`]; a send whose answer is given up
-//!   is held until then plus the longest delay the network may add.
+//!   is held until then plus the longest delay the network may add: the longest in force between the send and then, as its connection
+//!   was made under that.
 //! - Admission never looks at the wall clock. Time only comes in as an argument.
 //! - At most as many slots exist as the largest quota ever admitted under, so the persisted ledger is bounded.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -64,6 +65,11 @@ impl SlotRecord {
     }
 }
 
+/// How long a send is held after its answer was given up.
+fn abandoned_hold(longest_delay: Duration) -> Duration {
+    longest_delay + WINDOW + DRIFT_GUARD
+}
+
 /// Why nothing may leave now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Full {
@@ -80,7 +86,8 @@ pub struct Ledger {
     upstream_max_delay: Duration,
     free: BTreeSet<SlotId>,
     slots_known: u32,
-    unanswered: BTreeSet<SlotId>,
+    /// Sends under way, each with the longest delay that was in force since it left.
+    unanswered: BTreeMap<SlotId, Duration>,
     /// Slots with a known end, soonest first. Ends come nearly in order, so this is cheaper than a tree, and any of them can be asked for.
     held: VecDeque<(Mono, SlotId)>,
 }
@@ -94,7 +101,7 @@ impl Ledger {
             upstream_max_delay,
             free: BTreeSet::new(),
             slots_known: 0,
-            unanswered: BTreeSet::new(),
+            unanswered: BTreeMap::new(),
             held: VecDeque::new(),
         }
     }
@@ -107,8 +114,8 @@ impl Ledger {
             let trusted = |moment: Mono| if same_boot && moment <= now { moment } else { now };
             let until = match (record.answered, record.abandoned) {
                 (Some(answered), _) => trusted(answered).after(WINDOW + DRIFT_GUARD),
-                (None, Some(abandoned)) => trusted(abandoned).after(self.abandoned_hold()),
-                (None, None) => now.after(self.abandoned_hold()),
+                (None, Some(abandoned)) => trusted(abandoned).after(abandoned_hold(self.upstream_max_delay)),
+                (None, None) => now.after(abandoned_hold(self.upstream_max_delay)),
             };
             self.grow_to(slot.0.saturating_add(1));
             if self.free.remove(&slot) && until > now {
@@ -117,10 +124,6 @@ impl Ledger {
                 self.free.insert(slot);
             }
         }
-    }
-
-    fn abandoned_hold(&self) -> Duration {
-        self.upstream_max_delay + WINDOW + DRIFT_GUARD
     }
 
     fn hold(&mut self, until: Mono, slot: SlotId) {
@@ -137,10 +140,12 @@ impl Ledger {
         }
     }
 
-    /// Changes the limits. A lower quota sends nothing until the window holds fewer than the new one.
+    /// Changes the limits. A lower quota sends nothing until the window holds fewer than the new one. A shorter delay holds for what leaves
+    /// from now on.
     pub fn configure(&mut self, quota: u32, upstream_max_delay: Duration) {
         self.quota = quota;
         self.upstream_max_delay = upstream_max_delay;
+        self.unanswered.values_mut().for_each(|longest| *longest = upstream_max_delay.max(*longest));
     }
 
     /// The configured quota, in registrations per [`WINDOW`].
@@ -184,27 +189,27 @@ impl Ledger {
             self.grow_to(self.slots_known + 1);
         }
         let slot = self.free.pop_first().expect("a slot was just made");
-        self.unanswered.insert(slot);
+        self.unanswered.insert(slot, self.upstream_max_delay);
         slot
     }
 
     /// DPS answered: the slot is held for one more window.
     pub fn answered(&mut self, slot: SlotId, now: Mono) {
-        if self.unanswered.remove(&slot) {
+        if self.unanswered.remove(&slot).is_some() {
             self.hold(now.after(WINDOW + DRIFT_GUARD), slot);
         }
     }
 
     /// No answer will be waited for any more, but DPS may still count the send.
     pub fn abandoned(&mut self, slot: SlotId, now: Mono) {
-        if self.unanswered.remove(&slot) {
-            self.hold(now.after(self.abandoned_hold()), slot);
+        if let Some(longest) = self.unanswered.remove(&slot) {
+            self.hold(now.after(abandoned_hold(longest)), slot);
         }
     }
 
     /// The send never left this machine.
     pub fn never_left(&mut self, slot: SlotId) {
-        if self.unanswered.remove(&slot) {
+        if self.unanswered.remove(&slot).is_some() {
             self.free.insert(slot);
         }
     }
@@ -266,6 +271,27 @@ mod tests {
         ledger.abandoned(slot, at(10_000));
         assert_eq!(ledger.check(at(10_000)), Err(Full::Until(at(100_100))));
         assert_eq!(ledger.check(at(100_100)), Ok(()));
+    }
+
+    #[test]
+    fn a_shorter_delay_holds_for_what_leaves_under_it_and_a_longer_one_for_all() {
+        let short = Duration::from_secs(1);
+        let mut ledger = Ledger::new(1, DELAY);
+        let slot = ledger.take();
+        ledger.configure(1, short);
+        ledger.abandoned(slot, at(10_000));
+        assert_eq!(
+            ledger.check(at(10_000)),
+            Err(Full::Until(at(100_100))),
+            "its connection was made under the longer one"
+        );
+        let slot = ledger.take();
+        ledger.abandoned(slot, at(200_000));
+        assert_eq!(ledger.check(at(200_000)), Err(Full::Until(at(261_100))));
+        let slot = ledger.take();
+        ledger.configure(1, DELAY);
+        ledger.abandoned(slot, at(300_000));
+        assert_eq!(ledger.check(at(300_000)), Err(Full::Until(at(390_100))));
     }
 
     #[test]
