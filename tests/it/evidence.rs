@@ -160,6 +160,48 @@ async fn connections_forgotten_while_all_are_in_use_are_given_up_long_before_an_
     drop(dps);
 }
 
+/// How long the kernel keeps each connection of the service to `peer` on which nothing is acknowledged. `None` where this machine shows the
+/// descriptors of other processes to nobody.
+#[cfg(target_os = "linux")]
+fn user_timeouts(gateway: &TestGateway, peer: std::net::SocketAddr) -> Option<Vec<Option<Duration>>> {
+    use rustix::io::Errno;
+    use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+    let pid = i32::try_from(gateway.pid().unwrap()).unwrap();
+    let process = pidfd_open(Pid::from_raw(pid).unwrap(), PidfdFlags::empty()).unwrap();
+    let mut timeouts = Vec::new();
+    for entry in std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap() {
+        let number = entry.unwrap().file_name().to_str().unwrap().parse().unwrap();
+        let descriptor = match pidfd_getfd(&process, number, PidfdGetfdFlags::empty()) {
+            Ok(descriptor) => descriptor,
+            Err(Errno::PERM | Errno::NOSYS) => return None,
+            // It was closed meanwhile.
+            Err(_) => continue,
+        };
+        let socket = socket2::SockRef::from(&descriptor);
+        if socket.peer_addr().is_ok_and(|address| address.as_socket() == Some(peer)) {
+            timeouts.push(socket.tcp_user_timeout().unwrap());
+        }
+    }
+    Some(timeouts)
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn the_kernel_gives_up_connections_to_dps_within_the_longest_delay() {
+    for (longest_delay, kept) in [("2s", 2), ("3s", 3), ("30s", 5)] {
+        let dps = TestDps::start().await;
+        let builder = TestGateway::builder().instance("eu-1", &dps).set("registration.connect_timeout", "\"1s\"");
+        let delay = format!("{longest_delay:?}");
+        let gateway = builder.set("registration.upstream_max_delay", &delay).start().await;
+        gateway.assigned(&TestDevice::of_fleet("sn-1")).await;
+        let Some(timeouts) = user_timeouts(&gateway, dps.emulator.addr()) else {
+            return println!("skipped: needs a machine that shows the descriptors of a child process");
+        };
+        assert!(!timeouts.is_empty(), "the connection is kept");
+        assert!(timeouts.iter().all(|timeout| *timeout == Some(Duration::from_secs(kept))), "{delay}: {timeouts:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_limit_lowered_while_a_call_connects_holds_for_that_call() {
     let dps = TestDps::start().await;
