@@ -10,6 +10,7 @@
 //! - A call that failed on an old connection says nothing about the instance: a firewall may have lost its state, or the other side may
 //!   have closed it. All idle connections are dropped then, and for [`REUSE_PAUSE`] each call gets a new one.
 //! - A new connection asks for the last look once it is up, before a byte of the call is written.
+//! - A call on a client that has carried one before opens no connection unless that client's own is gone.
 
 use std::fmt;
 use std::future::Future;
@@ -44,23 +45,33 @@ const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(5);
 /// handshake each, a call that is lost costs much more.
 pub(super) const SUSPECT_AFTER: Duration = Duration::from_secs(2);
 
+/// A client has its connection back in hand a moment after the call before has ended, in a task of its own. For so long the next call waits for
+/// it; only then has the other side closed it, and a new one is opened.
+const BACK_WITHIN: Duration = Duration::from_millis(100);
+
 /// The last look said no: nothing was written.
 #[derive(Debug, Clone, Copy, thiserror::Error)]
 #[error("held back: {0}")]
 pub(super) struct HeldBack(pub(super) &'static str);
+
+/// The call has left on the connection that was there.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("no connection is needed")]
+struct NotNeeded;
 
 /// What a client and its connector share about the call under way.
 #[derive(Default)]
 struct Shared {
     last_look: Mutex<Option<LastLook>>,
     connected: AtomicBool,
+    /// A call has come to its end: the connection it was on should be there for the next one.
+    used: AtomicBool,
 }
 
 /// A client with one connection, used by one call at a time.
 pub(super) struct Link {
     pub(super) client: Client,
     shared: Arc<Shared>,
-    used: bool,
 }
 
 impl Link {
@@ -71,13 +82,13 @@ impl Link {
     }
 
     /// Whether it has carried a call before.
-    pub(super) const fn is_used(&self) -> bool {
-        self.used
+    pub(super) fn is_used(&self) -> bool {
+        self.shared.used.load(Ordering::Acquire)
     }
 
     /// Whether the call under way is on a connection that had carried calls before.
     pub(super) fn is_old(&self) -> bool {
-        self.used && !self.has_connected()
+        self.is_used() && !self.has_connected()
     }
 
     /// Whether a connection came up since the call began.
@@ -147,7 +158,8 @@ impl Connections {
         if idle.links.len() >= self.registration.idle_connections_max {
             idle.links.remove(0);
         }
-        idle.links.push((Link { used: true, ..link }, now));
+        link.shared.used.store(true, Ordering::Release);
+        idle.links.push((link, now));
     }
 
     /// The connections that are idle now are not used any more: they may be as dead as one that has been silent for long.
@@ -181,7 +193,7 @@ impl Connections {
             .user_agent(concat!("dps-proxy/", env!("CARGO_PKG_VERSION")));
         let client =
             builder.build().map_err(|error| format!("the HTTP client cannot be made: {}", super::chain(&error)))?;
-        Ok(Link { client, shared, used: false })
+        Ok(Link { client, shared })
     }
 }
 
@@ -256,8 +268,17 @@ where
     }
 
     fn call(&mut self, target: R) -> Self::Future {
+        // Begins when it is awaited.
         let (connecting, shared) = (self.connector.call(target), Arc::clone(&self.shared));
         Box::pin(async move {
+            if shared.used.load(Ordering::Acquire) {
+                let caller = tokio::task::try_id();
+                tokio::time::sleep(BACK_WITHIN).await;
+                // A call that got its connection meanwhile leaves this to a task of its own.
+                if tokio::task::try_id() != caller {
+                    return Err(AnyError::from(NotNeeded));
+                }
+            }
             let connection = connecting.await?;
             let last_look = shared.last_look.lock().clone();
             if let Some(Err(held)) = last_look.map(|look| look.ask()) {
@@ -266,5 +287,80 @@ where
             shared.connected.store(true, Ordering::Release);
             Ok(connection)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// Answers every request on a connection, and counts the connections.
+    async fn server() -> (String, Arc<AtomicUsize>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (url, accepted) = (format!("http://{}", listener.local_addr().unwrap()), Arc::new(AtomicUsize::new(0)));
+        let counter = Arc::clone(&accepted);
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                counter.fetch_add(1, Ordering::Relaxed);
+                tokio::spawn(async move {
+                    let mut buffer = [0; 4096];
+                    while stream.read(&mut buffer).await.is_ok_and(|read| read > 0) {
+                        let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
+                        stream.write_all(answer).await.unwrap();
+                    }
+                });
+            }
+        });
+        (url, accepted)
+    }
+
+    fn connections() -> Connections {
+        let second = Duration::from_secs(1);
+        let registration = RegistrationSettings {
+            api_version: "2021-10-01".to_owned(),
+            connect_timeout: second * 10,
+            request_timeout: second * 30,
+            token_life: second * 3600,
+            upstream_max_delay: second * 30,
+            connections_max: 256,
+            idle_connections_max: 32,
+            idle_timeout: second * 60,
+            in_flight_max: 10_000,
+            poll_interval: second * 2,
+            poll_interval_max: second * 60,
+            throttle_wait_max: second * 600,
+            assigning_max: second * 300,
+            breaker_threshold: 2,
+            backoff_min: second,
+            backoff_max: second * 60,
+            attempts_max: 8,
+            lookup_spends: true,
+            refusal_ttl: second * 3600,
+            reprovision_cooldown: second * 900,
+            suspect_cooldown: second * 900,
+            timeline_max: 24,
+        };
+        Connections::new(None, &registration).unwrap()
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn calls_one_right_after_the_other_go_over_one_connection() {
+        let (url, accepted) = server().await;
+        let connections = connections();
+        for _ in 0..200 {
+            let link = connections.take().unwrap();
+            link.begin(None);
+            assert_eq!(link.client.get(&url).send().await.unwrap().text().await.unwrap(), "{}");
+            connections.give_back(link);
+        }
+        // What the library had begun beside a call would be there by now.
+        tokio::time::sleep(BACK_WITHIN * 2).await;
+        let accepted = accepted.load(Ordering::Relaxed);
+        assert!(accepted <= 5, "{accepted}: one, and few more if the machine stalls");
     }
 }
