@@ -239,11 +239,12 @@ impl FairScheduler {
         let lanes = &mut self.tenants[number];
         lanes.pass[tier as usize] = pass;
         let lane = &mut lanes.lanes[place.class as usize];
-        let (before, had) = (lane.len(), lane.appointment(place.sequence));
+        // Mostly nobody has one, as tenants do not share the line.
+        let had = if self.appointments.is_empty() { None } else { lane.appointment(place.sequence) };
+        let before = lane.len();
         lane.insert(place.sequence, waiting);
-        let has = lane.appointment(place.sequence);
         self.waiting[tier as usize] += lane.len() - before;
-        self.change_appointment(number, had, has);
+        self.change_appointment(number, had, waiting.appointment);
         self.list(number, tier);
     }
 
@@ -265,10 +266,8 @@ impl FairScheduler {
     /// Takes a place out that does not depart.
     pub fn remove(&mut self, tenant: &TenantName, place: Place) -> Option<Waiting> {
         let number = *self.numbers.get(tenant)?;
-        let lane = &mut self.tenants[number].lanes[place.class as usize];
-        let appointment = lane.appointment(place.sequence);
-        let waiting = lane.remove(place.sequence)?;
-        self.change_appointment(number, appointment, None);
+        let waiting = self.tenants[number].lanes[place.class as usize].remove(place.sequence)?;
+        self.change_appointment(number, waiting.appointment, None);
         self.goes(Tier::of(place.class));
         self.list(number, Tier::of(place.class));
         Some(waiting)
@@ -389,11 +388,8 @@ impl FairScheduler {
     pub fn depart(&mut self, turn: &Turn) -> Option<Waiting> {
         let tier = Tier::of(turn.place.class);
         let number = *self.numbers.get(&turn.tenant)?;
-        let lanes = &mut self.tenants[number];
-        let lane = &mut lanes.lanes[turn.place.class as usize];
-        let appointment = lane.appointment(turn.place.sequence);
-        let waiting = lane.remove(turn.place.sequence)?;
-        self.change_appointment(number, appointment, None);
+        let waiting = self.tenants[number].lanes[turn.place.class as usize].remove(turn.place.sequence)?;
+        self.change_appointment(number, waiting.appointment, None);
         self.appointments.departs();
         let lanes = &mut self.tenants[number];
         let pass = &mut lanes.pass[tier as usize];

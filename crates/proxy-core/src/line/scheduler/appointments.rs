@@ -66,6 +66,11 @@ impl Appointments {
         self.next
     }
 
+    /// Whether nobody has one.
+    pub(super) const fn is_empty(&self) -> bool {
+        self.given == 0
+    }
+
     /// Somebody departs, with an appointment or without.
     pub(super) fn departs(&mut self) {
         self.change(self.next, -1);
