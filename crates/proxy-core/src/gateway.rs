@@ -275,7 +275,8 @@ impl Gateway {
         &self,
         step: impl Future<Output = Result<T, CommitError>> + Send + 'static,
     ) -> Result<T, CommitError> {
-        let (supervisor, step) = (Arc::clone(&self.supervisor), step.in_current_span());
+        // Boxed, because it is large and each wrapper around it would hold it twice.
+        let (supervisor, step) = (Arc::clone(&self.supervisor), Box::pin(step.in_current_span()));
         let step = async move { supervisor.watch(Task::new(task_names::COMMIT), step).await };
         match self.tasks.spawn_on(step, &self.runtime).await {
             Ok(Ok(outcome)) => outcome,
