@@ -198,6 +198,12 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Whether commits are taken.
     fn health(&self) -> Health;
 
+    /// Grows whenever what is being written has come a step further, so that a write that takes long is told from one that hangs. A
+    /// store whose only steps are its acknowledgements says nothing of them.
+    fn steps(&self) -> u64 {
+        0
+    }
+
     /// Stops taking commits, makes what was taken durable, and releases the store (files, locks, connections).
     fn close(&self) -> BoxFuture<'_, ()>;
 }

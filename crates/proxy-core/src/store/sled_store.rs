@@ -8,7 +8,7 @@
 //! - Every value carries a checksum over key, version and payload: damage is reported, never served.
 //! - No panic of sled leaves this module. At start it becomes an [`OpenError`], in a read a [`ReadError`], in a write the store
 //!   becomes read-only for good.
-//! - One sled tree holds all tables, so that a commit is one `apply_batch`, which a crash cannot tear.
+//! - One sled tree holds all tables, so that a commit is within one `apply_batch`, which a crash cannot tear.
 //!
 //! Damage: a cleanly closed store is sealed with a checksum of its data, so any later change of it is refused at the next start.
 //! After a kill there is no seal, and sled takes a damaged byte for the torn end of its log and silently drops an update, or all
@@ -60,6 +60,9 @@ mod writer;
 
 /// Scans of more rows leave the thread that asks: a page may have to come from the disk, and others are served there.
 const INLINE_ROWS: usize = 16;
+
+/// Rows of a scan that are read before sled has to have written what that brought about: some ten nodes.
+const SCAN_ROWS_MAX: usize = 128;
 
 /// How long an observation of the free space holds.
 const SPACE_INTERVAL: Duration = Duration::from_secs(1);
@@ -169,6 +172,8 @@ struct Shared {
     identity: disk::Identity,
     commits: AtomicU64,
     batches: AtomicU64,
+    /// Grows as the writer gets on.
+    steps: AtomicU64,
     #[cfg(test)]
     hooks: tests::Hooks,
 }
@@ -260,6 +265,11 @@ impl Shared {
         let _cleared = std::mem::take(&mut *self.overlay.write());
     }
 
+    /// The writer has got on.
+    fn step(&self) {
+        self.steps.fetch_add(1, Ordering::Relaxed);
+    }
+
     fn count_batch(&self, commits: usize) {
         if commits > 0 {
             self.batches.fetch_add(1, Ordering::Relaxed);
@@ -283,6 +293,15 @@ impl Shared {
         }
     }
 
+    /// Has sled write what reading brought about: whoever meets a node that is too full splits it, and so writes. Many reads in a row that
+    /// do may bring about the deadlock of which `GROUP_BYTES_MAX` in [`writer`] tells. Next to nothing where nothing was written.
+    fn flush_after_reads(&self, db: &Db) {
+        if self.failure.lock().is_none() {
+            // If it fails, the next write will too, and is there to tell.
+            let _ = db.flush();
+        }
+    }
+
     fn get(&self, key: &Key) -> Result<Option<Stored>, ReadError> {
         let raw_key = codec::raw_key(key);
         let written = self.read(key.table, |db| db.get(&raw_key))?;
@@ -301,17 +320,24 @@ impl Shared {
         };
         let mut rows = Vec::new();
         while rows.len() < limit {
-            let want = limit - rows.len();
+            let room = limit - rows.len();
+            let want = room.min(SCAN_ROWS_MAX);
             let range = (from.clone(), Bound::Excluded(end.clone()));
             let written: Vec<(IVec, IVec)> = self.read(table, |db| db.range(range).take(want).collect())?;
             let last = written.last().map(|(key, _)| key.to_vec()).filter(|_| written.len() == want);
             let upto = last.clone().map_or(Bound::Excluded(end.clone()), Bound::Included);
-            for (key, raw) in self.durable_rows(written, (from, upto)).into_iter().take(want) {
+            for (key, raw) in self.durable_rows(written, (from, upto)).into_iter().take(room) {
                 rows.push(decode_row(table, &key, &raw)?);
             }
             // Rows that are not durable yet were left out: go on, so that a short page always means the end.
             let Some(last) = last else { break };
             from = Bound::Excluded(last);
+            if rows.len() < limit {
+                self.read(table, |db| {
+                    self.flush_after_reads(db);
+                    Ok(())
+                })?;
+            }
         }
         Ok(rows)
     }
@@ -395,6 +421,7 @@ impl SledStore {
             identity,
             commits: AtomicU64::new(0),
             batches: AtomicU64::new(0),
+            steps: AtomicU64::new(0),
             #[cfg(test)]
             hooks: tests::Hooks::default(),
         });
@@ -523,6 +550,10 @@ impl Store for SledStore {
             (Err(_), Some(why)) => Health::Failed(why),
             (Err(why), None) => Health::ReadOnly(why),
         }
+    }
+
+    fn steps(&self) -> u64 {
+        self.shared.steps.load(Ordering::Relaxed)
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

@@ -12,7 +12,7 @@
 
 use sled::Db;
 
-use super::codec;
+use super::{SCAN_ROWS_MAX, codec};
 
 /// Behind every table, so no scan meets it.
 pub(super) const DIGEST_KEY: [u8; 1] = [0xFF];
@@ -42,11 +42,16 @@ impl Digest {
     }
 
     /// The digest of the rows that are there. Reads them all, each in both ways there are, for a damaged index may show one thing
-    /// to a scan and another to a look-up; then there is no digest.
-    pub(super) fn of(db: &Db, sequence: u64) -> sled::Result<Option<Self>> {
+    /// to a scan and another to a look-up; then there is no digest. Calls `each` with every row, as it may take long.
+    pub(super) fn of(db: &Db, sequence: u64, each: impl Fn()) -> sled::Result<Option<Self>> {
         let mut digest = Self { sequence, ..Self::default() };
-        for row in db.range::<&[u8], _>(..DIGEST_KEY.as_slice()) {
+        for (number, row) in db.range::<&[u8], _>(..DIGEST_KEY.as_slice()).enumerate() {
+            // Reading splits nodes, see `Shared::flush_after_reads`.
+            if number % SCAN_ROWS_MAX == SCAN_ROWS_MAX - 1 {
+                db.flush()?;
+            }
             let (key, raw) = row?;
+            each();
             if db.get(&key)?.as_ref() != Some(&raw) {
                 return Ok(None);
             }

@@ -157,8 +157,8 @@ pub(super) fn wait_until_released(path: &Path) -> bool {
 }
 
 /// Length and CRC-32 of the data file and of the blobs of a cleanly closed store: what tells a damaged file from a torn end,
-/// which sled drops silently.
-fn fingerprint(path: &Path) -> io::Result<String> {
+/// which sled drops silently. Calls `each` with every piece that it reads, as it may take long.
+fn fingerprint(path: &Path, each: impl Fn()) -> io::Result<String> {
     let mut blobs = Vec::new();
     match fs::read_dir(path.join(BLOBS)) {
         Ok(entries) => {
@@ -171,10 +171,10 @@ fn fingerprint(path: &Path) -> io::Result<String> {
     }
     blobs.sort();
     let mut hasher = crc32fast::Hasher::new();
-    let bytes = checksum(&path.join(DB), &mut hasher)?;
+    let bytes = checksum(&path.join(DB), &mut hasher, &each)?;
     for blob in &blobs {
         hasher.update(blob.file_name().unwrap_or_default().as_encoded_bytes());
-        let length = checksum(blob, &mut hasher)?;
+        let length = checksum(blob, &mut hasher, &each)?;
         hasher.update(&length.to_be_bytes());
     }
     let (blobs, crc) = (blobs.len(), hasher.finalize());
@@ -182,7 +182,7 @@ fn fingerprint(path: &Path) -> io::Result<String> {
 }
 
 /// Adds a file to `hasher` and gives its length.
-fn checksum(path: &Path, hasher: &mut crc32fast::Hasher) -> io::Result<u64> {
+fn checksum(path: &Path, hasher: &mut crc32fast::Hasher, each: &impl Fn()) -> io::Result<u64> {
     let mut file = File::open(path)?;
     let mut buffer = vec![0; 256 * 1024];
     let mut length = 0_u64;
@@ -190,6 +190,7 @@ fn checksum(path: &Path, hasher: &mut crc32fast::Hasher) -> io::Result<u64> {
         let read = file.read(&mut buffer)?;
         let Some(bytes) = buffer.get(..read).filter(|bytes| !bytes.is_empty()) else { return Ok(length) };
         hasher.update(bytes);
+        each();
         length += u64::try_from(read).unwrap_or(0);
     }
 }
@@ -221,9 +222,9 @@ pub(super) fn mark_id(path: &Path, id: &str) -> io::Result<()> {
     write_durably(path, IDENTITY, format!("{id}\n").as_bytes())
 }
 
-/// Writes the seal of a store that is closed and durable. Holds the lock, like everything here.
-pub(super) fn seal(path: &Path) -> io::Result<()> {
-    write_durably(path, SEAL, fingerprint(path)?.as_bytes())
+/// Writes the seal of a store that is closed and durable. Holds the lock, like everything here. Calls `each` as it gets on.
+pub(super) fn seal(path: &Path, each: impl Fn()) -> io::Result<()> {
+    write_durably(path, SEAL, fingerprint(path, each)?.as_bytes())
 }
 
 /// Compares the data with its seal, if the last owner left one, and removes the seal: from now on the data changes. Whether there
@@ -235,7 +236,7 @@ pub(super) fn break_seal(path: &Path) -> Result<bool, OpenError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(io(error)),
     };
-    if sealed != fingerprint(path).map_err(io)?.as_bytes() {
+    if sealed != fingerprint(path, || ()).map_err(io)?.as_bytes() {
         let detail =
             "the data file changed since it was closed cleanly (to open what is left anyway, remove the file `seal`)";
         return Err(OpenError::Damaged { path: path.to_owned(), detail: detail.into() });
@@ -392,17 +393,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join(DB), b"some bytes").unwrap();
         assert!(!break_seal(dir.path()).unwrap());
-        seal(dir.path()).unwrap();
+        seal(dir.path(), || ()).unwrap();
         assert!(break_seal(dir.path()).unwrap());
         assert!(!dir.path().join(SEAL).exists());
-        seal(dir.path()).unwrap();
+        seal(dir.path(), || ()).unwrap();
         fs::write(dir.path().join(DB), b"some byteZ").unwrap();
         let error = break_seal(dir.path()).unwrap_err();
         assert!(matches!(error, OpenError::Damaged { .. }), "{error}");
         fs::remove_file(dir.path().join(SEAL)).unwrap();
         fs::create_dir(dir.path().join(BLOBS)).unwrap();
         fs::write(dir.path().join(BLOBS).join("7"), b"a blob").unwrap();
-        seal(dir.path()).unwrap();
+        seal(dir.path(), || ()).unwrap();
         fs::rename(dir.path().join(BLOBS).join("7"), dir.path().join(BLOBS).join("8")).unwrap();
         break_seal(dir.path()).unwrap_err();
     }

@@ -165,7 +165,7 @@ fn verify(path: &Path, db: &Db, vouched: Vouched) -> Result<Digest, OpenError> {
         None => None,
     };
     let count = |sequence| {
-        let counted = Digest::of(db, sequence).map_err(sled)?;
+        let counted = Digest::of(db, sequence, || ()).map_err(sled)?;
         counted.ok_or_else(|| damaged(path, "a scan and a look-up of one row disagree"))
     };
     let (noted, head) = match (vouched, noted) {

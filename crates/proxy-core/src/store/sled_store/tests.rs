@@ -499,6 +499,24 @@ async fn no_ack_comes_before_its_sync_and_syncs_are_shared() {
     assert!(stats.batches < stats.commits / 2, "{stats:?}");
 }
 
+#[tokio::test]
+async fn sled_gets_little_at_once_and_every_commit_is_there_afterwards() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let commit = |n: usize| store.commit(vec![put(device(&n.to_string()), Expect::Absent, vec![b'x'; 1000])]);
+    for done in futures_util::future::join_all((0..200).map(commit)).await {
+        done.unwrap();
+    }
+    // Each group is handed over and flushed, and none holds more than fifteen of these.
+    assert!(store.steps() > 2 * 200 / 15, "{} steps", store.steps());
+    assert_eq!(store.scan(Table::Device, None, 1000).await.unwrap().len(), 200);
+    assert_eq!(store.scan(Table::Device, None, 150).await.unwrap().len(), 150, "over more than one look at sled");
+    store.close().await;
+    drop(store);
+    std::fs::remove_file(dir.path().join("seal")).unwrap();
+    assert_eq!(open(&dir).scan(Table::Device, None, 1000).await.unwrap().len(), 200, "the digest fits");
+}
+
 /// A directory that a small file system is mounted on; gone when dropped.
 struct SmallDisk {
     dir: TempDir,

@@ -3,7 +3,9 @@
 //! Invariants:
 //! - A key enters the overlay before sled learns of its new value and leaves it after the sync, so no read shows what a crash
 //!   could take back.
-//! - Every commit is one batch of sled with the digest of what it leaves, so whatever prefix a crash leaves is vouched for.
+//! - Commits go to sled in groups: each is one batch of sled with the digest of what it leaves, so whatever prefix a crash leaves is
+//!   vouched for. No commit is torn: one that is larger than a group is a group of its own.
+//! - Sled is flushed after each group ([`GROUP_BYTES_MAX`]), because it deadlocks with itself when too many of its writes are under way.
 //! - Nothing is acknowledged, not even a conflict, before the sync of its batch: whoever lost a race finds the winner on
 //!   reading again.
 //! - Whether the files still have their names is asked every [`NAMES_EVERY`] while there are writes: if not, nothing is acknowledged any more.
@@ -29,6 +31,32 @@ type Outcome = Result<Vec<Version>, CommitError>;
 
 /// How long it holds that the files were found under their names.
 const NAMES_EVERY: Duration = Duration::from_millis(10);
+
+/// The bytes of keys and values that are handed to sled at once, before it has to have written them: a quarter of a segment.
+///
+/// Sled writes with seven threads of its own. When the end of its file becomes free, one of them is to cut it off, and whoever needs a
+/// segment at the end waits for that with the lock of the segment accountant held. Each thread takes that lock at the end of each
+/// write. So if seven writes that were queued before the cut are under way while somebody waits for it, nobody is left to cut, and
+/// nothing is ever written again.
+///
+/// A flush keeps that from happening. After a cut one free segment is left, so it is waited for with the second segment that is begun
+/// at the earliest. The queue is first in, first out: a flush in between queues a write and waits until it was done, so the cut was
+/// taken up before, and it needs no lock to end. Where more than one segment is begun between two flushes, the deadlock still needs
+/// seven writes that were queued before the cut and have not ended: one is queued per segment that is filled, and two per batch, and the
+/// flush before left none but those that are about to end.
+///
+/// So little may be written between two flushes. What a group brings about is several times its bytes, because nodes are written anew,
+/// split, and moved out of segments that are to become free. Reading writes too, as whoever meets a node that is too
+/// full splits it: see [`Shared::flush_after_reads`]. A commit that is larger stays whole, as a crash must not tear it; only imports are.
+///
+/// Handing over many commits at once also costs sled less: each of its batches is two writes to the file, however small.
+const GROUP_BYTES_MAX: usize = 16 * 1024;
+
+/// So many keys are looked up before sled has to have written what that brought about.
+const LOOKUPS_MAX: usize = 16;
+
+/// What a row costs in sled's log beside its key and value.
+const ROW_BYTES: usize = 32;
 
 pub(super) enum Message {
     Commit(Pending),
@@ -70,6 +98,15 @@ struct Plan {
     acks: Vec<(oneshot::Sender<Outcome>, Outcome)>,
     /// A damaged row goes, and nobody knows what the digest counted for it.
     recount: bool,
+}
+
+/// Writes that sled gets as one batch.
+#[derive(Default)]
+struct Group {
+    batch: Batch,
+    bytes: usize,
+    /// How many commits they are.
+    commits: u64,
 }
 
 /// The writes of one commit, in sled's form.
@@ -138,7 +175,7 @@ impl Writer {
         let mut broken = None;
         for pending in batch {
             let outcome = match broken.clone() {
-                None => plan.decide(&db, pending.writes).unwrap_or_else(|why| {
+                None => plan.decide(&self.shared, &db, pending.writes).unwrap_or_else(|why| {
                     broken = Some(why.clone());
                     Err(CommitError::Failed(why))
                 }),
@@ -157,38 +194,59 @@ impl Writer {
             (key.clone(), durable)
         }));
         if plan.recount {
-            let found = Digest::of(&db, self.digest.sequence).map_err(|error| error.to_string())?;
+            let found =
+                Digest::of(&db, self.digest.sequence, || self.shared.step()).map_err(|error| error.to_string())?;
             self.digest = found.ok_or("a scan and a look-up of one row disagree")?;
         }
         self.apply(&db, plan).map_err(|error| error.to_string())?;
         #[cfg(test)]
         self.shared.hooks.pass_gate();
-        db.flush().map_err(|error| error.to_string())?;
         self.files.sync().map_err(|error| error.to_string())?;
+        self.shared.step();
         self.head.note(self.digest.sequence).map_err(|error| error.to_string())?;
         #[cfg(test)]
         self.shared.hooks.synced();
         Ok(())
     }
 
-    /// Hands the commits to sled: each atomically, with the digest of what it leaves, and one by one, so that the exclusive lock
-    /// of a batch is short for readers.
+    /// Hands the commits to sled in groups, each atomically and with the digest of what it leaves, and waits for each to be written.
+    /// Groups are small, so that the exclusive lock of a batch is short for readers.
     fn apply(&mut self, db: &Db, plan: &mut Plan) -> sled::Result<()> {
+        let mut group = Group::default();
         for commit in &plan.apply {
-            let mut batch = Batch::default();
+            let bytes = commit.iter().map(bytes_of).sum::<usize>();
+            if group.bytes + bytes > GROUP_BYTES_MAX {
+                self.write_group(db, &mut group)?;
+            }
             for (key, value) in commit {
                 let new = value.as_ref().map(|raw| digest::hash(key, raw));
                 let old = plan.slots.get_mut(key).and_then(|slot| std::mem::replace(&mut slot.hash, new));
                 self.digest.replace(old, new);
                 match value {
-                    Some(value) => batch.insert(key.as_slice(), value.as_slice()),
-                    None => batch.remove(key.as_slice()),
+                    Some(value) => group.batch.insert(key.as_slice(), value.as_slice()),
+                    None => group.batch.remove(key.as_slice()),
                 }
             }
-            self.digest.sequence += 1;
-            batch.insert(&DIGEST_KEY, self.digest.encode());
-            db.apply_batch(batch)?;
+            group.bytes += bytes;
+            group.commits += 1;
         }
+        self.write_group(db, &mut group)
+    }
+
+    /// Writes a group, if anything is in it, and leaves an empty one. Sled has written it to the file when this returns; it is not
+    /// synced yet.
+    fn write_group(&mut self, db: &Db, group: &mut Group) -> sled::Result<()> {
+        let Group { mut batch, commits, bytes: _ } = std::mem::take(group);
+        if commits == 0 {
+            return Ok(());
+        }
+        self.digest.sequence += commits;
+        batch.insert(&DIGEST_KEY, self.digest.encode());
+        db.apply_batch(batch)?;
+        self.shared.step();
+        // The barrier, see `GROUP_BYTES_MAX`.
+        db.flush()?;
+        self.shared.step();
         Ok(())
     }
 
@@ -228,7 +286,9 @@ impl Writer {
         let flushed = catch_unwind(AssertUnwindSafe(|| {
             if let Some(db) = &db {
                 db.flush().map_err(|error| error.to_string())?;
+                self.shared.step();
                 self.files.sync().and_then(|()| self.head.sync()).map_err(|error| error.to_string())?;
+                self.shared.step();
             }
             drop(db);
             Ok::<(), String>(())
@@ -238,7 +298,7 @@ impl Writer {
         let released = disk::wait_until_released(path);
         match flushed {
             Ok(()) if released => {
-                if let Err(error) = self.files.sync().and_then(|()| disk::seal(path)) {
+                if let Err(error) = self.files.sync().and_then(|()| disk::seal(path, || self.shared.step())) {
                     tracing::warn!(path = %path.display(), %error, "the closed store is not sealed");
                 }
             }
@@ -248,15 +308,19 @@ impl Writer {
     }
 }
 
+fn bytes_of((key, value): &(Vec<u8>, Option<Vec<u8>>)) -> usize {
+    ROW_BYTES + key.len() + value.as_ref().map_or(0, Vec::len)
+}
+
 impl Plan {
     /// `Err` if sled cannot be read at all.
-    fn decide(&mut self, db: &Db, writes: Vec<Write>) -> Result<Outcome, String> {
+    fn decide(&mut self, shared: &Shared, db: &Db, writes: Vec<Write>) -> Result<Outcome, String> {
         let mut undo: Vec<(Vec<u8>, Result<Version, String>)> = Vec::with_capacity(writes.len());
         let mut versions = Vec::with_capacity(writes.len());
         let mut applied = Applied::with_capacity(writes.len());
         for (index, write) in writes.into_iter().enumerate() {
             let key = codec::raw_key(&write.key);
-            let slot = self.slot(db, &key)?;
+            let slot = self.slot(shared, db, &key)?;
             let next = match next_version(index, slot, &write) {
                 Ok(next) => next,
                 Err(refused) => {
@@ -275,8 +339,11 @@ impl Plan {
         Ok(Ok(versions))
     }
 
-    fn slot(&mut self, db: &Db, key: &[u8]) -> Result<&mut Slot, String> {
+    fn slot(&mut self, shared: &Shared, db: &Db, key: &[u8]) -> Result<&mut Slot, String> {
         if !self.slots.contains_key(key) {
+            if self.slots.len() % LOOKUPS_MAX == LOOKUPS_MAX - 1 {
+                shared.flush_after_reads(db);
+            }
             let durable = db.get(key).map_err(|error| error.to_string())?;
             let current = match &durable {
                 None => Ok(0),
