@@ -1,5 +1,7 @@
 //! A store in trouble: what devices are told, what the log says, and how the service ends.
 
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use dps_proxy_tests::gateway::Plane;
@@ -102,6 +104,85 @@ async fn what_dps_said_and_could_not_be_written_is_told_at_the_stop() {
     gateway.start_again().await;
     assert_eq!(gateway.assigned(&TestDevice::of_fleet("sn-1")).await.json["assignedHub"], dps.hubs()[0]);
     assert_eq!(dps.registers_of("sn-1"), 1, "it is polled again, and not registered again");
+}
+
+/// Makes `hanging_disk.c` something to start the service with; `None` where there is no compiler.
+fn hanging_disk(directory: &Path) -> Option<PathBuf> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("it/hanging_disk.c");
+    let library = directory.join("hanging_disk.so");
+    let made = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(source).arg("-ldl").status();
+    if made.is_ok_and(|status| status.success()) {
+        return Some(library);
+    }
+    assert!(std::env::var_os("CI").is_none(), "cc is missing, and CI must not skip this");
+    println!("skipped: needs cc");
+    None
+}
+
+/// A service whose disk hangs as soon as the file `hang` is in its directory; `None` where that cannot be had.
+async fn with_hanging_disk(dps: &TestDps, hangs: &[&str]) -> Option<(TestGateway, PathBuf)> {
+    let mut gateway = TestGateway::builder()
+        .instance("eu-1", dps)
+        .set("store.write_stall_max", "\"1s\"")
+        .set("shutdown.readiness_delay", "\"2s\"")
+        .set("shutdown.drain_timeout", "\"1s\"")
+        .prepare();
+    let library = hanging_disk(gateway.directory())?;
+    let hang = gateway.directory().join("hang");
+    let mut environment = vec![("LD_PRELOAD", library.to_str()?)];
+    environment.extend(hangs.iter().map(|variable| (*variable, hang.to_str().expect("a plain path"))));
+    gateway.start_with(&environment).await;
+    Some((gateway, hang))
+}
+
+#[tokio::test]
+async fn a_disk_that_stops_to_answer_ends_the_process_and_loses_nothing() {
+    let dps = TestDps::start().await;
+    let Some((mut gateway, hang)) = with_hanging_disk(&dps, &["HANG_SYNC"]).await else { return };
+    let known = TestDevice::of_fleet("known");
+    let hub = gateway.assigned(&known).await.json["assignedHub"].clone();
+    std::fs::write(&hang, "").unwrap();
+    let new = TestDevice::of_fleet("new");
+    let (told, ()) = tokio::join!(gateway.provision(&new), async {
+        let off = async || gateway.send(gateway.request(Plane::Operator, Method::GET, "/readyz")).await.status == 503;
+        eventually("readiness is off", off).await;
+    });
+    told.problem(503, "store-read-only");
+    assert_eq!(gateway.provision(&known).await.ok().json["assignedHub"], hub, "known devices are answered");
+    gateway.provision(&TestDevice::of_fleet("later")).await.problem(503, "store-read-only");
+    let metrics = gateway.operator_get("/metrics").await.ok().body;
+    assert!(metrics.contains("dps_proxy_store_writable 0"), "{metrics}");
+    let stall = metrics.lines().find_map(|line| line.strip_prefix("dps_proxy_store_write_stall_seconds "));
+    assert!(stall.is_some_and(|seconds| seconds.parse::<f64>().unwrap() >= 1.0), "{metrics}");
+    assert_eq!(gateway.ended().await.code(), Some(1));
+    let errors = messages(&gateway, "ERROR");
+    let told = errors.iter().filter(|line| line.starts_with("the store hangs: no write has got on"));
+    assert_eq!(told.count(), 1, "{errors:?}");
+    let last = last_line(&gateway)["message"].to_string();
+    assert!(last.contains("the store failed") && last.contains("it stopped because the store hangs"), "{last}");
+
+    // Nobody was told of a place that is not there, and nobody's place is lost.
+    std::fs::remove_file(&hang).unwrap();
+    gateway.start_again().await;
+    assert_eq!(gateway.provision(&known).await.ok().json["assignedHub"], hub);
+    gateway.assigned(&new).await;
+    assert_eq!(dps.registers_of("new"), 1);
+}
+
+#[tokio::test]
+async fn a_process_whose_threads_hang_with_the_store_ends_all_the_same() {
+    let dps = TestDps::start().await;
+    // Whoever asks the store how it is hangs too: its writer, and the tasks that look after it.
+    let Some((mut gateway, hang)) = with_hanging_disk(&dps, &["HANG_SYNC", "HANG_LOOK"]).await else { return };
+    std::fs::write(&hang, "").unwrap();
+    let new = TestDevice::of_fleet("new");
+    tokio::select! {
+        told = gateway.provision(&new) => { told.problem(503, "store-read-only"); }
+        _line = gateway.logged("it is noticed", |line| line["level"] == "ERROR") => {}
+    }
+    assert_eq!(gateway.ended().await.code(), Some(1));
+    let errors = messages(&gateway, "ERROR");
+    assert!(errors.iter().any(|line| line.starts_with("the store hangs: ")), "{errors:?}");
 }
 
 #[tokio::test]

@@ -186,6 +186,18 @@ impl Gateway {
         self.watched.refused()
     }
 
+    /// Looks whether the store hangs, see [`Watched::look_for_standstill`]; why, if it does. It has failed for good then.
+    #[must_use]
+    pub fn look_for_store_standstill(&self, longest: Duration) -> Option<String> {
+        self.watched.look_for_standstill(longest)
+    }
+
+    /// For how long writes have waited for the store and none has got on, as of the last look.
+    #[must_use]
+    pub fn store_in_vain(&self) -> Duration {
+        self.watched.in_vain()
+    }
+
     /// Open requests that wait now.
     #[must_use]
     pub fn parked(&self) -> usize {

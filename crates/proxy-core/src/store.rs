@@ -19,6 +19,7 @@ use futures_util::future::BoxFuture;
 mod conformance;
 pub mod memory;
 pub mod sled_store;
+mod standstill;
 pub mod watched;
 
 /// The most writes one commit may hold.

@@ -98,6 +98,8 @@ pub struct StoreSettings {
     pub free_space_min_mib: u64,
     /// Commits that may wait for the disk.
     pub inbox_max: usize,
+    /// How long writing may stand still before the process ends.
+    pub write_stall_max: Duration,
 }
 
 /// The kinds of store there are.

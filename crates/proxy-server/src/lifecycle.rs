@@ -24,6 +24,7 @@ use crate::state::{App, Source};
 mod ending;
 mod listeners;
 mod new_store;
+mod standstill;
 mod store;
 mod tasks;
 
@@ -63,6 +64,7 @@ pub struct Application {
     listeners: Vec<Bound>,
     addresses: Addresses,
     files: FilesRead,
+    standstill: standstill::Watch,
 }
 
 impl std::fmt::Debug for Application {
@@ -97,7 +99,8 @@ impl Application {
         let gateway =
             Gateway::open(store, clock, Arc::new(HttpsConnect), settings, fixed, Entropy::from_system()).await?;
         let app = web::Data::new(App::new(gateway, server, live, source, certificates, store_began));
-        Ok(Self { app, listeners, addresses, files })
+        let standstill = standstill::watch(&app)?;
+        Ok(Self { app, listeners, addresses, files, standstill })
     }
 
     /// Where it listens.
@@ -119,7 +122,7 @@ impl Application {
     /// # Errors
     /// If the service ended because of a fault, or with something left undone; the error says what.
     pub async fn run_until(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
-        let Self { app, listeners: bound, addresses, files } = self;
+        let Self { app, listeners: bound, addresses, files, standstill: _until_the_end } = self;
         let reloading = tokio::spawn(tasks::keep_reloading(app.clone(), files));
         let watching = tokio::spawn(tasks::keep_watching_certificates(app.clone()));
         let mut listeners = Vec::new();

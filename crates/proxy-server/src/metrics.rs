@@ -147,6 +147,7 @@ impl Metrics {
             parked: gateway.parked(),
             store_writable: gateway.store_health() == Health::Writable,
             store_refused: gateway.store_refused(),
+            store_in_vain: gateway.store_in_vain(),
             task_deaths: gateway.supervisor().deaths(),
             server,
         }));
@@ -177,6 +178,7 @@ struct Core {
     parked: usize,
     store_writable: bool,
     store_refused: u64,
+    store_in_vain: Duration,
     task_deaths: BTreeMap<&'static str, u64>,
     server: ServerFacts,
 }
@@ -230,8 +232,8 @@ const COUNTERS: [Reading; 9] = [
     ("instance_devices_refused", "Devices refused by DPS", |view| view.counts.refused as f64),
 ];
 
-impl Collector for Core {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+impl Core {
+    fn encode_store(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let writable = ConstGauge::new(i64::from(self.store_writable));
         writable.encode(encoder.encode_descriptor(
             "store_writable",
@@ -246,6 +248,20 @@ impl Collector for Core {
             None,
             refused.metric_type(),
         )?)?;
+        let stalled = ConstGauge::new(self.store_in_vain.as_secs_f64());
+        stalled.encode(encoder.encode_descriptor(
+            "store_write_stall",
+            "For how long writes have waited for the store and none has got on",
+            Some(&Unit::Seconds),
+            stalled.metric_type(),
+        )?)?;
+        Ok(())
+    }
+}
+
+impl Collector for Core {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        self.encode_store(&mut encoder)?;
         let help = "Tasks that panicked, by what they do; they are begun anew where that is sound";
         let mut family =
             encoder.encode_descriptor("task_deaths", help, None, ConstCounter::new(0_u64).metric_type())?;

@@ -5,6 +5,8 @@
 //! - The state is what the store says of itself ([`Store::health`]). Somebody has to look ([`Watched::look`]) every second or so, as a
 //!   store that nobody writes to can fail too.
 //! - Commits that are refused while the store takes writes, because its writer is behind, are told once a minute.
+//! - A write that hangs ([`Watched::look_for_standstill`]) keeps nobody waiting: whoever waits is told that the outcome is unknown, and the
+//!   store has failed for good, even if it comes to life again. It is not asked for anything but reads from then on.
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,6 +17,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 
+use super::standstill::Standstill;
 use super::{CommitError, Health, Key, ReadError, Row, Store, Stored, Table, Version, Write};
 use rate_control::time::{Clock, Mono, Now, WallTime};
 
@@ -39,6 +42,7 @@ pub struct Watched {
     inner: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
     state: Mutex<State>,
+    standstill: Standstill,
     /// Commits refused since the start.
     refused: AtomicU64,
 }
@@ -58,12 +62,12 @@ impl Watched {
     /// Watches `inner`.
     #[must_use]
     pub fn new(inner: Arc<dyn Store>, clock: Arc<dyn Clock>) -> Self {
-        Self { inner, clock, state: Mutex::default(), refused: AtomicU64::new(0) }
+        Self { inner, clock, state: Mutex::default(), standstill: Standstill::default(), refused: AtomicU64::new(0) }
     }
 
     /// Asks the store how it is, and tells what has changed.
     pub fn look(&self) {
-        let health = self.inner.health();
+        let health = self.health();
         let (now, refused) = (self.clock.now(), self.refused());
         let mut state = self.state.lock();
         if state.closed {
@@ -74,6 +78,19 @@ impl Watched {
             Health::ReadOnly(why) => state.troubled(why, false, refused, now),
             Health::Failed(why) => state.troubled(why, true, refused, now),
         }
+    }
+
+    /// Looks whether a write hangs: commits wait, and nothing has got on for `longest`, of which time between looks counts two seconds at
+    /// most. Says why, from then on. To be called by a thread that does nothing else, as whoever reads the store may hang with it.
+    #[must_use]
+    pub fn look_for_standstill(&self, longest: Duration) -> Option<String> {
+        self.standstill.look(self.inner.steps(), self.clock.now().mono, longest).map(str::to_owned)
+    }
+
+    /// For how long commits have waited and nothing has got on, as of the last look.
+    #[must_use]
+    pub fn in_vain(&self) -> Duration {
+        self.standstill.in_vain()
     }
 
     /// Commits that were refused since the start because the store took no writes or was behind.
@@ -88,6 +105,24 @@ impl Watched {
         let state = self.state.lock();
         let refused = self.refused() - state.refused_before;
         state.trouble.clone().map(|trouble| Trouble { refused, ..trouble })
+    }
+
+    async fn submit(&self, writes: Vec<Write>) -> Result<Vec<Version>, CommitError> {
+        if let Some(why) = self.standstill.why() {
+            return Err(CommitError::ReadOnly(why.to_owned()));
+        }
+        let _waiting = self.standstill.wait();
+        tokio::select! {
+            biased;
+            outcome = self.inner.commit(writes) => {
+                // That its inbox is full says nothing of what the store does.
+                if !matches!(outcome, Err(CommitError::Busy)) {
+                    self.standstill.answered();
+                }
+                outcome
+            }
+            why = self.standstill.found() => Err(CommitError::Failed(why.to_owned())),
+        }
     }
 
     fn refuse(&self, error: &CommitError) {
@@ -157,7 +192,7 @@ impl Store for Watched {
     }
 
     fn commit(&self, writes: Vec<Write>) -> BoxFuture<'_, Result<Vec<Version>, CommitError>> {
-        async move { self.inner.commit(writes).await.inspect_err(|error| self.refuse(error)) }.boxed()
+        async move { self.submit(writes).await.inspect_err(|error| self.refuse(error)) }.boxed()
     }
 
     fn scan<'a>(
@@ -174,13 +209,32 @@ impl Store for Watched {
     }
 
     fn health(&self) -> Health {
-        self.inner.health()
+        match self.standstill.why() {
+            Some(why) => Health::Failed(why.to_owned()),
+            None => self.inner.health(),
+        }
     }
 
+    fn steps(&self) -> u64 {
+        self.inner.steps()
+    }
+
+    /// Gives up on a store that stands still.
     fn close(&self) -> BoxFuture<'_, ()> {
         // What the store says of itself from now on is not news.
         self.state.lock().closed = true;
-        self.inner.close()
+        async move {
+            if self.standstill.why().is_some() {
+                return;
+            }
+            let _waiting = self.standstill.wait();
+            tokio::select! {
+                biased;
+                () = self.inner.close() => {}
+                _why = self.standstill.found() => {}
+            }
+        }
+        .boxed()
     }
 }
 
@@ -233,5 +287,70 @@ mod tests {
         watched.close().await;
         assert!(!write(&watched).await);
         assert_eq!(watched.trouble(), None);
+    }
+
+    #[tokio::test]
+    async fn a_write_that_hangs_keeps_nobody_waiting_and_the_store_has_failed() {
+        let (store, watched) = watched();
+        assert!(write(&watched).await);
+        store.hold_acks(true);
+        let mut hanging = std::pin::pin!(watched.commit(vec![put(device("a"), Expect::Any, "y")]));
+        assert!(hanging.as_mut().now_or_never().is_none());
+        assert_eq!(watched.look_for_standstill(Duration::from_secs(60)), None);
+        let why = watched.look_for_standstill(Duration::ZERO).unwrap();
+        assert!(why.contains("no write has got on"), "{why}");
+        assert!(matches!(hanging.await, Err(CommitError::Failed(_))), "nobody knows what becomes of it");
+        assert!(matches!(watched.commit(vec![]).await, Err(CommitError::ReadOnly(_))));
+        let trouble = watched.trouble().unwrap();
+        assert_eq!((trouble.why, trouble.lasting, trouble.refused), (why.clone(), true, 2));
+        assert_eq!(watched.get(&device("a")).await.unwrap().unwrap().value, "x", "reads go on");
+        store.hold_acks(false);
+        assert_eq!(watched.health(), Health::Failed(why), "also when it comes to life again");
+        watched.close().await;
+        assert_eq!(store.health(), Health::Writable, "it is not asked to close");
+    }
+
+    /// A store that answers reads, and nothing else.
+    #[derive(Debug, Default)]
+    struct Hanging(MemoryStore);
+
+    impl Store for Hanging {
+        fn get<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Stored>, ReadError>> {
+            self.0.get(key)
+        }
+
+        fn commit(&self, _writes: Vec<Write>) -> BoxFuture<'_, Result<Vec<Version>, CommitError>> {
+            std::future::pending().boxed()
+        }
+
+        fn scan<'a>(
+            &'a self,
+            table: Table,
+            after: Option<&'a [u8]>,
+            limit: usize,
+        ) -> BoxFuture<'a, Result<Vec<Row>, ReadError>> {
+            self.0.scan(table, after, limit)
+        }
+
+        fn last(&self, table: Table) -> BoxFuture<'_, Result<Option<Row>, ReadError>> {
+            self.0.last(table)
+        }
+
+        fn health(&self) -> Health {
+            self.0.health()
+        }
+
+        fn close(&self) -> BoxFuture<'_, ()> {
+            std::future::pending().boxed()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_store_that_hangs_while_it_is_closed_is_left_alone() {
+        let watched = Watched::new(Arc::new(Hanging::default()), Arc::new(SystemClock::new()));
+        let mut closing = std::pin::pin!(watched.close());
+        assert!(closing.as_mut().now_or_never().is_none());
+        assert!(watched.look_for_standstill(Duration::ZERO).is_some());
+        closing.await;
     }
 }

@@ -16,6 +16,7 @@ pub(super) fn store(root: &Section<'_>) -> StoreSettings {
         cache_mib: section.whole("cache_mib", 32, 8..=65_536),
         free_space_min_mib: section.whole("free_space_min_mib", 1024, 16..=1_048_576),
         inbox_max: section.whole("inbox_max", 10_000, 16..=1_000_000),
+        write_stall_max: section.duration("write_stall_max", "1m", "1s", "1h"),
     };
     section.check_unknown();
     settings
