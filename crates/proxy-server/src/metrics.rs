@@ -96,7 +96,7 @@ impl Metrics {
         for reason in Reason::ALL {
             drop(credentials_refused.get_or_create(&ReasonLabels { reason: reason.as_str() }));
         }
-        let help = "Credentials of devices that were not believed, by reason";
+        let help = "Device credentials that were refused, by reason";
         registry.register("credentials_refused", help, credentials_refused.clone());
         let connections = Connections::register(&mut registry);
         Self {
@@ -195,10 +195,10 @@ const GAUGES: [Reading; 11] = [
         f64::from(view.quota_per_minute)
     }),
     ("instance_budget", "Registrations for which the quota has room now", |view| f64::from(view.budget)),
-    ("instance_line_length", "Devices that wait", |view| view.line_length as f64),
+    ("instance_line_length", "Devices waiting in the line", |view| view.line_length as f64),
     (
         "instance_deferred",
-        "Of the devices that wait, those that wait for a moment of their own, not for their turn",
+        "Of the devices waiting, those that may not go before a certain moment (a cool-down, a wait after a failure)",
         |view| view.deferred as f64,
     ),
     ("instance_under_way", "Devices whose registration is under way", |view| view.under_way as f64),
@@ -373,7 +373,7 @@ impl Core {
 
     fn encode_clocks(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let kind = ConstGauge::new(0.0).metric_type();
-        let help = "The instance's clock less our wall clock; absent before the instance was heard of";
+        let help = "DPS's clock minus the clock of this machine; absent until DPS has answered";
         let mut family = encoder.encode_descriptor("instance_clock_offset", help, Some(&Unit::Seconds), kind)?;
         for view in &self.instances {
             let Some(offset) = view.clock_offset_seconds else { continue };

@@ -31,7 +31,7 @@ pub struct Needed {
 pub enum OutOfReach {
     /// The fleet comes too late.
     #[error(
-        "the last device knocks only {} s after the power returned, and DPS takes {} s for it; no number of instances ends before that",
+        "the last device comes back only {} s after the power returned, and DPS takes {} s for it; no number of instances ends before that",
         .last_knock.as_secs(),
         .dps_time.as_secs_f64()
     )]

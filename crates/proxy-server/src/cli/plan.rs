@@ -27,7 +27,7 @@ use progress::Progress;
 /// What is planned.
 #[derive(Debug, Clone, Args)]
 pub struct Options {
-    /// Devices that knock: 3000000, 3_000_000, 3,000,000 or 3M.
+    /// Devices that come back: 3000000, 3_000_000, 3,000,000 or 3M.
     #[arg(long, value_name = "N", default_value = "1000000", value_parser = numbers::devices)]
     devices: u32,
     /// A CSV of tenants instead: columns tenant, devices and, as you like, boot_seconds, begins_after_seconds, dedicated_instances,
@@ -43,19 +43,19 @@ pub struct Options {
     /// How devices come back: all within a time (60s), more and more up to a time (ramp:10m), or with a tail of a mean (tail:5m).
     #[arg(long, value_name = "CURVE", default_value = "60s", value_parser = boot_curve)]
     boot: BootCurve,
-    /// From a call to DPS until its answer.
+    /// How long DPS takes to answer a call.
     #[arg(long, value_name = "TIME", default_value = "300ms", value_parser = at_most_30_seconds)]
     latency: Duration,
-    /// From DPS's taking a registration until it has a hub for it.
+    /// How long DPS takes from accepting a registration until it has assigned a hub.
     #[arg(long, value_name = "TIME", default_value = "3s", value_parser = at_most_30_seconds)]
     assigning: Duration,
-    /// Find how many instances it takes until everybody knows its hub within this time; with --instances, whether so many do.
+    /// Find how many instances are needed so that every device knows its hub within this time; with --instances, tell whether that many are enough.
     #[arg(long, value_name = "TIME", value_parser = duration)]
     deadline: Option<Duration>,
     /// Also simulate the alternatives: retries straight against DPS, and a proxy with one Retry-After for all.
     #[arg(long)]
     compare: bool,
-    /// Where all randomness comes from; the same seed gives the same answer.
+    /// Seed of the random numbers; the same seed gives the same answer.
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Write the chart to this SVG file as well.

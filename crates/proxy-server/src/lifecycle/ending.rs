@@ -39,7 +39,7 @@ pub(super) fn last_line(fault: Option<&str>, stopped: &Stopped) -> Result<String
     }
     if *left_with_dps > 0 {
         let _ =
-            write!(line, "; DPS still works on {left_with_dps} registrations, which the next start goes on polling");
+            write!(line, "; DPS still works on {left_with_dps} registrations; the next start continues to poll them");
     }
     if let Some(fault) = fault {
         let _ = write!(line, "; it stopped because {fault}");

@@ -155,7 +155,7 @@ pub(super) fn figures(report: &Report, scenario: &Scenario, names: &[String]) ->
         ),
     );
     row("requests per device", format!("{:.2}", report.requests_per_device()));
-    row("knocks per second at the peak", report.knocks_per_second_max.to_string());
+    row("requests per second at the peak", report.knocks_per_second_max.to_string());
     row("longest line (line.length_max)", format!("{} devices at one instance", report.line_length_max));
     row("quota used while there was a line", percent(report.quota_used));
     row("DPS instances", report.instances.to_string());
@@ -214,7 +214,7 @@ pub(super) fn table(comparison: &Comparison, scenario: &Scenario) -> String {
             comparison.divided_by
         );
     }
-    let header = ["requests / device", "finish / ideal", "quota used", "     429s", "peak knocks / s"];
+    let header = ["requests / device", "finish / ideal", "quota used", "     429s", "peak requests / s"];
     let _ = write!(text, "\n| {:<51} |", "");
     for name in header {
         let _ = write!(text, " {name} |");
