@@ -44,6 +44,6 @@ pub use config::ConfigText;
 pub use device::TestDevice;
 pub use dps::{TestDps, test_ca};
 pub use gateway::{Ask, GatewayBuilder, Plane, TestGateway};
-pub use recorder::Recorder;
+pub use recorder::{Recorded, Recorder};
 pub use reply::Reply;
 pub use wait::{PATIENCE, eventually, eventually_some};
