@@ -47,7 +47,7 @@ const NAMES_EVERY: Duration = Duration::from_millis(10);
 ///
 /// So little may be written between two flushes. What a group brings about is several times its bytes, because nodes are written anew,
 /// split, and moved out of segments that are to become free. Reading writes too, as whoever meets a node that is too
-/// full splits it: see [`Shared::flush_after_reads`]. A commit that is larger stays whole, as a crash must not tear it; only imports are.
+/// full splits it: see [`Shared::flush_after_reads`]. A commit that is larger stays whole, as a crash must not tear it; few are.
 ///
 /// Handing over many commits at once also costs sled less: each of its batches is two writes to the file, however small.
 const GROUP_BYTES_MAX: usize = 16 * 1024;
