@@ -19,6 +19,7 @@ mod import;
 mod lists;
 mod logs;
 mod malformed;
+mod openapi;
 mod operator;
 mod plan;
 mod planes;

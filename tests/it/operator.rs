@@ -328,6 +328,11 @@ async fn a_registration_shows_its_timeline_and_why_it_waits() {
     gateway.operator_get("/v1/registrations/third").await.problem(404, "unknown-registration");
     gateway.operator_get("/v1/registrations/-").await.problem(400, "invalid-registration-id");
     gateway.operator_post("/v1/registrations/third/expedite", json!({})).await.problem(404, "unknown-registration");
+    // Only a move has a target; elsewhere it would be skipped in silence.
+    for action in ["block", "unblock", "retry", "expedite"] {
+        let path = format!("/v1/registrations/second/{action}");
+        gateway.operator_post(&path, json!({ "instance": "eu-1" })).await.problem(400, "invalid-json");
+    }
     gateway.operator_post("/v1/registrations/second/explode", json!({})).await.problem(404, "no-such-path");
 }
 

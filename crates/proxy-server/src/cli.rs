@@ -1,4 +1,4 @@
-//! The command line: `serve`, `demo`, `plan`, `check-config`.
+//! The command line: `serve`, `demo`, `plan`, `check-config`, `openapi`.
 //!
 //! Exit codes: 0 done; 1 it failed while it ran (a demo: a device was not assigned); 2 wrong usage or a configuration that
 //! cannot be used.
@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, Loaded};
 use crate::lifecycle::Application;
+use crate::planes;
 use crate::state::Source;
 use crate::{telemetry, tls};
 
@@ -51,6 +52,8 @@ enum Command {
     Plan(plan::Options),
     /// Check a configuration and report all of its problems at once. Binds and writes nothing.
     CheckConfig(ConfigFile),
+    /// Print the OpenAPI document of the three planes. Needs no configuration and no network.
+    Openapi,
 }
 
 /// The configuration file, named alike by every command that takes one.
@@ -83,6 +86,10 @@ pub fn main() -> ExitCode {
         Command::CheckConfig(file) => check_config(&file.path()),
         Command::Serve(file) => serve(file.path()),
         Command::Plan(options) => plan::run(&options),
+        Command::Openapi => {
+            print(&planes::document());
+            ExitCode::SUCCESS
+        }
         Command::Demo(options) => match run(demo::run(options)) {
             Ok(true) => ExitCode::SUCCESS,
             Ok(false) => ExitCode::FAILURE,

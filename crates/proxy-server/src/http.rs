@@ -6,7 +6,6 @@ pub mod body;
 pub mod coding;
 pub mod exchange;
 mod head;
-pub mod members;
 pub mod middleware;
 pub mod problem;
 pub mod routes;

@@ -8,9 +8,13 @@ pub mod changes;
 pub mod device;
 pub mod import;
 pub mod lists;
+pub mod openapi;
 pub mod operator;
 mod tenants;
 
+use utoipa::OpenApi as _;
+
+use crate::api;
 use crate::http::routes::Routes;
 use crate::plane::Plane;
 
@@ -24,9 +28,41 @@ pub const fn routes(plane: Plane) -> Routes {
     }
 }
 
+/// The OpenAPI document of all planes, as it is served and kept in `docs/openapi.json`.
+///
+/// # Panics
+/// If it cannot be written as JSON, which depends on nothing but the sources.
+#[must_use]
+pub fn document() -> String {
+    let planes = [
+        device::Described::openapi(),
+        backend::Described::openapi(),
+        operator::Described::openapi(),
+        openapi::Described::openapi(),
+    ];
+    api::document::text(planes).expect("the document has string keys only")
+}
+
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use serde_json::Value;
+
     use super::*;
+
+    #[test]
+    fn every_route_is_in_the_document_and_nothing_else_is() {
+        let document: Value = serde_json::from_str(&document()).unwrap();
+        for plane in [Plane::Device, Plane::Backend, Plane::Operator] {
+            let described = document["paths"].as_object().unwrap().iter().filter(|(_, operations)| {
+                let mut operations = operations.as_object().unwrap().values();
+                operations.any(|operation| operation["tags"].as_array().unwrap().contains(&plane.as_str().into()))
+            });
+            let labels: BTreeSet<&str> = described.map(|(path, _)| routes(plane).route(path)).collect();
+            assert_eq!(labels, routes(plane).paths.iter().copied().collect(), "{}", plane.as_str());
+        }
+    }
 
     #[test]
     fn a_label_is_the_route_and_never_the_path() {

@@ -11,33 +11,23 @@ use parking_lot::Mutex;
 use proxy_core::attestation::{NotBelieved, Reason};
 use proxy_core::ids::{EnrollmentName, TenantName};
 use rate_control::time::WallTime;
-use serde::Serialize;
 
 /// One credential that was not believed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refused {
     /// When.
     pub at: WallTime,
     /// The request, as its answer named it.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
     /// As the device spelled it.
     pub hardware_id: String,
-    /// The stable name of the reason.
-    pub reason: &'static str,
-    /// The same in plain words.
-    pub detail: &'static str,
-    /// What to do about it.
-    pub next_step: &'static str,
+    /// Why.
+    pub reason: Reason,
     /// What the device was judged by, if that was found.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub enrollment: Option<EnrollmentName>,
     /// Whose enrollment that is.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub tenant: Option<TenantName>,
     /// Where the request came from: the device, or what stands in front of us.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub peer: Option<IpAddr>,
 }
 
@@ -71,7 +61,7 @@ impl Wanted {
             |wanted: &Option<String>, is: Option<&str>| wanted.as_deref().is_none_or(|wanted| is == Some(wanted));
         self.hardware_id.as_ref().is_none_or(|wanted| refused.hardware_id.eq_ignore_ascii_case(wanted))
             && same(&self.request_id, refused.request_id.as_deref())
-            && same(&self.reason, Some(refused.reason))
+            && same(&self.reason, Some(refused.reason.as_str()))
             && same(&self.tenant, refused.tenant.as_ref().map(TenantName::as_str))
     }
 }
@@ -135,9 +125,7 @@ impl Refusals {
                     at,
                     request_id: request.id.map(str::to_owned),
                     hardware_id: request.hardware_id.to_owned(),
-                    reason: reason.as_str(),
-                    detail: reason.words(),
-                    next_step: reason.next_step(),
+                    reason,
                     enrollment: enrollment.clone(),
                     tenant,
                     peer: request.peer,

@@ -9,8 +9,9 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use futures_util::StreamExt as _;
 
 use super::coding::{Decoder, PIECE};
-use super::members::{self, FromMembers};
 use super::problem::Problem;
+use crate::api::members::{self, FromMembers};
+use crate::api::problem::Code;
 use crate::rows::BYTE_ORDER_MARK;
 
 /// Reads a JSON body of at most `bytes_max`, before and after decoding, which has to be there within `timeout`.
@@ -51,7 +52,7 @@ pub async fn optional_json<T: FromMembers + Default>(
 /// 415 otherwise.
 pub fn require_content_type<'a>(request: &HttpRequest, accepted: &[&'a str]) -> Result<&'a str, Problem> {
     let unsupported =
-        |detail: String| Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type", detail);
+        |detail: String| Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, Code::UnsupportedMediaType, detail);
     let sent = request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
     let mut parts = sent.split(';').map(str::trim);
     let media_type = parts.next().unwrap_or("");
@@ -71,7 +72,7 @@ pub fn require_content_type<'a>(request: &HttpRequest, accepted: &[&'a str]) -> 
 }
 
 fn parse<T: FromMembers>(bytes: &[u8]) -> Result<T, Problem> {
-    let invalid = |detail: String| Problem::bad_request("invalid-json", detail);
+    let invalid = |detail: String| Problem::bad_request(Code::InvalidJson, detail);
     // RFC 8259 lets a reader ignore it.
     let bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
     let text = std::str::from_utf8(bytes).map_err(|_| invalid("the body is not UTF-8".to_owned()))?;
@@ -150,7 +151,8 @@ impl Body {
         match self.payload.next().await {
             None => self.ended = true,
             Some(chunk) => {
-                let incomplete = |_| Problem::bad_request("incomplete-body", "the body ended before it was complete");
+                let incomplete =
+                    |_| Problem::bad_request(Code::IncompleteBody, "the body ended before it was complete");
                 self.received = chunk.map_err(incomplete)?;
                 self.count(0, self.received.len())?;
             }
@@ -179,7 +181,7 @@ impl Body {
         }
         let decoded = if which == 1 && self.taken[0] <= self.bytes_max { ", decoded," } else { "" };
         let detail = format!("the body{decoded} exceeds {} bytes ({})", self.bytes_max, self.bound);
-        Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", detail))
+        Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, Code::BodyTooLarge, detail))
     }
 }
 
@@ -187,5 +189,5 @@ impl Body {
 #[must_use]
 pub fn too_slow(timeout: Duration) -> Problem {
     let detail = format!("the body was not there within {} s (request_timeout of this listener)", timeout.as_secs());
-    Problem::new(StatusCode::REQUEST_TIMEOUT, "request-timeout", detail)
+    Problem::new(StatusCode::REQUEST_TIMEOUT, Code::RequestTimeout, detail)
 }

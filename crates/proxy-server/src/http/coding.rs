@@ -11,6 +11,7 @@ use actix_web::http::header::{ACCEPT_ENCODING, CONTENT_ENCODING};
 use flate2::write::{MultiGzDecoder, ZlibDecoder};
 
 use super::problem::Problem;
+use crate::api::problem::Code;
 
 /// Bytes that are decoded in one go. Deflate makes at most 1,032 bytes of one.
 pub const PIECE: usize = 256;
@@ -44,7 +45,8 @@ impl Decoder {
             ["deflate"] => Ok(Self::Deflate(Box::new(ZlibDecoder::new(Vec::new())))),
             _ => {
                 let detail = "the body's Content-Encoding must be gzip, deflate or identity, and only one of them";
-                let problem = Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-content-encoding", detail);
+                let problem =
+                    Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, Code::UnsupportedContentEncoding, detail);
                 Err(problem.header(ACCEPT_ENCODING, "gzip, deflate, identity"))
             }
         }
@@ -89,5 +91,5 @@ impl Decoder {
 
 fn not_of(coding: &str) -> Problem {
     let detail = format!("the body is not what its Content-Encoding says: it is no {coding}, or damaged or cut off");
-    Problem::bad_request("invalid-content-encoding", detail)
+    Problem::bad_request(Code::InvalidContentEncoding, detail)
 }

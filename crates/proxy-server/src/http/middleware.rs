@@ -17,6 +17,7 @@ use tracing::field::Empty;
 use super::exchange::{self, Answer, Answering};
 use super::problem::Problem;
 use super::routes::Routes;
+use crate::api::problem::Code;
 use crate::config::HttpSettings;
 use crate::plane::Plane;
 use crate::state::App;
@@ -134,16 +135,16 @@ fn refused(bounds: HeaderBounds, headers: &HeaderMap) -> Option<Problem> {
         let detail = format!(
             "a request has at most {headers_max} header fields and {header_bytes_max} bytes of them (headers_max, header_bytes_max of this listener)"
         );
-        return Some(Problem::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "headers-too-large", detail));
+        return Some(Problem::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, Code::HeadersTooLarge, detail));
     }
     // Something in between may have gone by the length and taken the rest for a request of its own (RFC 9112, section 6.1).
     if has_two_lengths(headers) {
         let detail = "a request has a Content-Length or a Transfer-Encoding; this one has both";
-        return Some(Problem::bad_request("two-lengths", detail));
+        return Some(Problem::bad_request(Code::TwoLengths, detail));
     }
     // Something in between may have looked at the other one.
     (headers.get_all(AUTHORIZATION).count() > 1).then(|| {
         let detail = "a request has one Authorization header field; this one has several";
-        Problem::bad_request("several-credentials", detail)
+        Problem::bad_request(Code::SeveralCredentials, detail)
     })
 }

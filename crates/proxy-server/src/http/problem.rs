@@ -22,19 +22,30 @@ use proxy_core::gateway::provision::ProvisionError;
 use proxy_core::store::{CommitError, ReadError};
 use rate_control::entropy::Entropy;
 use rate_control::time::WallTime;
-use serde_json::{Map, Value, json};
 
+use crate::api::assignments::NotFoundAnswer;
+use crate::api::names::Moment;
+use crate::api::problem::{self, Code, Upstream};
 use crate::scans::UnderWay;
 
 /// A problem document in the making.
 #[derive(Debug)]
 pub struct Problem {
     status: StatusCode,
-    code: &'static str,
+    code: Code,
     detail: String,
     retry_after: Option<Duration>,
     headers: Vec<(HeaderName, HeaderValue)>,
-    members: Map<String, Value>,
+    further: Box<Further>,
+}
+
+/// What some documents say beside status, code and detail.
+#[derive(Debug, Default)]
+struct Further {
+    server_time: Option<WallTime>,
+    upstream: Option<Upstream>,
+    known_as: Option<String>,
+    problems: Option<Vec<String>>,
 }
 
 impl std::fmt::Display for Problem {
@@ -46,25 +57,25 @@ impl std::fmt::Display for Problem {
 impl Problem {
     /// A problem with this status and code.
     #[must_use]
-    pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, code, detail: detail.into(), retry_after: None, headers: Vec::new(), members: Map::new() }
+    pub fn new(status: StatusCode, code: Code, detail: impl Into<String>) -> Self {
+        Self { status, code, detail: detail.into(), retry_after: None, headers: Vec::new(), further: Box::default() }
     }
 
     /// 400.
     #[must_use]
-    pub fn bad_request(code: &'static str, detail: impl Into<String>) -> Self {
+    pub fn bad_request(code: Code, detail: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, code, detail)
     }
 
     /// 404.
     #[must_use]
-    pub fn not_found(code: &'static str, detail: impl Into<String>) -> Self {
+    pub fn not_found(code: Code, detail: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, code, detail)
     }
 
     /// 503, to come back between `least` and three times that.
     #[must_use]
-    pub fn unavailable(code: &'static str, detail: impl Into<String>, least: Duration) -> Self {
+    pub fn unavailable(code: Code, detail: impl Into<String>, least: Duration) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, code, detail).retry_spread(least, least * 2)
     }
 
@@ -89,32 +100,46 @@ impl Problem {
         self
     }
 
-    /// A further member of the document.
+    /// What time it is.
     #[must_use]
-    pub fn member(mut self, name: &str, value: Value) -> Self {
-        self.members.insert(name.to_owned(), value);
+    fn server_time(mut self, now: WallTime) -> Self {
+        self.further.server_time = Some(now);
         self
     }
 
-    /// What the document says beside status, code and detail.
+    /// What DPS said.
     #[must_use]
-    pub fn members(&self) -> &Map<String, Value> {
-        &self.members
+    fn upstream(mut self, upstream: Upstream) -> Self {
+        self.further.upstream = Some(upstream);
+        self
+    }
+
+    /// In which spelling a device is known.
+    #[must_use]
+    fn known_as(mut self, spelling: String) -> Self {
+        self.further.known_as = Some(spelling);
+        self
+    }
+
+    /// All that is wrong, where that is more than one thing.
+    #[must_use]
+    pub fn problems(mut self, problems: Vec<String>) -> Self {
+        self.further.problems = Some(problems);
+        self
     }
 
     /// Where the problem tells the server's time, it is the one that credentials are judged by.
     #[must_use]
     pub fn told_at(mut self, credential_time: WallTime) -> Self {
-        if let Some(told) = self.members.get_mut("serverTime") {
-            *told = json!(credential_time);
-        }
+        self.further.server_time = self.further.server_time.map(|_| credential_time);
         self
     }
 
-    /// The stable code.
+    /// The same as the answer for one device among many.
     #[must_use]
-    pub fn code(&self) -> &'static str {
-        self.code
+    pub fn in_lookup(self, device_id: &str) -> NotFoundAnswer {
+        let Further { upstream, known_as, .. } = *self.further;
+        NotFoundAnswer { device_id: device_id.to_owned(), found: false, code: self.code, upstream, known_as }
     }
 }
 
@@ -124,28 +149,31 @@ impl ResponseError for Problem {
     }
 
     fn error_response(&self) -> HttpResponse {
-        let mut body = Map::new();
-        body.insert("type".to_owned(), json!("about:blank"));
-        body.insert("title".to_owned(), json!(self.status.canonical_reason().unwrap_or("Error")));
-        body.insert("status".to_owned(), json!(self.status.as_u16()));
-        body.insert("code".to_owned(), json!(self.code));
-        body.insert("detail".to_owned(), json!(self.detail));
-        if let Some(request_id) = about::request_id() {
-            body.insert("requestId".to_owned(), json!(*request_id));
-        }
+        let retry_after = self.retry_after.map(|wait| (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1));
+        let Further { server_time, upstream, known_as, problems } = &*self.further;
+        let document = problem::Problem {
+            kind: "about:blank",
+            title: self.status.canonical_reason().unwrap_or("Error"),
+            status: self.status.as_u16(),
+            code: self.code,
+            detail: self.detail.clone(),
+            request_id: about::request_id().map(|id| id.as_ref().to_owned()),
+            retry_after,
+            server_time: server_time.map(Moment::from),
+            upstream: upstream.clone(),
+            known_as: known_as.clone(),
+            problems: problems.clone(),
+        };
         let mut response = HttpResponse::build(self.status);
-        if let Some(wait) = self.retry_after {
-            let seconds = (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1);
-            body.insert("retryAfter".to_owned(), json!(seconds));
+        if let Some(seconds) = retry_after {
             response.insert_header((RETRY_AFTER, seconds));
         }
         for (name, value) in &self.headers {
             response.append_header((name.clone(), value.clone()));
         }
-        body.extend(self.members.clone());
-        response.insert_header((CONTENT_TYPE, "application/problem+json"));
+        response.insert_header((CONTENT_TYPE, problem::MEDIA_TYPE));
         response.insert_header((header::CACHE_CONTROL, "no-store"));
-        response.body(Value::Object(body).to_string())
+        response.body(serde_json::to_string(&document).expect("a problem has string keys only"))
     }
 }
 
@@ -158,7 +186,7 @@ const REFUSED_WAIT_MAX: Duration = Duration::from_secs(900);
 impl From<UnderWay> for Problem {
     fn from(UnderWay: UnderWay) -> Self {
         let detail = "this token has a page of a list or the invalidation of a hub under way; one at a time: wait for it and ask again";
-        Self::new(StatusCode::TOO_MANY_REQUESTS, "one-at-a-time", detail).retry_after(Duration::from_secs(1))
+        Self::new(StatusCode::TOO_MANY_REQUESTS, Code::OneAtATime, detail).retry_after(Duration::from_secs(1))
     }
 }
 
@@ -166,26 +194,26 @@ impl From<ProvisionError> for Problem {
     fn from(error: ProvisionError) -> Self {
         let text = error.to_string();
         match error {
-            ProvisionError::IllFormedId(_) => Self::bad_request("invalid-hardware-id", text),
+            ProvisionError::IllFormedId(_) => Self::bad_request(Code::InvalidHardwareId, text),
             ProvisionError::NotBelieved(not_believed) => unauthorized_device(not_believed.told()),
-            ProvisionError::Blocked => forbidden("blocked", text),
-            ProvisionError::Retired => forbidden("retired", text),
-            ProvisionError::OtherTenant => forbidden("belongs-to-another-tenant", text),
+            ProvisionError::Blocked => forbidden(Code::Blocked, text),
+            ProvisionError::Retired => forbidden(Code::Retired, text),
+            ProvisionError::OtherTenant => forbidden(Code::BelongsToAnotherTenant, text),
             ProvisionError::Refused(refusal) => refused(&refusal),
             ProvisionError::TooFast(wait) => Self::new(
                 StatusCode::TOO_MANY_REQUESTS,
-                "too-fast",
+                Code::TooFast,
                 format!("{text} (device.repeat_burst, device.repeat_per)"),
             )
             .retry_after(wait),
             // Told by the line's own forecast, each device another time.
             ProvisionError::LineFull { retry_after_seconds, .. } => {
-                Self::new(StatusCode::SERVICE_UNAVAILABLE, "line-full", text)
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, Code::LineFull, text)
                     .retry_after(Duration::from_secs(retry_after_seconds))
             }
-            ProvisionError::NoRoom(_) => Self::unavailable("no-room", text, UNAVAILABLE_WAIT * 15),
+            ProvisionError::NoRoom(_) => Self::unavailable(Code::NoRoom, text, UNAVAILABLE_WAIT * 15),
             ProvisionError::Store(error) => store_problem(&error),
-            ProvisionError::Stopping => Self::unavailable("shutting-down", text, Duration::from_secs(5)),
+            ProvisionError::Stopping => Self::unavailable(Code::ShuttingDown, text, Duration::from_secs(5)),
         }
     }
 }
@@ -193,11 +221,13 @@ impl From<ProvisionError> for Problem {
 fn unauthorized_device(told: Told) -> Problem {
     let (code, detail) = match told {
         Told::Unauthorized => {
-            ("unauthorized", "no valid credential: check key, audience (sr), hardware ID and token lifetime")
+            (Code::Unauthorized, "no valid credential: check key, audience (sr), hardware ID and token lifetime")
         }
-        Told::Expired => ("credential-expired", "the credential's se lies in the past of serverTime: make a fresh one"),
+        Told::Expired => {
+            (Code::CredentialExpired, "the credential's se lies in the past of serverTime: make a fresh one")
+        }
         Told::TooFarAhead => (
-            "credential-too-far-ahead",
+            Code::CredentialTooFarAhead,
             "the credential's se lies further ahead of serverTime than attestation.sas_lifetime_max allows: set the clock by serverTime, and make a shorter one, in seconds",
         ),
     };
@@ -207,7 +237,7 @@ fn unauthorized_device(told: Told) -> Problem {
         .retry_spread(UNAUTHORIZED_WAIT, UNAUTHORIZED_WAIT / 2);
     match told {
         Told::Unauthorized => problem,
-        Told::Expired | Told::TooFarAhead => problem.member("serverTime", json!(server_time())),
+        Told::Expired | Told::TooFarAhead => problem.server_time(server_time()),
     }
 }
 
@@ -217,23 +247,15 @@ pub fn server_time() -> WallTime {
     rate_control::time::SystemClock::wall()
 }
 
-fn forbidden(code: &'static str, detail: String) -> Problem {
+fn forbidden(code: Code, detail: String) -> Problem {
     Problem::new(StatusCode::FORBIDDEN, code, detail).retry_spread(FORBIDDEN_WAIT, FORBIDDEN_WAIT / 10)
 }
 
 fn refused(refusal: &Refusal) -> Problem {
     let left = refusal.until.since(server_time()).min(REFUSED_WAIT_MAX);
-    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "refused-by-dps", refusal.detail.clone())
+    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, Code::RefusedByDps, refusal.detail.clone())
         .retry_spread(left, left / 10)
-        .member("upstream", upstream(refusal))
-}
-
-/// What DPS said.
-fn upstream(refusal: &Refusal) -> Value {
-    json!({
-        "instance": refusal.instance, "reason": refusal.code, "errorCode": refusal.error_code, "trackingId": refusal.tracking_id,
-        "at": refusal.at,
-    })
+        .upstream(refusal.into())
 }
 
 /// What a failing store looks like outside. Its own words stay in the log: they name paths.
@@ -254,14 +276,14 @@ fn store_problem(error: &StoreError) -> Problem {
     }
     let (code, detail) = match error {
         StoreError::Read(ReadError::Corrupt { .. }) | StoreError::Commit(CommitError::Refused(_)) => {
-            ("store-damaged", "the stored record of this device cannot be read; an operator has to mend the store")
+            (Code::StoreDamaged, "the stored record of this device cannot be read; an operator has to mend the store")
         }
-        StoreError::Read(ReadError::Unavailable(_)) => ("store-unavailable", "the store cannot be read now"),
+        StoreError::Read(ReadError::Unavailable(_)) => (Code::StoreUnavailable, "the store cannot be read now"),
         StoreError::Commit(CommitError::Busy) | StoreError::Contended => {
-            ("store-busy", "the store is behind; try again")
+            (Code::StoreBusy, "the store is behind; try again")
         }
         StoreError::Commit(CommitError::Conflict { .. } | CommitError::ReadOnly(_) | CommitError::Failed(_)) => (
-            "store-read-only",
+            Code::StoreReadOnly,
             "the store takes no writes now, so no place can be kept; known devices are still answered",
         ),
     };
@@ -285,28 +307,29 @@ impl From<Found> for Problem {
     fn from(found: Found) -> Self {
         match found {
             Found::Assignment(_) | Found::NeverSeen => {
-                Self::not_found("never-seen", "no device of that ID has ever been given a place")
+                Self::not_found(Code::NeverSeen, "no device of that ID has ever been given a place")
             }
-            Found::InLine => Self::not_found("in-line", "the device waits in line for its first assignment"),
-            Found::Blocked => Self::not_found("blocked", "an operator has blocked the device before it had a hub"),
-            Found::Retired => Self::not_found("retired", "an operator has retired the device before it had a hub"),
-            Found::Refused(refusal) => {
-                Self::not_found("refused", format!("DPS has refused the device, so it has no hub: {}", refusal.detail))
-                    .member("upstream", upstream(&refusal))
-            }
+            Found::InLine => Self::not_found(Code::InLine, "the device waits in line for its first assignment"),
+            Found::Blocked => Self::not_found(Code::Blocked, "an operator has blocked the device before it had a hub"),
+            Found::Retired => Self::not_found(Code::Retired, "an operator has retired the device before it had a hub"),
+            Found::Refused(refusal) => Self::not_found(
+                Code::Refused,
+                format!("DPS has refused the device, so it has no hub: {}", refusal.detail),
+            )
+            .upstream((&*refusal).into()),
             Found::NotInLine => Self::not_found(
-                "not-in-line",
+                Code::NotInLine,
                 "the device is known and has no hub; it does not wait for one either, until it asks again",
             ),
             Found::OtherSpelling(known_as) => {
                 let detail = format!("device IDs are case-sensitive: this device is known as {known_as}");
-                Self::not_found("differs-in-case", detail).member("knownAs", json!(known_as))
+                Self::not_found(Code::DiffersInCase, detail).known_as(known_as)
             }
             Found::Ambiguous(tenants) => {
                 let names: Vec<String> = tenants.iter().map(ToString::to_string).collect();
                 let detail =
                     format!("tenants {} each have a device of that ID: name one with ?tenant=", names.join(", "));
-                Self::new(StatusCode::CONFLICT, "ambiguous-device-id", detail)
+                Self::new(StatusCode::CONFLICT, Code::AmbiguousDeviceId, detail)
             }
         }
     }
@@ -326,7 +349,7 @@ impl From<ListError> for Problem {
         match error {
             ListError::Outdated => {
                 let detail = "the changes since this list was begun are not kept any more, or it is another store's: begin it anew, without after";
-                Self::new(StatusCode::GONE, "list-outdated", detail)
+                Self::new(StatusCode::GONE, Code::ListOutdated, detail)
             }
             ListError::Read(error) => error.into(),
         }
@@ -337,10 +360,10 @@ impl From<OperatorError> for Problem {
     fn from(error: OperatorError) -> Self {
         match error {
             OperatorError::Unknown => {
-                Self::not_found("unknown-registration", "no device of that registration ID is known")
+                Self::not_found(Code::UnknownRegistration, "no device of that registration ID is known")
             }
-            OperatorError::NotNow(detail) => Self::new(StatusCode::CONFLICT, "not-now", detail),
-            OperatorError::Wrong(detail) => Self::bad_request("invalid-request", detail),
+            OperatorError::NotNow(detail) => Self::new(StatusCode::CONFLICT, Code::NotNow, detail),
+            OperatorError::Wrong(detail) => Self::bad_request(Code::InvalidRequest, detail),
             OperatorError::NoPlace(error) => (*error).into(),
             OperatorError::Store(error) => error.into(),
         }

@@ -6,6 +6,7 @@ use actix_web::{HttpRequest, HttpResponse, Resource, Route, guard, web};
 use percent_encoding::percent_decode_str;
 
 use super::problem::Problem;
+use crate::api::problem::Code;
 use crate::plane::Plane;
 
 /// What a plane answers.
@@ -43,7 +44,8 @@ impl Routes {
 /// # Errors
 /// 400 if the path is not percent-encoded UTF-8.
 pub fn path_parameter(request: &HttpRequest, name: &str) -> Result<String, Problem> {
-    let invalid = || Problem::bad_request("invalid-path", format!("{name} in the path is not percent-encoded UTF-8"));
+    let invalid =
+        || Problem::bad_request(Code::InvalidPath, format!("{name} in the path is not percent-encoded UTF-8"));
     if !is_percent_encoded_utf8(request.uri().path()) {
         return Err(invalid());
     }
@@ -71,7 +73,7 @@ pub(crate) fn get() -> Route {
 
 fn method_not_allowed(request: &HttpRequest, allowed: &'static str) -> Result<HttpResponse, Problem> {
     let detail = format!("{} is not a method of this path", request.method());
-    Err(Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", detail).header(ALLOW, allowed))
+    Err(Problem::new(StatusCode::METHOD_NOT_ALLOWED, Code::MethodNotAllowed, detail).header(ALLOW, allowed))
 }
 
 /// 404 for a path that a plane does not have.
@@ -79,5 +81,5 @@ fn method_not_allowed(request: &HttpRequest, allowed: &'static str) -> Result<Ht
 /// # Errors
 /// Always.
 pub async fn no_such_path() -> Result<HttpResponse, Problem> {
-    Err(Problem::not_found("no-such-path", "this plane has no such path"))
+    Err(Problem::not_found(Code::NoSuchPath, "this plane has no such path"))
 }

@@ -5,6 +5,7 @@ use actix_web::http::StatusCode;
 use actix_web::http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
 use std::time::Duration;
 
+use crate::api::problem::Code;
 use crate::config::{BackendToken, OperatorRole, OperatorToken};
 use crate::http::exchange::Exchange;
 use crate::http::problem::Problem;
@@ -19,7 +20,7 @@ fn presented(request: &HttpRequest) -> &str {
 }
 
 fn unauthorized() -> Problem {
-    Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", "this plane needs its own bearer token")
+    Problem::new(StatusCode::UNAUTHORIZED, Code::Unauthorized, "this plane needs its own bearer token")
         .header(WWW_AUTHENTICATE, "Bearer")
         .retry_after(Duration::from_secs(1))
 }
@@ -63,7 +64,7 @@ pub fn operator(app: &App, request: &HttpRequest, role: OperatorRole) -> Result<
     if found.role < role {
         let problem = Problem::new(
             StatusCode::FORBIDDEN,
-            "read-only-token",
+            Code::ReadOnlyToken,
             "this token may look, not act (its role is \"read\")",
         );
         return Err(problem.retry_after(Duration::from_secs(1)));

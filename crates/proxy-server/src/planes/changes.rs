@@ -16,7 +16,7 @@ use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder, web};
 use bytes::Bytes;
 use futures_util::Stream;
-use proxy_core::feed::{Change, EventId, Next, Start};
+use proxy_core::feed::{self, EventId, Next, Start};
 use proxy_core::gateway::Gateway;
 use proxy_core::ids::TenantName;
 use tokio::sync::{OwnedSemaphorePermit, watch};
@@ -24,11 +24,45 @@ use tokio::time::Instant;
 
 use super::bearer;
 use super::tenants::visible_tenants;
+use crate::api::changes::{Change, ChangesProblems, Reset};
+use crate::api::document::BACKEND;
+use crate::api::names::TenantName as WrittenTenant;
+use crate::api::problem::Code;
 use crate::http::exchange::Exchange;
 use crate::http::problem::Problem;
 use crate::state::App;
 
-/// Streams the changes behind `Last-Event-ID` (or `?lastEventId=`), or from now on.
+/// The changes.
+pub(super) const CHANGES: &str = "/v1/assignments/changes";
+
+/// What a reader is told that missed events.
+const MISSED: Reset = Reset {
+    reason: "events behind the last one you saw are not kept any more; read the assignments anew with GET /v1/assignments and follow from its feedPosition",
+};
+
+/// Follows the changes of assignments.
+///
+/// Server-sent events: `assignment`, whose `data` is a `Change`, and `reset`, whose `data` is a `Reset`: events were missed, so list the
+/// assignments anew and follow from that list's `feedPosition`. The stream goes on from `Last-Event-ID`, or else from now; it sends a comment
+/// every `backend.change_heartbeat`, and ends when its client sends no more.
+#[utoipa::path(
+    get,
+    path = CHANGES,
+    operation_id = "follow_changes",
+    tag = BACKEND,
+    params(
+        ("Last-Event-ID" = Option<String>, Header, nullable = false, description = "The `id` of the last event that was seen, or a list's `feedPosition`."),
+        ("lastEventId" = Option<String>, Query, description = "The same, for clients that cannot set the header."),
+        ("tenant" = Option<WrittenTenant>, Query, description = "Only devices of this tenant."),
+    ),
+    responses(
+        (status = 200, description = "The stream.", content_type = "text/event-stream", body = String, headers(
+            ("Cache-Control" = String, description = "`no-store`"),
+        )),
+        ChangesProblems,
+    ),
+    security(("backendToken" = [])),
+)]
 pub(super) async fn changes(app: web::Data<App>, request: HttpRequest) -> Result<HttpResponse, Problem> {
     let token = bearer::backend(&app, &request)?;
     let tenants = visible_tenants(&token, &request)?;
@@ -36,7 +70,7 @@ pub(super) async fn changes(app: web::Data<App>, request: HttpRequest) -> Result
     let permit = streams.try_acquire_owned().map_err(|_| {
         let most = app.server.backend.change_streams_max;
         Problem::unavailable(
-            "too-many-streams",
+            Code::TooManyStreams,
             format!("{most} streams are open (backend.change_streams_max)"),
             Duration::from_secs(10),
         )
@@ -75,9 +109,8 @@ fn answer() -> HttpResponseBuilder {
 
 /// Tells a reader that it missed events.
 fn reset(go_on_from: &EventId) -> String {
-    format!(
-        "id: {go_on_from}\nevent: reset\ndata: {{\"reason\":\"events behind the last one you saw are not kept any more; read the assignments anew with GET /v1/assignments and follow from its feedPosition\"}}\n\n"
-    )
+    let data = serde_json::to_string(&MISSED).expect("a text can be written");
+    format!("id: {go_on_from}\nevent: reset\ndata: {data}\n\n")
 }
 
 /// The last event that the reader has seen. An empty one is none: what an event source sends that has seen no ID yet.
@@ -169,11 +202,11 @@ impl Reader {
     }
 
     /// Makes ready what of a page this reader may see.
-    fn take(&mut self, events: Vec<(u64, Change)>) -> Option<()> {
+    fn take(&mut self, events: Vec<(u64, feed::Change)>) -> Option<()> {
         for (number, change) in events {
             self.after = number;
             if self.tenants.as_ref().is_none_or(|tenants| tenants.contains(&change.tenant)) {
-                let data = serde_json::to_string(&change).ok()?;
+                let data = serde_json::to_string(&Change::from(change)).ok()?;
                 let id = self.gateway.feed_id(number);
                 self.ready.push_back(Bytes::from(format!("id: {id}\nevent: assignment\ndata: {data}\n\n")));
             }

@@ -4,17 +4,18 @@ use std::time::{Duration, Instant};
 
 use actix_web::http::header::{AUTHORIZATION, CACHE_CONTROL, HOST, HeaderMap, HeaderName, RETRY_AFTER};
 use actix_web::{HttpRequest, HttpResponse, web};
-use proxy_core::attestation::{HandedCredential, Presented, Proof, Selector};
+use proxy_core::attestation::{Presented, Proof, Selector};
 use proxy_core::dialect::Dialect;
 use proxy_core::gateway::about;
-use proxy_core::gateway::provision::{Assigned, Intent, Outcome, ProvisionError, ProvisionRequest, Queued};
-use proxy_core::ids::{DeviceId, HubName, RegistrationId};
+use proxy_core::gateway::provision::{Intent, Outcome, ProvisionError, ProvisionRequest};
+use proxy_core::ids::RegistrationId;
 use rate_control::time::WallTime;
-use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
+use crate::api::device::{Assigned, Provision, ProvisionProblems, Queued, Time, TimeProblems};
+use crate::api::document::DEVICE;
+use crate::api::problem::Code;
 use crate::http::exchange::Exchange;
-use crate::http::members::{FromMembers, Members};
 use crate::http::problem::Problem;
 use crate::http::routes::{Routes, get, resource};
 use crate::http::{body, middleware};
@@ -37,25 +38,41 @@ fn configure(config: &mut web::ServiceConfig) {
         .service(resource(TIME, "GET, HEAD").route(get().to(time)));
 }
 
-struct ProvisionBody {
-    hardware_id: String,
-    payload: Option<Map<String, Value>>,
-    reprovision: bool,
-}
+/// What the document says of it.
+#[derive(utoipa::OpenApi)]
+#[openapi(paths(provision, time))]
+pub(super) struct Described;
 
-impl FromMembers for ProvisionBody {
-    fn from_members(members: &Members) -> Result<Self, String> {
-        Ok(Self {
-            hardware_id: members.required_text("hardwareId")?,
-            payload: members.object("payload")?,
-            reprovision: members.flag("reprovision")?,
-        })
-    }
-}
-
+/// A device asks for its hub.
+///
+/// It repeats the same request until it gets 200, each time when it was told to. Coming early finds the same place; coming late finds the
+/// answer. The registration happens at its time whether or not the device is back. An enrollment that believes its allow-list alone needs no
+/// credential.
+#[utoipa::path(
+    post,
+    path = PROVISION,
+    tag = DEVICE,
+    params(
+        ("Prefer" = Option<String>, Header, nullable = false, description = "`wait=N` (RFC 7240): holds the request up to N seconds, and `device.wait_max`."),
+    ),
+    request_body = Provision,
+    responses(
+        (status = 200, description = "It has a hub.", body = Assigned, headers(
+            ("Cache-Control" = String, description = "`no-store`"),
+            ("Preference-Applied" = String, description = "`wait=N`, if the wish to wait was honoured."),
+        )),
+        (status = 202, description = "It waits in line.", body = Queued, headers(
+            ("Cache-Control" = String, description = "`no-store`"),
+            ("Preference-Applied" = String, description = "`wait=N`, if the wish to wait was honoured."),
+            ("Retry-After" = u64, description = "When to come back, in whole seconds: a forecast for this device alone."),
+        )),
+        ProvisionProblems,
+    ),
+    security(("deviceSasToken" = []), ("fleetToken" = [])),
+)]
 async fn provision(app: web::Data<App>, request: HttpRequest, payload: web::Payload) -> Result<HttpResponse, Problem> {
     let limits = &app.server.device;
-    let body: ProvisionBody =
+    let body: Provision =
         body::json(&request, payload, limits.http.body_max_bytes, limits.http.request_timeout).await?;
     if let Ok(id) = RegistrationId::parse(&body.hardware_id) {
         middleware::about_device(id.as_str());
@@ -81,7 +98,7 @@ async fn provision(app: web::Data<App>, request: HttpRequest, payload: web::Payl
         note(&app, &request, &body.hardware_id, &error);
         Problem::from(error).told_at(credential_time(&app))
     })?;
-    Ok(respond(&answered, wait, asked.elapsed()))
+    Ok(respond(answered, wait, asked.elapsed()))
 }
 
 /// Waits for the answer for as long as the question says, but not for a device that sends no more.
@@ -118,7 +135,7 @@ fn note(app: &App, request: &HttpRequest, hardware_id: &str, error: &ProvisionEr
 }
 
 /// `wait` is what the device asked for, within `device.wait_max`; `waited` is how long it did.
-fn respond(answered: &Outcome, wait: Duration, waited: Duration) -> HttpResponse {
+fn respond(answered: Outcome, wait: Duration, waited: Duration) -> HttpResponse {
     let mut response = match answered {
         Outcome::Assigned(_) => HttpResponse::Ok(),
         Outcome::Queued(_) => HttpResponse::Accepted(),
@@ -130,63 +147,11 @@ fn respond(answered: &Outcome, wait: Duration, waited: Duration) -> HttpResponse
         response.insert_header((HeaderName::from_static("preference-applied"), format!("wait={}", wait.as_secs())));
     }
     match answered {
-        Outcome::Assigned(assigned) => response.json(AssignedBody::of(assigned)),
+        Outcome::Assigned(assigned) => response.json(Assigned::from(*assigned)),
         Outcome::Queued(queued) => {
-            let &Queued { retry_after_seconds: retry_after, appointment, position } = queued;
-            response.insert_header((RETRY_AFTER, retry_after));
-            response.json(QueuedBody { appointment, position, retry_after, status: "queued" })
+            response.insert_header((RETRY_AFTER, queued.retry_after_seconds));
+            response.json(Queued::from(queued))
         }
-    }
-}
-
-/// An assignment, as a device reads it.
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct AssignedBody<'a> {
-    assigned_at: WallTime,
-    assigned_hub: &'a HubName,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    credential: Option<Value>,
-    device_id: &'a DeviceId,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    payload: Option<&'a Value>,
-    registration_id: &'a RegistrationId,
-    status: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    substatus: Option<&'a str>,
-}
-
-impl<'a> AssignedBody<'a> {
-    fn of(assigned: &'a Assigned) -> Self {
-        Self {
-            assigned_at: assigned.assigned_at,
-            assigned_hub: &assigned.hub,
-            credential: assigned.credential.as_ref().map(credential_body),
-            device_id: &assigned.device_id,
-            payload: assigned.payload.as_ref(),
-            registration_id: &assigned.registration_id,
-            status: "assigned",
-            substatus: assigned.substatus.as_deref(),
-        }
-    }
-}
-
-/// A place, as a device reads it.
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct QueuedBody {
-    appointment: WallTime,
-    position: usize,
-    retry_after: u64,
-    status: &'static str,
-}
-
-fn credential_body(credential: &HandedCredential) -> Value {
-    match credential {
-        HandedCredential::HubSas { token, expires_at } => {
-            json!({ "type": "hub-sas", "token": token, "expiresAt": expires_at })
-        }
-        HandedCredential::DerivedKey { key } => json!({ "type": "derived-key", "key": key }),
     }
 }
 
@@ -194,7 +159,7 @@ fn checked_payload(payload: Option<Map<String, Value>>, bytes_max: usize) -> Res
     let Some(payload) = payload.map(Value::Object) else { return Ok(None) };
     if payload.to_string().len() > bytes_max {
         let detail = format!("payload exceeds {bytes_max} bytes of JSON (device.payload_max_bytes)");
-        return Err(Problem::new(actix_web::http::StatusCode::PAYLOAD_TOO_LARGE, "payload-too-large", detail));
+        return Err(Problem::new(actix_web::http::StatusCode::PAYLOAD_TOO_LARGE, Code::PayloadTooLarge, detail));
     }
     Ok(Some(payload))
 }
@@ -224,11 +189,18 @@ fn credential_time(app: &App) -> WallTime {
     app.gateway.credential_time(app.gateway.now())
 }
 
+/// The time, for devices without a clock. Needs no credential.
+#[utoipa::path(
+    get,
+    path = TIME,
+    tag = DEVICE,
+    responses(
+        (status = 200, description = "The time.", body = Time, headers(("Cache-Control" = String, description = "`no-store`"))),
+        TimeProblems,
+    ),
+)]
 async fn time(app: web::Data<App>) -> HttpResponse {
-    let now = credential_time(&app);
-    HttpResponse::Ok()
-        .insert_header((CACHE_CONTROL, "no-store"))
-        .json(json!({ "time": now, "unixSeconds": now.unix_seconds() }))
+    HttpResponse::Ok().insert_header((CACHE_CONTROL, "no-store")).json(Time::from(credential_time(&app)))
 }
 
 #[cfg(test)]

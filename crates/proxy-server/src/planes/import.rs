@@ -15,13 +15,15 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use proxy_core::gateway::StoreError;
 use proxy_core::gateway::operator::{ImportRow, Imported};
 use proxy_core::store::ReadError;
-use serde_json::{Value, json};
 use tokio::task::JoinError;
 
 use super::bearer;
+use crate::api::allow_list::{AllowListRow, ImportOutcome, ImportProblems, RowProblem};
+use crate::api::document::OPERATOR;
+use crate::api::members;
+use crate::api::problem::Code;
 use crate::config::{OperatorRole, OperatorSettings};
 use crate::http::body::{Body, require_content_type, too_slow};
-use crate::http::members::{self, FromMembers, Members};
 use crate::http::problem::Problem;
 use crate::rows::{Cells, Csv, Header, Lines, Row};
 use crate::state::App;
@@ -36,26 +38,13 @@ const UNENDED_BYTES_MAX: usize = 1 << 16;
 /// Columns of a CSV file; the first two have to be there.
 const COLUMNS: [&str; 5] = ["hardwareId", "enrollment", "tenant", "batch", "key"];
 
+/// The import.
+pub(super) const IMPORT: &str = "/v1/registrations/import";
+
 const CSV: &str = "text/csv";
 const NDJSON: &str = "application/x-ndjson";
 /// The bound of a row, by its name.
 const LINE_BOUND: &str = "operator.import_line_max_bytes";
-
-/// One line of NDJSON.
-struct Line(ImportRow);
-
-impl FromMembers for Line {
-    fn from_members(members: &Members) -> Result<Self, String> {
-        let given = |text: Option<String>| text.filter(|text| !text.is_empty());
-        Ok(Self(ImportRow {
-            hardware_id: members.required_text("hardwareId")?,
-            enrollment: members.required_text("enrollment")?,
-            tenant: given(members.text("tenant")?),
-            batch: given(members.text("batch")?),
-            key: given(members.text("key")?),
-        }))
-    }
-}
 
 fn row_of(cells: &Cells) -> Result<ImportRow, String> {
     let cell = |column: &str| cells.get(column).map(str::to_owned);
@@ -113,7 +102,7 @@ impl Format {
         match self {
             Self::Ndjson(lines) => Ok(lines.next().map(|Row { line, content }| {
                 let text = content.map_err(|fault| fault.in_words(bytes_max, LINE_BOUND));
-                (line, text.and_then(|text| members::read::<Line>("the line", &text)).map(|line| line.0))
+                (line, text.and_then(|text| members::read::<AllowListRow>("the line", &text)).map(ImportRow::from))
             })),
             Self::Csv(csv, header) => loop {
                 let Some(Row { line, content }) = csv.next() else { return Ok(None) };
@@ -137,47 +126,36 @@ impl Format {
 
 fn wrong_header(problem: &str) -> Problem {
     let expected = "the first line names the columns: hardwareId,enrollment[,tenant,batch,key] in any order";
-    Problem::bad_request("wrong-header", format!("{expected}; {problem}"))
+    Problem::bad_request(Code::WrongHeader, format!("{expected}; {problem}"))
 }
 
 /// What an import has come to.
 #[derive(Default)]
-struct Tally {
-    /// Rows that are neither blank nor the header, whether or not they can be read.
-    rows: u64,
-    new: u64,
-    renewed: u64,
-    unchanged: u64,
-    rejected: u64,
-    problems: Vec<Value>,
-}
+struct Tally(ImportOutcome);
 
 impl Tally {
     fn reject(&mut self, line: u64, problem: &str) {
-        self.rejected += 1;
-        if self.problems.len() < PROBLEMS_TOLD_MAX {
-            self.problems.push(json!({ "line": line, "problem": problem }));
+        self.0.rejected += 1;
+        if self.0.problems.len() < PROBLEMS_TOLD_MAX {
+            self.0.problems.push(RowProblem { line, problem: problem.to_owned() });
         }
     }
 
     fn count(&mut self, lines: Vec<u64>, outcomes: Vec<Imported>) {
         for (line, outcome) in lines.into_iter().zip(outcomes) {
             match outcome {
-                Imported::New => self.new += 1,
-                Imported::Renewed => self.renewed += 1,
-                Imported::Unchanged => self.unchanged += 1,
+                Imported::New => self.0.new += 1,
+                Imported::Renewed => self.0.renewed += 1,
+                Imported::Unchanged => self.0.unchanged += 1,
                 Imported::Rejected(problem) => self.reject(line, &problem),
             }
         }
     }
 
-    fn into_json(mut self) -> Value {
+    fn into_outcome(mut self) -> ImportOutcome {
         // Rows that can be read are judged in batches, so others may be rejected before them.
-        self.problems.sort_by_key(|problem| problem["line"].as_u64());
-        json!({
-            "rows": self.rows, "new": self.new, "renewed": self.renewed, "unchanged": self.unchanged, "rejected": self.rejected,
-            "problems": self.problems,
-        })
+        self.0.problems.sort_by_key(|problem| problem.line);
+        self.0
     }
 }
 
@@ -189,12 +167,27 @@ struct Import<'a> {
     tally: Tally,
 }
 
-/// Reads the stream to its end and answers with what became of its rows.
+/// Brings devices onto the allow-list.
 ///
-/// # Errors
-/// 401, 403, 415; 400 if the file has a wrong header or no row at all; 413 and 408 if bounds are exceeded (what was read before is
-/// on the list).
-pub async fn import(app: web::Data<App>, request: HttpRequest, payload: web::Payload) -> Result<HttpResponse, Problem> {
+/// A file of any length, as it comes: CSV whose first line names the columns `hardwareId,enrollment[,tenant,batch,key]` in any order, or NDJSON.
+/// Rows are judged one by one and written as they come, so sending the same file again is safe.
+#[utoipa::path(
+    post,
+    path = IMPORT,
+    operation_id = "import_allow_list",
+    tag = OPERATOR,
+    request_body(
+        description = "An allow-list, a row for each device.",
+        content((Vec<AllowListRow> = "text/csv"), (Vec<AllowListRow> = "application/x-ndjson"))
+    ),
+    responses((status = 200, description = "What became of its rows.", body = ImportOutcome), ImportProblems),
+    security(("operatorToken" = [])),
+)]
+pub(super) async fn import(
+    app: web::Data<App>,
+    request: HttpRequest,
+    payload: web::Payload,
+) -> Result<HttpResponse, Problem> {
     let token = bearer::operator(&app, &request, OperatorRole::Operate)?;
     let media_type = require_content_type(&request, &[CSV, NDJSON])?;
     let limits = &app.server.operator;
@@ -217,19 +210,19 @@ pub async fn import(app: web::Data<App>, request: HttpRequest, payload: web::Pay
     import.format.end();
     import.take_rows().await?;
     import.writing.finish(&mut import.tally).await?;
-    let tally = import.tally;
-    if tally.rows == 0 && has_text {
+    let outcome = import.tally.into_outcome();
+    if outcome.rows == 0 && has_text {
         return Err(no_rows(import.format.has_header()));
     }
     tracing::info!(
         operator = token.name,
-        rows = tally.rows,
-        new = tally.new,
-        renewed = tally.renewed,
-        rejected = tally.rejected,
+        rows = outcome.rows,
+        new = outcome.new,
+        renewed = outcome.renewed,
+        rejected = outcome.rejected,
         "allow-list imported"
     );
-    Ok(HttpResponse::Ok().json(tally.into_json()))
+    Ok(HttpResponse::Ok().json(outcome))
 }
 
 fn no_rows(has_header: bool) -> Problem {
@@ -238,7 +231,7 @@ fn no_rows(has_header: bool) -> Problem {
     } else {
         "the file has not a single row, so nothing was imported"
     };
-    Problem::bad_request("no-rows", detail)
+    Problem::bad_request(Code::NoRows, detail)
 }
 
 impl Import<'_> {
@@ -247,13 +240,13 @@ impl Import<'_> {
         loop {
             let next = self.format.next(bytes_max);
             let Some((line, row)) = self.or_write(next).await? else { break };
-            if self.tally.rows == rows_max {
+            if self.tally.0.rows == rows_max {
                 let detail = format!(
                     "the file has more than {rows_max} rows (operator.import_rows_max); those before are on the list"
                 );
-                return self.or_write(Err(too_large("too-many-lines", detail))).await;
+                return self.or_write(Err(too_large(Code::TooManyLines, detail))).await;
             }
-            self.tally.rows += 1;
+            self.tally.0.rows += 1;
             match row {
                 Ok(row) => self.writing.add(line, row, &mut self.tally).await?,
                 Err(problem) => self.tally.reject(line, &problem),
@@ -265,7 +258,7 @@ impl Import<'_> {
                 "the row that begins in line {line} exceeds {bytes_max} bytes ({LINE_BOUND}); if it is CSV, look for a quote (\") that \
                  is never closed. Those before are on the list"
             );
-            return self.or_write(Err(too_large("line-too-long", detail))).await;
+            return self.or_write(Err(too_large(Code::LineTooLong, detail))).await;
         }
         Ok(())
     }
@@ -327,6 +320,6 @@ impl<'a> Writing<'a> {
     }
 }
 
-fn too_large(code: &'static str, detail: String) -> Problem {
+fn too_large(code: Code, detail: String) -> Problem {
     Problem::new(StatusCode::PAYLOAD_TOO_LARGE, code, detail)
 }

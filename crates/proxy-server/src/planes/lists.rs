@@ -4,11 +4,13 @@ use actix_web::http::header::CACHE_CONTROL;
 use actix_web::{HttpRequest, HttpResponse, web};
 use proxy_core::gateway::lists::{Cursor, Filter, RegistrationState};
 use proxy_core::ids::{InstanceName, RegistrationId, TenantName};
-use serde::Deserialize;
-use serde_json::json;
 
 use super::bearer;
 use super::tenants::visible_tenants;
+use crate::api::assignments::{Assignment, AssignmentPage, AssignmentsQuery, ListProblems};
+use crate::api::document::{BACKEND, OPERATOR};
+use crate::api::problem::Code;
+use crate::api::registrations::{RegistrationPage, RegistrationsProblems, RegistrationsQuery};
 use crate::config::OperatorRole;
 use crate::http::problem::Problem;
 use crate::plane::Plane;
@@ -18,8 +20,13 @@ use crate::state::App;
 const LIMIT_DEFAULT: usize = 100;
 const LIMIT_MAX: usize = 1000;
 
+/// All assignments.
+pub(super) const ASSIGNMENTS: &str = "/v1/assignments";
+/// All devices.
+pub(super) const REGISTRATIONS: &str = "/v1/registrations";
+
 fn invalid(parameter: &str, rule: impl std::fmt::Display) -> Problem {
-    Problem::bad_request("invalid-query", format!("{parameter}: {rule}"))
+    Problem::bad_request(Code::InvalidQuery, format!("{parameter}: {rule}"))
 }
 
 fn limit(asked: Option<usize>) -> Result<usize, Problem> {
@@ -27,20 +34,26 @@ fn limit(asked: Option<usize>) -> Result<usize, Problem> {
     if (1..=LIMIT_MAX).contains(&limit) { Ok(limit) } else { Err(invalid("limit", format!("is 1 to {LIMIT_MAX}"))) }
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct AssignmentsQuery {
-    after: Option<String>,
-    limit: Option<usize>,
-    #[serde(rename = "tenant")]
-    _tenant: Option<String>,
-}
-
 /// A page of the assignments that the token may see.
+///
+/// In whatever state, in the order of the registration IDs. As long as a page has `next`, there is more. A page looks at no more than 20,000
+/// records, so it may be short, or empty, and still have a `next`. One page at a time per token.
+#[utoipa::path(
+    get,
+    path = ASSIGNMENTS,
+    operation_id = "list_assignments",
+    tag = BACKEND,
+    params(AssignmentsQuery),
+    responses(
+        (status = 200, description = "A page.", body = AssignmentPage, headers(("Cache-Control" = String, description = "`no-cache`"))),
+        ListProblems,
+    ),
+    security(("backendToken" = [])),
+)]
 pub(super) async fn assignments(app: web::Data<App>, request: HttpRequest) -> Result<HttpResponse, Problem> {
     let token = bearer::backend(&app, &request)?;
     let query = web::Query::<AssignmentsQuery>::from_query(request.query_string()).map_err(|_| {
-        Problem::bad_request("invalid-query", "the query parameters are after, limit and tenant, each at most once")
+        Problem::bad_request(Code::InvalidQuery, "the query parameters are after, limit and tenant, each at most once")
     })?;
     let tenants = visible_tenants(&token, &request)?;
     let limit = limit(query.limit)?;
@@ -48,29 +61,32 @@ pub(super) async fn assignments(app: web::Data<App>, request: HttpRequest) -> Re
     let _one_at_a_time = app.scans.begin(Plane::Backend, &token.name)?;
     let (page, position) = app.gateway.assignments(cursor, limit, tenants).await?;
     let next = page.next.map(|after| Cursor { position: position.clone(), after }.to_string());
-    let mut body = json!({ "assignments": page.items, "feedPosition": position.to_string() });
-    if let Some(next) = next {
-        body["next"] = json!(next);
-    }
+    let assignments = page.items.into_iter().map(Assignment::from).collect();
+    let body = AssignmentPage { assignments, feed_position: position.to_string(), next };
     Ok(HttpResponse::Ok().insert_header((CACHE_CONTROL, "no-cache")).json(body))
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RegistrationsQuery {
-    after: Option<String>,
-    limit: Option<usize>,
-    state: Option<String>,
-    tenant: Option<String>,
-    instance: Option<String>,
-}
-
 /// A page of the devices that the query names.
+///
+/// In the order of their registration IDs. As long as a page has `next`, there is more. A page looks at no more than 20,000 records, so it may
+/// be short, or empty, and still have a `next`. One page at a time per token.
+#[utoipa::path(
+    get,
+    path = REGISTRATIONS,
+    operation_id = "list_registrations",
+    tag = OPERATOR,
+    params(RegistrationsQuery),
+    responses(
+        (status = 200, description = "A page.", body = RegistrationPage, headers(("Cache-Control" = String, description = "`no-store`"))),
+        RegistrationsProblems,
+    ),
+    security(("operatorToken" = [])),
+)]
 pub(super) async fn registrations(app: web::Data<App>, request: HttpRequest) -> Result<HttpResponse, Problem> {
     let token = bearer::operator(&app, &request, OperatorRole::Read)?;
     let query = web::Query::<RegistrationsQuery>::from_query(request.query_string()).map_err(|_| {
         let detail = "the query parameters are state, tenant, instance, after and limit, each at most once";
-        Problem::bad_request("invalid-query", detail)
+        Problem::bad_request(Code::InvalidQuery, detail)
     })?;
     let RegistrationsQuery { after, limit: asked, state, tenant, instance } = query.into_inner();
     let limit = limit(asked)?;
@@ -82,11 +98,7 @@ pub(super) async fn registrations(app: web::Data<App>, request: HttpRequest) -> 
     };
     let _one_at_a_time = app.scans.begin(Plane::Operator, &token.name)?;
     let page = app.gateway.registrations(after, limit, filter).await?;
-    let mut body = json!({ "registrations": page.items });
-    if let Some(next) = page.next {
-        body["next"] = json!(next);
-    }
-    Ok(HttpResponse::Ok().insert_header((CACHE_CONTROL, "no-store")).json(body))
+    Ok(HttpResponse::Ok().insert_header((CACHE_CONTROL, "no-store")).json(RegistrationPage::from(page)))
 }
 
 fn state_named(name: &str) -> Result<RegistrationState, Problem> {

@@ -6,17 +6,25 @@ use actix_web::http::StatusCode;
 use actix_web::http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, VARY};
 use actix_web::{HttpRequest, HttpResponse, web};
 use proxy_core::attestation::Reason;
-use proxy_core::gateway::operator::RegistrationView;
 use proxy_core::ids::{InstanceName, RegistrationId};
-use serde::Deserialize;
-use serde_json::{Value, json};
 use tracing::Instrument as _;
 
-use super::{bearer, import, lists};
+use super::{bearer, import, lists, openapi};
+use crate::api::document::OPERATOR;
+use crate::api::instances::{Instance, Instances, InstancesProblems};
+use crate::api::members::FromMembers;
+use crate::api::names::HardwareId;
+use crate::api::problem::Code;
+use crate::api::refusals::{Refusals, RefusalsProblems, RefusalsQuery, Refused};
+use crate::api::registrations::{
+    Action, ActionProblems, DeleteProblems, DeleteQuery, Move, Registration, RegistrationProblems,
+};
+use crate::api::service::{
+    Health, HealthStatus, MetricsProblems, OpenProblems, Readiness, ReadinessStatus, ReloadProblems, Reloaded,
+};
 use crate::config::OperatorRole;
-use crate::http::members::{FromMembers, Members};
 use crate::http::problem::Problem;
-use crate::http::routes::{Routes, get, no_such_path, path_parameter, resource};
+use crate::http::routes::{Routes, get, path_parameter, resource};
 use crate::http::{body, middleware};
 use crate::metrics::TextFormat;
 use crate::plane::Plane;
@@ -33,15 +41,31 @@ const METRICS: &str = "/metrics";
 const INSTANCES: &str = "/v1/instances";
 const REFUSALS: &str = "/v1/refusals";
 const RELOAD: &str = "/v1/config/reload";
-const IMPORT: &str = "/v1/registrations/import";
-const REGISTRATIONS: &str = "/v1/registrations";
 const REGISTRATION: &str = "/v1/registrations/{registrationId}";
+const BLOCK: &str = "/v1/registrations/{registrationId}/block";
+const UNBLOCK: &str = "/v1/registrations/{registrationId}/unblock";
+const RETRY: &str = "/v1/registrations/{registrationId}/retry";
+const EXPEDITE: &str = "/v1/registrations/{registrationId}/expedite";
+const MOVE: &str = "/v1/registrations/{registrationId}/move";
+/// All of these, in labels.
 const ACTION: &str = "/v1/registrations/{registrationId}/{action}";
 
 /// What this plane answers.
 pub(super) const ROUTES: Routes = Routes {
     plane: Plane::Operator,
-    paths: &[HEALTHZ, READYZ, METRICS, INSTANCES, REFUSALS, RELOAD, IMPORT, REGISTRATIONS, REGISTRATION, ACTION],
+    paths: &[
+        HEALTHZ,
+        READYZ,
+        METRICS,
+        openapi::OPENAPI,
+        INSTANCES,
+        REFUSALS,
+        RELOAD,
+        import::IMPORT,
+        lists::REGISTRATIONS,
+        REGISTRATION,
+        ACTION,
+    ],
     configure,
 };
 
@@ -50,30 +74,100 @@ fn configure(config: &mut web::ServiceConfig) {
         .service(resource(HEALTHZ, "GET, HEAD").route(get().to(healthz)))
         .service(resource(READYZ, "GET, HEAD").route(get().to(readyz)))
         .service(resource(METRICS, "GET, HEAD").route(get().to(metrics)))
+        .service(resource(openapi::OPENAPI, "GET, HEAD").route(get().to(openapi::openapi)))
         .service(resource(INSTANCES, "GET, HEAD").route(get().to(instances)))
         .service(resource(REFUSALS, "GET, HEAD").route(get().to(refusals)))
         .service(resource(RELOAD, "POST").route(web::post().to(reload_config)))
-        .service(resource(IMPORT, "POST").route(web::post().to(import::import)))
-        .service(resource(REGISTRATIONS, "GET, HEAD").route(get().to(lists::registrations)))
+        .service(resource(import::IMPORT, "POST").route(web::post().to(import::import)))
+        .service(resource(lists::REGISTRATIONS, "GET, HEAD").route(get().to(lists::registrations)))
         .service(
             resource(REGISTRATION, "GET, HEAD, DELETE").route(get().to(registration)).route(web::delete().to(delete)),
         )
-        .service(resource(ACTION, "POST").route(web::post().to(act)));
+        .service(resource(BLOCK, "POST").route(web::post().to(block)))
+        .service(resource(UNBLOCK, "POST").route(web::post().to(unblock)))
+        .service(resource(RETRY, "POST").route(web::post().to(retry)))
+        .service(resource(EXPEDITE, "POST").route(web::post().to(expedite)))
+        .service(resource(MOVE, "POST").route(web::post().to(move_to)));
 }
 
+/// What the document says of it.
+#[derive(utoipa::OpenApi)]
+#[openapi(paths(
+    healthz,
+    readyz,
+    metrics,
+    instances,
+    refusals,
+    reload_config,
+    import::import,
+    lists::registrations,
+    registration,
+    delete,
+    block,
+    unblock,
+    retry,
+    expedite,
+    move_to
+))]
+pub(super) struct Described;
+
+/// Whether the service answers. Needs no token.
+#[utoipa::path(
+    get,
+    path = HEALTHZ,
+    tag = OPERATOR,
+    responses(
+        (status = 200, description = "It does.", body = Health, headers(("Cache-Control" = String, description = "`no-store`"))),
+        OpenProblems,
+    ),
+)]
 async fn healthz() -> HttpResponse {
-    HttpResponse::Ok().insert_header((CACHE_CONTROL, "no-store")).json(json!({ "status": "alive" }))
+    HttpResponse::Ok().insert_header((CACHE_CONTROL, "no-store")).json(Health { status: HealthStatus::Alive })
 }
 
+/// Whether the service can do its main job. Needs no token.
+#[utoipa::path(
+    get,
+    path = READYZ,
+    tag = OPERATOR,
+    responses(
+        (status = 200, description = "It can.", body = Readiness, headers(("Cache-Control" = String, description = "`no-store`"))),
+        (status = 503, description = "It starts or stops.", body = Readiness, headers(
+            ("Cache-Control" = String, description = "`no-store`"),
+            ("Retry-After" = u64, description = "When to come back, in whole seconds."),
+        )),
+        OpenProblems,
+    ),
+)]
 async fn readyz(app: web::Data<App>) -> HttpResponse {
-    let (mut response, status) =
-        if app.is_ready() { (HttpResponse::Ok(), "ready") } else { (HttpResponse::ServiceUnavailable(), "not-ready") };
-    if status != "ready" {
+    let is_ready = app.is_ready();
+    let mut response = if is_ready { HttpResponse::Ok() } else { HttpResponse::ServiceUnavailable() };
+    if !is_ready {
         response.insert_header((RETRY_AFTER, 1));
     }
-    response.insert_header((CACHE_CONTROL, "no-store")).json(json!({ "status": status }))
+    let status = if is_ready { ReadinessStatus::Ready } else { ReadinessStatus::NotReady };
+    response.insert_header((CACHE_CONTROL, "no-store")).json(Readiness { status })
 }
 
+/// Metrics for Prometheus, in its own text format or, by `Accept`, in OpenMetrics.
+#[utoipa::path(
+    get,
+    path = METRICS,
+    tag = OPERATOR,
+    responses(
+        (
+            status = 200,
+            description = "All metrics.",
+            content((String = "text/plain"), (String = "application/openmetrics-text")),
+            headers(
+                ("Cache-Control" = String, description = "`no-store`"),
+                ("Vary" = String, description = "`accept`"),
+            )
+        ),
+        MetricsProblems,
+    ),
+    security(("operatorToken" = [])),
+)]
 async fn metrics(app: web::Data<App>, request: HttpRequest) -> Result<HttpResponse, Problem> {
     bearer::operator(&app, &request, OperatorRole::Read)?;
     let accept: Vec<&str> = request.headers().get_all(ACCEPT).filter_map(|value| value.to_str().ok()).collect();
@@ -86,60 +180,85 @@ async fn metrics(app: web::Data<App>, request: HttpRequest) -> Result<HttpRespon
         .body(text))
 }
 
+/// All instances: quota, budget, line, drain forecast, breaker, counts.
+#[utoipa::path(
+    get,
+    path = INSTANCES,
+    tag = OPERATOR,
+    responses(
+        (status = 200, description = "By name.", body = Instances, headers(("Cache-Control" = String, description = "`no-store`"))),
+        InstancesProblems,
+    ),
+    security(("operatorToken" = [])),
+)]
 async fn instances(app: web::Data<App>, request: HttpRequest) -> Result<HttpResponse, Problem> {
     bearer::operator(&app, &request, OperatorRole::Read)?;
-    Ok(HttpResponse::Ok()
-        .insert_header((CACHE_CONTROL, "no-store"))
-        .json(json!({ "instances": app.gateway.instances() })))
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct RefusalsQuery {
-    hardware_id: Option<String>,
-    request_id: Option<String>,
-    reason: Option<String>,
-    tenant: Option<String>,
-    limit: Option<usize>,
+    let instances = app.gateway.instances().into_iter().map(Instance::from).collect();
+    Ok(HttpResponse::Ok().insert_header((CACHE_CONTROL, "no-store")).json(Instances { instances }))
 }
 
 /// Refusals told at once, unless fewer are asked for.
 const REFUSALS_DEFAULT: usize = 100;
 const REFUSALS_MAX: usize = 1000;
 
+/// The latest credentials that were not believed, and why. Devices never learn it.
+///
+/// In memory only, at most `device.refusals_kept`.
+#[utoipa::path(
+    get,
+    path = REFUSALS,
+    tag = OPERATOR,
+    params(RefusalsQuery),
+    responses(
+        (status = 200, description = "Newest first.", body = Refusals, headers(("Cache-Control" = String, description = "`no-store`"))),
+        RefusalsProblems,
+    ),
+    security(("operatorToken" = [])),
+)]
 async fn refusals(app: web::Data<App>, request: HttpRequest) -> Result<HttpResponse, Problem> {
     bearer::operator(&app, &request, OperatorRole::Read)?;
     let query = web::Query::<RefusalsQuery>::from_query(request.query_string()).map_err(|_| {
         let detail = "the query parameters are hardwareId, requestId, reason, tenant and limit, each at most once";
-        Problem::bad_request("invalid-query", detail)
+        Problem::bad_request(Code::InvalidQuery, detail)
     })?;
     let RefusalsQuery { hardware_id, request_id, reason, tenant, limit } = query.into_inner();
     if reason.as_deref().is_some_and(|name| reason_named(name).is_none()) {
         let names = Reason::ALL.map(Reason::as_str).join(", ");
-        return Err(Problem::bad_request("invalid-query", format!("reason: is one of {names}")));
+        return Err(Problem::bad_request(Code::InvalidQuery, format!("reason: is one of {names}")));
     }
     let limit = limit.unwrap_or(REFUSALS_DEFAULT);
     if !(1..=REFUSALS_MAX).contains(&limit) {
-        return Err(Problem::bad_request("invalid-query", format!("limit: is 1 to {REFUSALS_MAX}")));
+        return Err(Problem::bad_request(Code::InvalidQuery, format!("limit: is 1 to {REFUSALS_MAX}")));
     }
     let latest = app.refusals.latest(&Wanted { hardware_id, request_id, reason, tenant }, limit);
-    Ok(HttpResponse::Ok().insert_header((CACHE_CONTROL, "no-store")).json(json!({ "refusals": latest })))
+    let refusals = latest.into_iter().map(Refused::from).collect();
+    Ok(HttpResponse::Ok().insert_header((CACHE_CONTROL, "no-store")).json(Refusals { refusals }))
 }
 
+/// Loads the configuration anew.
+///
+/// It is taken over whole or not at all.
+#[utoipa::path(
+    post,
+    path = RELOAD,
+    tag = OPERATOR,
+    responses((status = 200, description = "It was taken over.", body = Reloaded), ReloadProblems),
+    security(("operatorToken" = [])),
+)]
 async fn reload_config(app: web::Data<App>, request: HttpRequest) -> Result<HttpResponse, Problem> {
     let token = bearer::operator(&app, &request, OperatorRole::Operate)?;
     tracing::info!(operator = token.name, "reload of the configuration asked for");
     // In a task of its own: an operator who hangs up must not leave half of it done.
     let reloading = tokio::spawn(async move { reload::reload(&app).await }.in_current_span());
     match reloading.await.unwrap_or_else(|error| Err(vec![format!("the reload broke off: {error}")])) {
-        Ok(applied) => Ok(HttpResponse::Ok().json(json!({
-            "applied": true, "restartNeeded": applied.restart_needed, "warnings": applied.warnings,
-        }))),
+        Ok(reload::Applied { restart_needed, warnings }) => {
+            Ok(HttpResponse::Ok().json(Reloaded { applied: true, restart_needed, warnings }))
+        }
         Err(problems) => {
             let detail = "the configuration is refused whole; the values in force stay: see problems";
-            Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-configuration", detail)
+            Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, Code::InvalidConfiguration, detail)
                 .retry_after(Duration::from_secs(1))
-                .member("problems", json!(problems)))
+                .problems(problems))
         }
     }
 }
@@ -147,96 +266,196 @@ async fn reload_config(app: web::Data<App>, request: HttpRequest) -> Result<Http
 fn registration_id(request: &HttpRequest) -> Result<RegistrationId, Problem> {
     let text = path_parameter(request, "registrationId")?;
     let id = RegistrationId::parse(&text)
-        .map_err(|error| Problem::bad_request("invalid-registration-id", error.to_string()))?;
+        .map_err(|error| Problem::bad_request(Code::InvalidRegistrationId, error.to_string()))?;
     middleware::about_device(id.as_str());
     Ok(id)
 }
 
+/// One device: its record, its timeline, and in plain words why it waits.
+#[utoipa::path(
+    get,
+    path = REGISTRATION,
+    tag = OPERATOR,
+    params(("registrationId" = HardwareId, Path, description = "In whatever case.")),
+    responses(
+        (status = 200, description = "The device.", body = Registration, headers(("Cache-Control" = String, description = "`no-store`"))),
+        RegistrationProblems,
+    ),
+    security(("operatorToken" = [])),
+)]
 async fn registration(app: web::Data<App>, request: HttpRequest) -> Result<HttpResponse, Problem> {
     bearer::operator(&app, &request, OperatorRole::Read)?;
     let view = app.gateway.registration(&registration_id(&request)?).await?;
-    Ok(HttpResponse::Ok().insert_header((CACHE_CONTROL, "no-store")).json(shown(&view)))
+    Ok(HttpResponse::Ok().insert_header((CACHE_CONTROL, "no-store")).json(Registration::from(view)))
 }
 
-/// A device as operators are shown it: without tenant and enrollment while those are unknown.
-fn shown(view: &RegistrationView) -> Value {
-    let mut shown = json!(view);
-    if view.record.is_unclaimed()
-        && let Some(members) = shown.as_object_mut()
-    {
-        members.retain(|name, _| !matches!(name.as_str(), "tenant" | "enrollment"));
-    }
-    shown
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct DeleteQuery {
-    #[serde(default)]
-    dps_record_deleted: bool,
-}
-
+/// Retires a device.
+///
+/// While an instance may still hold its registration, a tombstone stays and counts against capacity; `dpsRecordDeleted=true` says that none
+/// does, and forgets it.
+#[utoipa::path(
+    delete,
+    path = REGISTRATION,
+    tag = OPERATOR,
+    params(("registrationId" = HardwareId, Path, description = "In whatever case."), DeleteQuery),
+    responses(
+        (status = 200, description = "The tombstone.", body = Registration),
+        (status = 204, description = "Nothing is left of it."),
+        DeleteProblems,
+    ),
+    security(("operatorToken" = [])),
+)]
 async fn delete(app: web::Data<App>, request: HttpRequest) -> Result<HttpResponse, Problem> {
     let token = bearer::operator(&app, &request, OperatorRole::Operate)?;
     let id = registration_id(&request)?;
     let query = web::Query::<DeleteQuery>::from_query(request.query_string()).map_err(|_| {
-        Problem::bad_request("invalid-query", "the only query parameter is dpsRecordDeleted=true or false")
+        Problem::bad_request(Code::InvalidQuery, "the only query parameter is dpsRecordDeleted=true or false")
     })?;
     let left = app.gateway.retire(&id, query.dps_record_deleted).await?;
     tracing::info!(operator = token.name, tombstone = left.is_some(), "retired");
     match left {
         None => Ok(HttpResponse::NoContent().finish()),
-        Some(_) => Ok(HttpResponse::Ok().json(shown(&app.gateway.registration(&id).await?))),
+        Some(_) => Ok(HttpResponse::Ok().json(Registration::from(app.gateway.registration(&id).await?))),
     }
 }
 
-#[derive(Default)]
-struct ActionBody {
+/// What an operator wishes for one device.
+struct Wish {
+    operator: String,
+    id: RegistrationId,
+    /// Bounded and printable: it goes into the timeline.
     reason: Option<String>,
-    instance: Option<String>,
 }
 
-impl FromMembers for ActionBody {
-    fn from_members(members: &Members) -> Result<Self, String> {
-        Ok(Self { reason: members.text("reason")?, instance: members.text("instance")? })
+impl Wish {
+    /// A wish of which no more is said than why.
+    async fn read(app: &App, request: &HttpRequest, payload: web::Payload) -> Result<Self, Problem> {
+        let (wish, Action { reason }) = Self::with(app, request, payload).await?;
+        Ok(wish.because(reason))
+    }
+
+    /// A wish with this body, which may be left out.
+    async fn with<T: FromMembers + Default>(
+        app: &App,
+        request: &HttpRequest,
+        payload: web::Payload,
+    ) -> Result<(Self, T), Problem> {
+        let token = bearer::operator(app, request, OperatorRole::Operate)?;
+        let id = registration_id(request)?;
+        let http = &app.server.operator.http;
+        let body = body::optional_json(request, payload, http.body_max_bytes, http.request_timeout).await?;
+        Ok((Self { operator: token.name, id, reason: None }, body))
+    }
+
+    fn because(mut self, reason: Option<String>) -> Self {
+        let printable = |reason: String| -> String {
+            reason.chars().filter(|character| !character.is_control()).take(REASON_CHARS_MAX).collect()
+        };
+        self.reason = reason.map(printable);
+        self
+    }
+
+    /// Answers with the device as it is now.
+    async fn done(self, app: &App, action: &str) -> Result<HttpResponse, Problem> {
+        let view = app.gateway.registration(&self.id).await?;
+        tracing::info!(operator = self.operator, action, reason = self.reason, "done for an operator");
+        Ok(HttpResponse::Ok().json(Registration::from(view)))
     }
 }
 
-async fn act(app: web::Data<App>, request: HttpRequest, payload: web::Payload) -> Result<HttpResponse, Problem> {
-    let token = bearer::operator(&app, &request, OperatorRole::Operate)?;
-    let id = registration_id(&request)?;
-    let action = path_parameter(&request, "action")?;
-    let http = &app.server.operator.http;
-    let body: ActionBody = body::optional_json(&request, payload, http.body_max_bytes, http.request_timeout).await?;
-    // It goes into the timeline, so it is bounded and printable.
-    let printable =
-        |reason: String| reason.chars().filter(|character| !character.is_control()).take(REASON_CHARS_MAX).collect();
-    let reason: Option<String> = body.reason.map(printable);
-    match action.as_str() {
-        "block" => drop(app.gateway.block(&id, &token.name, reason.as_deref()).await?),
-        "unblock" => {
-            if app.gateway.unblock(&id, &token.name).await?.is_none() {
-                tracing::info!(
-                    operator = token.name,
-                    action,
-                    "done for an operator; nothing else was known of the device"
-                );
-                return Ok(HttpResponse::NoContent().finish());
-            }
-        }
-        "retry" => drop(app.gateway.retry(&id).await?),
-        "expedite" => drop(app.gateway.expedite(&id).await?),
-        "move" => {
-            let wanted = body
-                .instance
-                .ok_or_else(|| Problem::bad_request("invalid-request", "instance: name the instance to move to"))?;
-            let instance = InstanceName::parse(&wanted)
-                .map_err(|error| Problem::bad_request("invalid-request", format!("instance: {error}")))?;
-            drop(app.gateway.move_to(&id, &instance).await?);
-        }
-        _ => return no_such_path().await,
+/// Keeps a device out, also one that nothing is known of yet.
+///
+/// A further block replaces the reason if it gives one.
+#[utoipa::path(
+    post,
+    path = BLOCK,
+    tag = OPERATOR,
+    params(("registrationId" = HardwareId, Path, description = "In whatever case.")),
+    request_body = Action,
+    responses((status = 200, description = "The device as it is now.", body = Registration), ActionProblems),
+    security(("operatorToken" = [])),
+)]
+async fn block(app: web::Data<App>, request: HttpRequest, payload: web::Payload) -> Result<HttpResponse, Problem> {
+    let wish = Wish::read(&app, &request, payload).await?;
+    app.gateway.block(&wish.id, &wish.operator, wish.reason.as_deref()).await?;
+    wish.done(&app, "block").await
+}
+
+/// Lets a device in again.
+#[utoipa::path(
+    post,
+    path = UNBLOCK,
+    tag = OPERATOR,
+    params(("registrationId" = HardwareId, Path, description = "In whatever case.")),
+    request_body = Action,
+    responses(
+        (status = 200, description = "The device as it is now.", body = Registration),
+        (status = 204, description = "The block was all that was known of it."),
+        ActionProblems,
+    ),
+    security(("operatorToken" = [])),
+)]
+async fn unblock(app: web::Data<App>, request: HttpRequest, payload: web::Payload) -> Result<HttpResponse, Problem> {
+    let wish = Wish::read(&app, &request, payload).await?;
+    if app.gateway.unblock(&wish.id, &wish.operator).await?.is_some() {
+        return wish.done(&app, "unblock").await;
     }
-    let view = app.gateway.registration(&id).await?;
-    tracing::info!(operator = token.name, action, reason, "done for an operator");
-    Ok(HttpResponse::Ok().json(shown(&view)))
+    let operator = wish.operator;
+    tracing::info!(operator, action = "unblock", "done for an operator; nothing else was known of the device");
+    Ok(HttpResponse::NoContent().finish())
+}
+
+/// Forgets a refusal.
+///
+/// Allows a credential to be claimed again, and the device rejoins the line.
+#[utoipa::path(
+    post,
+    path = RETRY,
+    tag = OPERATOR,
+    params(("registrationId" = HardwareId, Path, description = "In whatever case.")),
+    request_body = Action,
+    responses((status = 200, description = "The device as it is now.", body = Registration), ActionProblems),
+    security(("operatorToken" = [])),
+)]
+async fn retry(app: web::Data<App>, request: HttpRequest, payload: web::Payload) -> Result<HttpResponse, Problem> {
+    let wish = Wish::read(&app, &request, payload).await?;
+    app.gateway.retry(&wish.id).await?;
+    wish.done(&app, "retry").await
+}
+
+/// Moves a device ahead of all that are not expedited.
+#[utoipa::path(
+    post,
+    path = EXPEDITE,
+    tag = OPERATOR,
+    params(("registrationId" = HardwareId, Path, description = "In whatever case.")),
+    request_body = Action,
+    responses((status = 200, description = "The device as it is now.", body = Registration), ActionProblems),
+    security(("operatorToken" = [])),
+)]
+async fn expedite(app: web::Data<App>, request: HttpRequest, payload: web::Payload) -> Result<HttpResponse, Problem> {
+    let wish = Wish::read(&app, &request, payload).await?;
+    app.gateway.expedite(&wish.id).await?;
+    wish.done(&app, "expedite").await
+}
+
+/// Moves a device to another instance.
+///
+/// The target is kept, whatever comes between, until the device is assigned there.
+#[utoipa::path(
+    post,
+    path = MOVE,
+    tag = OPERATOR,
+    params(("registrationId" = HardwareId, Path, description = "In whatever case.")),
+    request_body = Move,
+    responses((status = 200, description = "The device as it is now.", body = Registration), ActionProblems),
+    security(("operatorToken" = [])),
+)]
+async fn move_to(app: web::Data<App>, request: HttpRequest, payload: web::Payload) -> Result<HttpResponse, Problem> {
+    let (wish, Move { reason, instance }) = Wish::with(&app, &request, payload).await?;
+    let invalid = |detail: String| Problem::bad_request(Code::InvalidRequest, detail);
+    let wanted = instance.ok_or_else(|| invalid("instance: name the instance to move to".to_owned()))?;
+    let instance = InstanceName::parse(&wanted).map_err(|error| invalid(format!("instance: {error}")))?;
+    app.gateway.move_to(&wish.id, &instance).await?;
+    wish.because(reason).done(&app, "move").await
 }
