@@ -9,6 +9,9 @@ use tokio::net::{TcpListener, TcpStream};
 /// What came, piece by piece, each with the number of its connection.
 type Pieces = Vec<(usize, Vec<u8>)>;
 
+/// What came on one connection: all bytes, and where each piece begins, with its number among all pieces.
+type Connection = (Vec<u8>, Vec<(usize, usize)>);
+
 /// Forwards connections to an instance without TLS and keeps what the service sent. It ends with the runtime of its test.
 #[derive(Debug, Clone)]
 pub struct Recorder {
@@ -64,14 +67,13 @@ impl Recorder {
     #[must_use]
     pub fn requests(&self) -> Vec<Recorded> {
         let connections = self.connections();
-        let mut requests: Vec<(usize, Recorded)> = connections.iter().flat_map(|one| requests_of(one)).collect();
+        let mut requests: Vec<(usize, Recorded)> = connections.iter().flat_map(requests_of).collect();
         requests.sort_by_key(|(began, _)| *began);
         requests.into_iter().map(|(_, request)| request).collect()
     }
 
-    /// The bytes of each connection, and with which piece of all each of its pieces came and where that begins.
-    fn connections(&self) -> Vec<(Vec<u8>, Vec<(usize, usize)>)> {
-        let mut connections: Vec<(Vec<u8>, Vec<(usize, usize)>)> = Vec::new();
+    fn connections(&self) -> Vec<Connection> {
+        let mut connections: Vec<Connection> = Vec::new();
         for (piece, (number, bytes)) in self.sent.lock().unwrap_or_else(PoisonError::into_inner).iter().enumerate() {
             connections.resize_with(connections.len().max(number + 1), Default::default);
             let (all, pieces) = &mut connections[*number];
@@ -83,7 +85,7 @@ impl Recorder {
 }
 
 /// The whole requests of one connection, each with the piece that it began in.
-fn requests_of((bytes, pieces): &(Vec<u8>, Vec<(usize, usize)>)) -> Vec<(usize, Recorded)> {
+fn requests_of((bytes, pieces): &Connection) -> Vec<(usize, Recorded)> {
     let (mut requests, mut at) = (Vec::new(), 0);
     while let Some(length) = bytes[at..].windows(4).position(|four| four == b"\r\n\r\n") {
         let head = String::from_utf8_lossy(&bytes[at..at + length]).into_owned();
