@@ -172,6 +172,7 @@ async fn refusal(gateway: &TestGateway, query: &str) -> Value {
 }
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "a table of cases")]
 async fn an_operator_finds_why_a_credential_was_refused_and_the_device_does_not() {
     let dps = TestDps::start().await;
     let builder = TestGateway::builder().instance("eu-1", &dps).secret("depot.token", FLEET_TOKEN);

@@ -1,12 +1,13 @@
 //! The sources of every crate point one way: no files import each other in a circle, and no folders do.
 //!
 //! A module and its own children may know each other. Beside that, what is in a circle can be understood, tested and moved only as a
-//! whole.
+//! whole. What else holds for the tree is in [`rules`].
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 
+mod rules;
 mod source;
 
 use source::{Import, Source};

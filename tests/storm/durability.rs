@@ -33,6 +33,7 @@ enum What {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[expect(clippy::too_many_lines, reason = "one trace, told from its beginning to its end")]
 async fn every_202_and_200_and_every_send_follows_a_sync() {
     if std::process::Command::new("strace").arg("-V").output().is_err() {
         assert!(std::env::var_os("CI").is_none(), "strace is missing, and CI must not skip this");

@@ -14,6 +14,7 @@ const NEW: usize = 100;
 const INSTANCES: [&str; 2] = ["eu-1", "eu-2"];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[expect(clippy::too_many_lines, reason = "one outage, told from its beginning to its end")]
 async fn an_outage_costs_nobody_a_place_or_an_answer() {
     let mut emulators = Vec::new();
     let mut instances = Vec::new();

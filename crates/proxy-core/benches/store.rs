@@ -4,6 +4,7 @@
 //! true sync. Figures depend on the disk; run on the disk that will be used (`TMPDIR`).
 
 #![allow(clippy::unwrap_used, missing_docs, reason = "a bench stops at the first surprise")]
+#![allow(clippy::disallowed_methods, reason = "a bench reads the clock")]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -18,6 +18,11 @@ use futures_util::future::BoxFuture;
 #[cfg(test)]
 mod conformance;
 pub mod memory;
+#[expect(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "it is the disk: files, a thread of its own, and the clocks and the randomness of the machine"
+)]
 pub mod sled_store;
 mod standstill;
 pub mod watched;

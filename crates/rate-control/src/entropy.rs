@@ -1,4 +1,5 @@
 //! Randomness, handed in: a generator named after its algorithm, so that a seed replays for ever.
+#![expect(clippy::disallowed_types, reason = "here the machine's randomness is read for a seed, and nowhere else")]
 
 use std::time::Duration;
 

@@ -59,6 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[allow(clippy::disallowed_methods, reason = "another thread is what it is about")]
     fn a_failpoint_is_on_for_its_thread_until_the_guard_is_dropped() {
         let point = Failpoint::LastInFirstOut;
         assert!(!point.is_on());

@@ -152,6 +152,7 @@ impl SystemClock {
     /// Reads the boot ID from the kernel. Where there is none (not Linux), every process counts as a boot of its own,
     /// which is the cautious reading: ages from an earlier process are then not trusted.
     #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "the kernel tells the boot's ID in a file, read once at start")]
     pub fn new() -> Self {
         let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_or_else(
             |_| format!("process-{}-{}", std::process::id(), wall_now().unix_millis()),
@@ -185,6 +186,7 @@ impl Clock for SystemClock {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "here the boot-time clock is read, and nowhere else")]
 fn mono_now() -> Mono {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     let clock = rustix::time::ClockId::Boottime;
@@ -196,6 +198,7 @@ fn mono_now() -> Mono {
     Mono(seconds.saturating_mul(1_000_000_000).saturating_add(nanos))
 }
 
+#[expect(clippy::disallowed_methods, reason = "here the wall clock is read, and nowhere else")]
 fn wall_now() -> WallTime {
     WallTime(jiff::Timestamp::now().as_millisecond())
 }

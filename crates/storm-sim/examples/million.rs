@@ -1,5 +1,6 @@
 //! One million devices on ten instances, or as many as are named, as dps-proxy serves them:
 //! `cargo run --release -p storm-sim --example million [DEVICES INSTANCES]`.
+#![allow(clippy::disallowed_methods, reason = "it tells how long it took")]
 
 use std::time::{Duration, Instant};
 

@@ -177,7 +177,7 @@ impl Reader {
 }
 
 /// Words and signs, without comments, texts and characters.
-fn tokens(text: &str) -> Vec<String> {
+pub(super) fn tokens(text: &str) -> Vec<String> {
     let (mut tokens, mut rest) = (Vec::new(), text);
     while let Some(first) = rest.chars().next() {
         let (length, is_token) = if rest.starts_with("//") {

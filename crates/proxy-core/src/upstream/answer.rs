@@ -5,7 +5,6 @@
 
 use std::time::Duration;
 
-use reqwest::header::{CONTENT_TYPE, DATE, RETRY_AFTER};
 use serde_json::{Map, Value};
 
 use super::{Answer, CallResult, DpsError, NoAnswer, Progress, RegistrationState, Said, Status};
@@ -27,15 +26,15 @@ const SUBSTATUS_CHARS_MAX: usize = 64;
 /// # Errors
 /// [`NoAnswer::Lost`] if something between us and DPS gave a gateway's error in its stead.
 pub fn read<'h>(http_status: u16, header: impl Fn(&str) -> Option<&'h str>, body: &[u8]) -> CallResult {
-    let said = understand(http_status, header(CONTENT_TYPE.as_str()), body);
+    let said = understand(http_status, header("content-type"), body);
     let from_dps = speaks_for_dps(&said);
     if matches!(http_status, 408 | 502..=504) && !from_dps {
         return Err(NoAnswer::Lost(format!("HTTP {http_status} from something between us and DPS")));
     }
-    let date = header(DATE.as_str()).and_then(parse_http_date);
+    let date = header("date").and_then(parse_http_date);
     Ok(Answer {
         said,
-        retry_after: header(RETRY_AFTER.as_str()).and_then(|text| parse_retry_after(text.trim(), date)),
+        retry_after: header("retry-after").and_then(|text| parse_retry_after(text.trim(), date)),
         date: date.filter(|_| from_dps),
         request_id: header("x-ms-request-id").and_then(name),
     })

@@ -11,6 +11,10 @@
 //!   have closed it. All idle connections are dropped then, and for [`REUSE_PAUSE`] each call gets a new one.
 //! - A new connection asks for the last look once it is up, before a byte of the call is written.
 //! - A call on a client that has carried one before opens no connection unless that client's own is gone.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "for how long a connection has been idle is between the network and us, and decides nothing else"
+)]
 
 use std::fmt;
 use std::future::Future;

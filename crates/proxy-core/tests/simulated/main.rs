@@ -3,6 +3,8 @@
 //! Every test runs on one thread and on paused time, so that it replays exactly; where chance plays a part, its seed is in the
 //! message of a failure.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::disallowed_methods, reason = "here the paused clock is the world's")]
+#![allow(clippy::too_many_lines, clippy::unused_async, reason = "a test tells its story in one piece")]
 
 mod belonging;
 mod clocks;
