@@ -4,6 +4,7 @@
 //! fresh seed ask the operating system, for whoever runs the service. Nothing here knows of devices, nor of DPS more than that it takes so
 //! many registrations in any 60 seconds.
 
+pub mod adaptive_limit;
 pub mod circuit_breaker;
 pub mod concurrency_limit;
 pub mod entropy;
