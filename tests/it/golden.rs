@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 /// Members whose text is part of the contract.
 const STABLE: [&str; 10] =
-    ["status", "code", "type", "title", "substatus", "reason", "state", "breaker", "learning", "class"];
+    ["status", "code", "type", "title", "substatus", "reason", "state", "breaker", "limitState", "class"];
 /// Lists of which the first item stands for all: how many there are depends on the moment.
 const OF_ANY_LENGTH: [&str; 1] = ["timeline"];
 

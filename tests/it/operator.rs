@@ -93,7 +93,7 @@ async fn metrics_can_be_read_and_name_no_device() {
     assert_eq!(of("dps_proxy_instance_registrations_sent_total", &[("instance", "eu-1")]), 1.0);
     assert_eq!(of("dps_proxy_instance_registered", &[("instance", "eu-1")]), 1.0);
     assert_eq!(of("dps_proxy_store_writable", &[]), 1.0);
-    for (states, of_them) in [("breaker", "closed"), ("learning", "configured")] {
+    for (states, of_them) in [("breaker", "closed"), ("limit", "quota")] {
         let name = format!("dps_proxy_instance_{states}_state");
         assert_eq!((of(&name, &[]), of(&name, &[("state", of_them)])), (1.0, 1.0), "in one state: {states}");
     }
@@ -239,7 +239,7 @@ async fn an_instance_shows_its_quota_budget_line_and_when_it_is_drained() {
         assert_eq!(view[member], *value, "{member}: {view}");
     }
     assert_eq!((&view["counts"]["registrations"], &view["counts"]["assigned"]), (&json!(1), &json!(1)));
-    assert_eq!((&view["learnedPerMinute"], &view["learning"]), (&json!(1), &json!("configured")));
+    assert_eq!((&view["limitPerMinute"], &view["limitState"]), (&json!(1), &json!("quota")));
     let ahead = |moment: &Value| {
         let moment: jiff::Timestamp = moment.as_str().unwrap().parse().unwrap();
         moment.duration_since(jiff::Timestamp::now()).as_secs()

@@ -1,7 +1,7 @@
 //! `kill -9` at random moments with sends in flight and the quotas nearly used up, again and again on one store.
 //!
 //! Devices stream in all the time, so that the ledger is always nearly full; each retries through every broken connection. Two tenants
-//! share two well instances; a third instance takes half of what is configured, so that its limit has to be learned and kept over the
+//! share two well instances; a third instance takes half of what is configured, so that its limit has to come down and be kept over the
 //! kills; a fourth one breaks every call for some of the time, so that its breaker opens and its devices are booked on a fifth one, and come
 //! home. Afterwards the devices' diaries, the emulators'
 //! journals, the operator plane and the backend plane must agree: no acknowledged place and no acknowledged assignment is lost, order is
@@ -49,8 +49,8 @@ fn quota_of(name: &str) -> u32 {
 
 /// The fault that does it.
 const BROKEN: &str = "broken";
-/// A learned limit, against what is really taken: a step below it or above it, while a higher one is tried.
-const LEARNED: std::ops::RangeInclusive<f64> = 0.8..=1.1;
+/// The adaptive limit, against what is really taken.
+const ADAPTED: std::ops::RangeInclusive<f64> = 0.8..=1.1;
 
 /// Whether every call breaks between this kill and the next one.
 const fn breaks(kill: usize) -> bool {
@@ -203,12 +203,12 @@ async fn nothing_acknowledged_is_lost_and_no_quota_broken_by_kill_9() {
 
     let mut kills = Vec::new();
     let (mut shares, mut in_flight) = (Vec::new(), Vec::new());
-    let (mut unknown, mut learned, mut opened) = ([0; INSTANCES.len()], Vec::new(), 0);
+    let (mut unknown, mut limits, mut opened) = ([0; INSTANCES.len()], Vec::new(), 0);
     for kill in 0..planned {
         let broken = breaks(kill).then(|| failing.add_fault(Fault::new(FaultAction::Reset).named(BROKEN)));
         tokio::time::sleep(dice.millis(2_000, 4_500)).await;
         opened += usize::from(site.instance(FAILING).await["breaker"] != "closed");
-        learned.push(site.instance(SHRUNK).await["learnedPerMinute"].as_f64().unwrap() / f64::from(REALLY_TAKEN));
+        limits.push(site.instance(SHRUNK).await["limitPerMinute"].as_f64().unwrap() / f64::from(REALLY_TAKEN));
         let at = service.kill().await;
         for (unknown, emulator) in unknown.iter_mut().zip(&emulators) {
             *unknown += unanswered_at(&emulator.journal(), at);
@@ -262,7 +262,7 @@ async fn nothing_acknowledged_is_lost_and_no_quota_broken_by_kill_9() {
     for ((name, emulator), unknown) in INSTANCES.iter().zip(&emulators).zip(unknown) {
         check_instance(name, emulator, unknown);
     }
-    let settled = &learned[planned / 2..];
+    let settled = &limits[planned / 2..];
     let (low, high) = settled.iter().fold((f64::MAX, 0.0_f64), |(low, high), part| (low.min(*part), high.max(*part)));
     println!("kills: {SHRUNK}: limit at the later half of the kills {low:.2} to {high:.2} of what it takes");
     assert_eq!(*storm.complaints.lock().unwrap(), Vec::<String>::new(), "nobody is refused for a restart");
@@ -271,7 +271,7 @@ async fn nothing_acknowledged_is_lost_and_no_quota_broken_by_kill_9() {
     assert!(broken as usize >= planned, "the kills hit too few requests: {broken}");
     assert!(opened > 0, "the breaker was never open at a kill");
     assert!(rebooked > 0, "nobody was booked elsewhere");
-    assert!(settled.iter().all(|part| LEARNED.contains(part)), "what was learned is lost: {learned:.2?}");
+    assert!(settled.iter().all(|part| ADAPTED.contains(part)), "what DPS showed is lost: {limits:.2?}");
     service.stop().await;
 }
 

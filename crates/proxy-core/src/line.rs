@@ -4,7 +4,7 @@
 //! durable record of a place is the caller's business, and comes first: a place is *reserved*, written, then *confirmed*.
 //!
 //! Invariants:
-//! - Nothing departs unless the ledger has a slot for it; the pace is asked last, so no permit is spent that the ledger then refuses.
+//! - Nothing departs that the gate holds; see there.
 //! - Within a lane places depart in the order they were reserved; a place that is being written holds up those behind it.
 //! - A place that comes back (throttled, failed) stands where it stood; one that was left meanwhile does not come back.
 //! - Every place is in exactly one of: a lane, the deferred set, the set under way.
@@ -19,15 +19,14 @@ use crate::line::lane::{Departure as DepartureNumber, JobKind, Joined, Waiting};
 use crate::line::scheduler::{FairScheduler, Fairness, Turn};
 use crate::place::{Class, Place, Sequence};
 use crate::settings::{Instance, LineSettings, RegistrationSettings};
-use rate_control::circuit_breaker::{CircuitBreaker, CircuitState, Held};
-use rate_control::concurrency_limit::ConcurrencyLimit;
+use rate_control::adaptive_limit::Kept;
+use rate_control::circuit_breaker::CircuitState;
 use rate_control::entropy::Entropy;
 use rate_control::latency_estimate::LatencyEstimate;
-use rate_control::learner::{Band, Learned, Learner};
-use rate_control::ledger::{Full, Ledger, SlotId, SlotRecord};
+use rate_control::ledger::SlotId;
 use rate_control::time::{BootId, Mono};
-use rate_control::token_bucket::TokenBucket;
 
+mod gate;
 pub mod lane;
 mod moving;
 mod recent;
@@ -35,6 +34,8 @@ mod room;
 pub mod scheduler;
 mod status;
 
+pub use gate::RecoveryState;
+use gate::{Gate, Hold};
 pub use recent::LastMinute;
 use recent::Recent;
 pub use status::{LineStatus, TenantStatus};
@@ -57,12 +58,6 @@ const COMPANY_RESERVE_PART: f64 = 0.02;
 
 /// Of what a device is told beyond its turn others may take this part; the rest is for departures that are a little later than forecast.
 const APPOINTMENT_MARGIN: f64 = 0.95;
-
-/// How long nobody goes after the store failed.
-const STORE_WAIT: Duration = Duration::from_secs(1);
-
-/// A learned limit makes up for delays by at most this part of a minute's registrations at once: 300 ms, about what answers vary by.
-const CATCH_UP_PART: u32 = 200;
 
 /// A place that may not go before a moment of its own.
 #[derive(Debug)]
@@ -178,25 +173,6 @@ pub enum Admission {
     Unclear,
 }
 
-/// What keeps the front from going, and until when it surely does; `None` if an event ends it.
-#[derive(Debug, Clone, Copy)]
-struct Hold {
-    by: Holding,
-    until: Option<Mono>,
-    /// So many calls may be out at the same time, if that is what holds it.
-    calls_max: Option<usize>,
-}
-
-impl Hold {
-    const fn by(by: Holding, until: Option<Mono>) -> Self {
-        Self { by, until, calls_max: None }
-    }
-
-    const fn calls(by: Holding, calls_max: usize, until: Option<Mono>) -> Self {
-        Self { by, until, calls_max: Some(calls_max) }
-    }
-}
-
 /// The line of one instance. See the module for its invariants.
 #[derive(Debug)]
 pub struct Line {
@@ -211,44 +187,18 @@ pub struct Line {
     under_way: BTreeMap<Place, UnderWay>,
     /// Of these, how many have a call out.
     calling: usize,
-    ledger: Ledger,
-    bucket: TokenBucket,
-    breaker: CircuitBreaker,
-    /// When the breaker last opened.
-    opened: Option<Mono>,
-    concurrency: ConcurrencyLimit,
-    learner: Learner,
-    /// The limit changed since somebody asked for it.
-    learned_anew: bool,
+    gate: Gate,
     began: Mono,
-    quota_per_minute: u32,
-    burst: u32,
     length_max: usize,
     in_flight_max: usize,
     lookup_spends: bool,
     upstream_max_delay: Duration,
-    /// Until when DPS told us to wait; only time ends that.
-    throttled_until: Mono,
-    /// Until when the store is left alone after a failed write.
-    store_until: Mono,
     registration_time: LatencyEstimate,
-    answer_time: LatencyEstimate,
     recent: Recent,
 }
 
-/// What an earlier process left of one line, besides its places.
-#[derive(Debug, Default)]
-pub struct RecoveryState {
-    /// Sends that may still count.
-    pub slots: Vec<(SlotId, SlotRecord)>,
-    /// What was learned of the limit.
-    pub learned: Option<Learned>,
-    /// Until when DPS asked us to wait.
-    pub paused_until: Option<Mono>,
-}
-
 impl Line {
-    /// An empty line with the ledger of an earlier process, if there was one.
+    /// An empty line with what an earlier process left of its gate, if there was one.
     #[must_use]
     pub fn new(
         instance: &Instance,
@@ -259,22 +209,6 @@ impl Line {
         now: Mono,
     ) -> Self {
         let (line, registration) = rules;
-        let mut learner = Learner::new(band(instance), left.learned, now);
-        let answered =
-            left.slots.iter().map(|(_, slot)| slot).filter(|slot| slot.boot == *boot && slot.answered.is_some());
-        learner.recall(answered.map(|slot| slot.sent), now);
-        let (limit, burst) = (learner.limit(), burst_at(learner.limit(), instance.quota_per_minute, instance.burst));
-        let mut sent: Vec<Mono> =
-            left.slots.iter().map(|(_, slot)| if slot.boot == *boot { slot.sent.min(now) } else { now }).collect();
-        sent.sort_unstable();
-        let credit = TokenBucket::credit_after(limit, burst, sent, now);
-        let mut ledger = Ledger::new(limit, registration.upstream_max_delay);
-        ledger.restore(left.slots, boot, now);
-        let waits = (registration.backoff_min, registration.backoff_max);
-        let mut breaker = CircuitBreaker::new(registration.breaker_threshold, waits);
-        if left.paused_until.is_some_and(|until| until > now) {
-            breaker.throttled();
-        }
         Self {
             scheduler: FairScheduler::new(fairness),
             next_sequence: [0; 4],
@@ -284,24 +218,13 @@ impl Line {
             outside: Outside::default(),
             under_way: BTreeMap::new(),
             calling: 0,
-            ledger,
-            bucket: TokenBucket::new(limit, burst, credit, now),
-            breaker,
-            opened: None,
-            concurrency: ConcurrencyLimit::default(),
-            learner,
-            learned_anew: false,
+            gate: Gate::new(instance, registration, left, boot, now),
             began: now,
-            quota_per_minute: instance.quota_per_minute,
-            burst: instance.burst,
             length_max: line.length_max,
             in_flight_max: registration.in_flight_max,
             lookup_spends: registration.lookup_spends,
             upstream_max_delay: registration.upstream_max_delay,
-            throttled_until: left.paused_until.unwrap_or_default(),
-            store_until: Mono::default(),
             registration_time: LatencyEstimate::new(line.expected_registration),
-            answer_time: LatencyEstimate::new(Duration::from_millis(300)),
             recent: Recent::default(),
         }
     }
@@ -319,52 +242,35 @@ impl Line {
             self.under_way.values_mut().for_each(|under_way| under_way.appointment = None);
             self.deferred.values_mut().for_each(|deferred| deferred.waiting.appointment = None);
         }
-        let limit_before = self.learner.limit();
-        self.learner.configure(band(instance), now);
+        self.gate.configure(instance, registration, now);
         self.upstream_max_delay = registration.upstream_max_delay;
-        let quota_before = std::mem::replace(&mut self.quota_per_minute, instance.quota_per_minute);
-        let burst_before = std::mem::replace(&mut self.burst, instance.burst);
-        self.ledger.configure(self.learner.limit(), self.upstream_max_delay);
-        let before = (limit_before, burst_before, quota_before);
-        if before != (self.learner.limit(), self.burst, self.quota_per_minute) {
-            self.limit_changed(now);
-        }
         self.length_max = line.length_max;
         self.in_flight_max = registration.in_flight_max;
         self.lookup_spends = registration.lookup_spends;
-        self.breaker.configure(registration.breaker_threshold, (registration.backoff_min, registration.backoff_max));
         self.registration_time.expect(line.expected_registration);
     }
 
-    fn limit_changed(&mut self, now: Mono) {
-        let limit = self.learner.limit();
-        let burst = burst_at(limit, self.quota_per_minute, self.burst);
-        self.ledger.configure(limit, self.upstream_max_delay);
-        self.bucket = TokenBucket::new(limit, burst, self.bucket.credit(now).min(burst), now);
-        self.learned_anew = true;
-    }
-
     /// Whether the limit has changed since this was last asked.
-    pub fn take_learned_anew(&mut self) -> bool {
-        std::mem::take(&mut self.learned_anew)
+    pub fn take_limit_changed(&mut self) -> bool {
+        self.gate.take_limit_changed()
     }
 
     /// What is to be kept of the limit for the next process.
     #[must_use]
-    pub fn learned(&self) -> Learned {
-        self.learner.learned()
+    pub fn kept_limit(&self, now: Mono) -> Kept {
+        self.gate.kept_limit(now)
     }
 
-    /// Registrations per minute that may leave, as far as is known.
+    /// Registrations per minute that may leave.
     #[must_use]
     pub fn limit_per_minute(&self) -> u32 {
-        self.learner.limit()
+        self.gate.limit_per_minute()
     }
 
     /// Failures of the instance in a row.
     #[must_use]
     pub fn failures(&self) -> u32 {
-        self.breaker.failures()
+        self.gate.breaker().failures()
     }
 
     /// For how long calls to the instance have not gone through; `None` while they do, and when it is time to try again and nobody is
@@ -372,8 +278,8 @@ impl Line {
     #[must_use]
     pub fn sick_for(&self, now: Mono) -> Option<Duration> {
         let deserted = self.waiting() == 0 && self.under_way.is_empty();
-        let due = self.breaker.open_until().is_none_or(|until| until <= now);
-        self.breaker.sick_for(now).filter(|_| !(deserted && due))
+        let due = self.gate.breaker().open_until().is_none_or(|until| until <= now);
+        self.gate.breaker().sick_for(now).filter(|_| !(deserted && due))
     }
 
     /// Devices that wait.
@@ -537,18 +443,21 @@ impl Line {
             (Some(moment), Some(due)) => Next::WaitUntil(moment.min(due)),
         };
         let Some(turn) = self.scheduler.front() else {
-            self.learn(None, now);
             return wait(None);
         };
-        let hold = self.hold(&turn, now).or_else(|| {
-            let until = self.spends(turn.job).then(|| self.bucket.take(now).err()).flatten()?;
-            Some(Hold::by(Holding::Pace, Some(until)))
-        });
-        if let Some(hold) = hold {
-            let limit = if self.spends(turn.job) { Some(hold) } else { None };
-            return if self.learn(limit, now) { self.next(now) } else { wait(hold.until) };
+        if let Some(hold) = self.hold(&turn, now) {
+            return wait(hold.until);
         }
-        self.depart(turn, now).map_or_else(|| wait(None), Next::Depart)
+        match self.gate.leave(self.spends(turn.job), now) {
+            Ok(slot) => match self.depart(turn, slot, now) {
+                Some(departure) => Next::Depart(departure),
+                None => {
+                    self.never_left(slot);
+                    wait(None)
+                }
+            },
+            Err(hold) => wait(hold.until),
+        }
     }
 
     /// Whether somebody is there who may go now. Takes nothing.
@@ -560,7 +469,7 @@ impl Line {
 
     /// A call that is no device's leaves. If calls failed, it is the one that tries.
     pub fn tries(&mut self) {
-        self.breaker.left();
+        self.gate.tries();
     }
 
     fn spends(&self, job: JobKind) -> bool {
@@ -572,46 +481,14 @@ impl Line {
         if self.under_way.len() >= self.in_flight_max {
             return Some(Hold::by(Holding::InFlightMax, None));
         }
-        if let Some((until, by)) = self.paused(now) {
-            return Some(Hold::by(by, Some(until)));
-        }
-        if let Err(held) = self.breaker.admit(now, self.calling) {
-            return Some(match held {
-                Held::Until(until) => Hold::by(Holding::InstanceFailing, Some(until)),
-                Held::Trying | Held::ForOlderCalls => Hold::by(Holding::InstanceFailing, None),
-                Held::RampingUp(most) => Hold::calls(Holding::RampingUp, most, None),
-                Held::AfterThrottling(most) => Hold::calls(Holding::AfterThrottling, most, None),
-            });
-        }
-        if self.spends(turn.job) { self.limited(now) } else { None }
+        self.gate.hold(self.spends(turn.job), self.calling, now)
     }
 
-    /// What keeps a registration from going that spends the quota.
-    fn limited(&mut self, now: Mono) -> Option<Hold> {
-        let by_quota = |until| Some(Hold::by(Holding::Quota, until));
-        match self.ledger.check(now) {
-            Ok(()) => {}
-            Err(Full::Until(until)) => return by_quota(Some(until)),
-            Err(Full::UntilAnswered) => return by_quota(None),
-        }
-        let certain = self.ledger.used(now) < self.learner.certain();
-        let answer_time = self.answer_time.value();
-        match self.concurrency.check(self.learner.limit(), answer_time, now) {
-            Err((most, until)) if !certain => return Some(Hold::calls(Holding::Concurrency, most, Some(until))),
-            _ => {}
-        }
-        let permit = self.bucket.forecast(0, now);
-        (permit > now).then_some(Hold::by(Holding::Pace, Some(permit)))
-    }
-
-    fn depart(&mut self, turn: Turn, now: Mono) -> Option<Departure> {
+    fn depart(&mut self, turn: Turn, slot: Option<SlotId>, now: Mono) -> Option<Departure> {
         let Waiting { id, job, joined, appointment, .. } = self.scheduler.depart(&turn)?;
-        let slot = self.spends(job).then(|| self.ledger.take());
-        if let Some(slot) = slot {
-            self.concurrency.left(slot, now);
+        if slot.is_some() {
             self.recent.left(&turn.tenant, now);
         }
-        self.breaker.left();
         let Turn { tenant, place, .. } = turn;
         let (owner, device) = (tenant.clone(), id.clone());
         let (since, calling, polls_failed, left) = (now, true, None, false);
@@ -622,21 +499,6 @@ impl Line {
         );
         self.calling += 1;
         Some(Departure { id, tenant, place, job, slot })
-    }
-
-    /// Tells the learner until when the limit holds the line back, or that it does not. Whether the limit was raised.
-    fn learn(&mut self, hold: Option<Hold>, now: Mono) -> bool {
-        let held_until = match hold.map(|hold| (hold.by, hold.until)) {
-            // Over with the next answer, and soon for good: no news.
-            Some((Holding::Concurrency | Holding::AfterThrottling | Holding::RampingUp, _)) => return false,
-            Some((Holding::Quota | Holding::Pace, until)) => Some(until.unwrap_or(now)),
-            Some(_) | None => None,
-        };
-        let raised = self.learner.observe(held_until, now);
-        if raised {
-            self.limit_changed(now);
-        }
-        raised
     }
 
     fn recall_deferred(&mut self, now: Mono) {
@@ -654,39 +516,19 @@ impl Line {
     /// # Errors
     /// What holds it: DPS asked us to wait meanwhile, other calls failed meanwhile, or the limit was lowered below what left meanwhile.
     pub fn may_send(&mut self, slot: Option<SlotId>, now: Mono) -> Result<(), Holding> {
-        if self.throttled_until > now {
-            return Err(Holding::ThrottledByDps);
-        }
-        if self.breaker.state() == CircuitState::Open {
-            return Err(Holding::InstanceFailing);
-        }
-        if slot.is_some() && self.ledger.used(now) > self.ledger.quota() {
-            return Err(Holding::Quota);
-        }
-        Ok(())
+        self.gate.may_send(slot, now)
     }
 
     /// The call that holds `slot`, which was sent at `sent`, was answered.
     pub fn answered(&mut self, place: Place, slot: Option<SlotId>, sent: Mono, admission: Admission, now: Mono) {
-        if let Some(slot) = slot {
-            self.ledger.answered(slot, now);
-            self.concurrency.ended(slot);
-            if admission == Admission::Admitted {
-                self.learner.accepted(sent, now);
-                self.breaker.accepted();
-            }
-        }
-        if admission == Admission::Admitted {
-            self.answer_time.observe(now.since(sent));
-        }
+        self.gate.answered(slot, sent, admission, now);
         self.call_ended(place);
     }
 
     /// The call that holds `slot` was given up without an answer.
     pub fn abandoned(&mut self, place: Place, slot: Option<SlotId>, now: Mono) {
         if let Some(slot) = slot {
-            self.ledger.abandoned(slot, now);
-            self.concurrency.ended(slot);
+            self.gate.abandoned(slot, now);
         }
         self.call_ended(place);
     }
@@ -701,8 +543,7 @@ impl Line {
     /// The call that holds `slot` never left this machine.
     pub fn never_left(&mut self, slot: Option<SlotId>) {
         if let Some(slot) = slot {
-            self.ledger.never_left(slot);
-            self.concurrency.ended(slot);
+            self.gate.never_left(slot);
         }
     }
 
@@ -726,7 +567,7 @@ impl Line {
             self.recent.assigned(&under_way.tenant, now);
         }
         // How long it takes while calls fail says nothing about how long it takes.
-        if assigned && self.opened.is_none_or(|opened| opened < under_way.since) && !under_way.disturbed {
+        if assigned && self.gate.opened().is_none_or(|opened| opened < under_way.since) && !under_way.disturbed {
             self.registration_time.observe(now.since(under_way.since));
         }
     }
@@ -745,48 +586,28 @@ impl Line {
 
     /// DPS throttled a call: nobody goes before `until`. If it would have spent a registration at `spent_at`, the limit may come down.
     pub fn throttled(&mut self, spent_at: Option<Mono>, until: Mono, now: Mono) {
-        self.breaker.throttled();
-        let refused = spent_at.map(|sent| self.learner.refused(sent, until, now));
-        if refused.is_some_and(|refused| refused.stepped) {
-            self.limit_changed(now);
-        }
-        let not_before = refused.map_or(until, |refused| refused.not_before);
-        self.throttled_until = self.throttled_until.max(not_before);
+        self.gate.throttled(spent_at, until, now);
     }
 
     /// Until when DPS told us to wait; a moment in the past if it did not.
     #[must_use]
     pub const fn throttled_until(&self) -> Mono {
-        self.throttled_until
+        self.gate.throttled_until()
     }
 
     /// A call failed in a way that blames the instance. Until when nobody goes, if that is news.
     pub fn instance_failed(&mut self, now: Mono, entropy: &mut Entropy) -> Option<Mono> {
-        if !self.breaker.fails(now, entropy) {
-            return None;
-        }
-        self.opened = Some(now);
-        self.breaker.open_until()
+        self.gate.instance_failed(now, entropy)
     }
 
     /// The mark of a departure could not be written: nobody goes for a while. It has nothing to do with the instance.
     pub fn store_failed(&mut self, now: Mono) {
-        self.store_until = now.after(STORE_WAIT);
+        self.gate.store_failed(now);
     }
 
     /// The instance answered as it should. Whether calls to it failed until now.
     pub fn instance_works(&mut self) -> bool {
-        self.breaker.works()
-    }
-
-    fn paused(&self, now: Mono) -> Option<(Mono, Holding)> {
-        let failing = self.breaker.open_until().unwrap_or_default();
-        let pauses = [
-            (self.throttled_until, Holding::ThrottledByDps),
-            (failing, Holding::InstanceFailing),
-            (self.store_until, Holding::Store),
-        ];
-        pauses.into_iter().filter(|&(until, _)| until > now).max_by_key(|&(until, _)| until)
+        self.gate.instance_works()
     }
 
     /// Before when a place does not go, whoever is before it: it has to wait after a failure or a contradiction.
@@ -802,7 +623,7 @@ impl Line {
         if let Some(under_way) = self.under_way.get(&place) {
             // One that is overdue is expected to take half as long again, so that its device does not ask every other second.
             let mut due = under_way.since.after(typical);
-            if under_way.calling && self.breaker.state() != CircuitState::Closed {
+            if under_way.calling && self.gate.breaker().state() != CircuitState::Closed {
                 // Most likely it hangs until it is given up.
                 due = due.max(under_way.since.after(self.upstream_max_delay));
             }
@@ -815,13 +636,13 @@ impl Line {
             None => self.scheduler.joined(tenant, place),
         }?;
         let rank = self.rank(tenant, place, joined);
-        let permit = self.permit_forecast(rank as u64, now);
+        let permit = self.gate.forecast(rank as u64, now);
         let reserve = u32::try_from(self.scheduler.reserve(place.class, rank)).unwrap_or(u32::MAX);
-        let reserve = (self.bucket.interval() * reserve).min(URGENT_RESERVE_TIME_MAX);
+        let reserve = (self.gate.interval() * reserve).min(URGENT_RESERVE_TIME_MAX);
         let permit = permit.after(reserve).max(deferred_until.unwrap_or_default());
         let permit = permit.after(self.company_allowance(tenant, place, joined, permit.since(now), now));
         let kept =
-            self.scheduler.appointment(tenant, place).map(|after| (after, self.permit_forecast(after as u64, now)));
+            self.scheduler.appointment(tenant, place).map(|after| (after, self.gate.forecast(after as u64, now)));
         let (rank, permit) = kept.map_or((rank, permit), |(after, by)| (rank.min(after), permit.min(by)));
         Some(Forecast { position: rank + 1, appointment: permit.after(typical) })
     }
@@ -847,15 +668,15 @@ impl Line {
     /// How many others can go first so that a device surely is in time for what it was told.
     fn departures_before(&self, forecast: &Forecast, now: Mono) -> usize {
         let rank = forecast.position.saturating_sub(1);
-        let least = self.permit_forecast(rank as u64, now).since(now);
+        let least = self.gate.forecast(rank as u64, now).since(now);
         let wait = forecast.appointment.since(now).saturating_sub(self.registration_time.value());
         let goes_by = now.after(least + wait.saturating_sub(least).mul_f64(APPOINTMENT_MARGIN));
         // No more than at the full pace.
-        let most = wait.as_nanos() / self.bucket.interval().as_nanos().max(1);
+        let most = wait.as_nanos() / self.gate.interval().as_nanos().max(1);
         let (mut in_time, mut late) = (rank, rank.saturating_add(usize::try_from(most).unwrap_or(0)) + 1);
         while in_time + 1 < late {
             let middle = in_time.midpoint(late);
-            if self.permit_forecast(middle as u64, now) <= goes_by { in_time = middle } else { late = middle }
+            if self.gate.forecast(middle as u64, now) <= goes_by { in_time = middle } else { late = middle }
         }
         in_time
     }
@@ -874,18 +695,11 @@ impl Line {
             return Duration::ZERO;
         }
         let expected = self.scheduler.expected_ahead(tenant, place, joined, now, wait);
-        let expected = self.bucket.interval().saturating_mul(u32::try_from(expected).unwrap_or(u32::MAX));
+        let expected = self.gate.interval().saturating_mul(u32::try_from(expected).unwrap_or(u32::MAX));
         let wait = wait.saturating_add(expected);
         // After a burst the line rests until the quota's window has moved on.
-        let rest = self.bucket.interval() * self.burst.saturating_sub(1);
+        let rest = self.gate.interval() * self.gate.burst().saturating_sub(1);
         expected + (wait / 2).min((COMPANY_RESERVE + rest).max(wait.mul_f64(COMPANY_RESERVE_PART)))
-    }
-
-    fn permit_forecast(&self, rank: u64, now: Mono) -> Mono {
-        let start = self.paused(now).map_or_else(|| self.breaker.tried_until(now).unwrap_or(now), |(until, _)| until);
-        let latency = self.answer_time.value();
-        let paced = |rank| self.bucket.forecast(rank, start);
-        paced(rank).max(self.ledger.forecast(rank, start, latency, paced))
     }
 
     /// The last polls of a device under way failed, so many in a row, and the last one of this cause; or the last one did not.
@@ -901,14 +715,4 @@ impl Line {
     pub fn failed_polls(&self, place: Place) -> Option<&(u32, String)> {
         self.under_way.get(&place)?.polls_failed.as_ref()
     }
-}
-
-/// A limit that was learned may be wrong, and then DPS refuses all of a burst: it is used evenly.
-fn burst_at(limit: u32, quota: u32, burst: u32) -> u32 {
-    let most = if limit < quota { 1 + limit / CATCH_UP_PART } else { burst };
-    burst.min(most).min(limit)
-}
-
-fn band(instance: &Instance) -> Band {
-    Band { floor: instance.learned_min_per_minute, quota: instance.quota_per_minute, on: instance.learn_limit }
 }

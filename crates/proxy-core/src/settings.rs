@@ -43,10 +43,10 @@ pub struct Instance {
     pub quota_per_minute: u32,
     /// Registrations that may leave together; 1 to 1,000 and at most the quota. No larger than DPS's own bucket.
     pub burst: u32,
-    /// Whether to learn that DPS takes less than the quota, from what it throttles.
-    pub learn_limit: bool,
-    /// What is learned never goes below this; 1 to the quota.
-    pub learned_min_per_minute: u32,
+    /// Whether the limit comes down when DPS throttles, and grows again.
+    pub adaptive_limit: bool,
+    /// It never comes down below this; 1 to the quota.
+    pub adaptive_limit_min_per_minute: u32,
     /// Registration records the instance may hold (Microsoft's default: 1,000,000).
     pub capacity: u64,
     /// Records that others hold there and that we cannot see.

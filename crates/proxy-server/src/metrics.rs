@@ -20,8 +20,8 @@ use proxy_core::gateway::Gateway;
 use proxy_core::gateway::operator::InstanceView;
 use proxy_core::store::Health;
 use proxy_core::upstream::evidence::Blame;
+use rate_control::adaptive_limit::LimitState;
 use rate_control::circuit_breaker::CircuitState;
-use rate_control::learner::Learning;
 use rate_control::time::WallTime;
 
 use crate::plane::Plane;
@@ -206,9 +206,11 @@ const GAUGES: [Reading; 11] = [
         view.registered_count as f64
     }),
     ("instance_capacity", "Records the instance may hold", |view| view.capacity as f64),
-    ("instance_learned_per_minute", "Registrations the instance takes per minute, as far as was learned", |view| {
-        f64::from(view.learned_per_minute)
-    }),
+    (
+        "instance_limit_per_minute",
+        "Registrations that may leave per minute; less than the quota after DPS throttled",
+        |view| f64::from(view.limit_per_minute),
+    ),
     ("instance_consecutive_failures", "Failures of the instance in a row", |view| f64::from(view.consecutive_failures)),
     ("dispatcher_up", "1 while the task that serves the instance's line runs", |view| {
         f64::from(u8::from(view.dispatcher_up))
@@ -296,9 +298,9 @@ impl Collector for Core {
         self.encode_states(&mut encoder, ("instance_breaker_state", help), |view| {
             CircuitState::ALL.map(|state| (state.as_str(), view.breaker == state))
         })?;
-        let help = "1 for what the instance's limit learner is doing";
-        self.encode_states(&mut encoder, ("instance_learning_state", help), |view| {
-            Learning::ALL.map(|state| (state.as_str(), view.learning == state))
+        let help = "1 for what the instance's adaptive limit is at";
+        self.encode_states(&mut encoder, ("instance_limit_state", help), |view| {
+            LimitState::ALL.map(|state| (state.as_str(), view.limit_state == state))
         })?;
         self.encode_blamed(&mut encoder)?;
         self.encode_drains(&mut encoder)?;

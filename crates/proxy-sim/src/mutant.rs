@@ -168,7 +168,8 @@ impl Mutant {
             Self::HalfRate => instances.for_each(|instance| {
                 instance.quota_per_minute = (instance.quota_per_minute / 2).max(1);
                 instance.burst = instance.burst.min(instance.quota_per_minute);
-                instance.learned_min_per_minute = instance.learned_min_per_minute.min(instance.quota_per_minute);
+                instance.adaptive_limit_min_per_minute =
+                    instance.adaptive_limit_min_per_minute.min(instance.quota_per_minute);
             }),
             Self::NoPace => instances.for_each(|instance| instance.burst = instance.quota_per_minute),
             Self::UnfairShares => {

@@ -220,7 +220,7 @@ pub(crate) struct Scenario {
     pub(crate) class_handicap: Duration,
     pub(crate) rebook_after: Duration,
     pub(crate) breaker_threshold: u32,
-    pub(crate) learn_limits: bool,
+    pub(crate) adaptive_limits: bool,
 }
 
 /// Which kinds of mishap a run has.
@@ -310,7 +310,7 @@ impl Scenario {
             class_handicap: Duration::from_secs(sharing.pick(&[0, 30, 600])),
             rebook_after: Duration::from_secs(sharing.pick(&[1, 10, 60, 86_400])),
             breaker_threshold: sharing.count(2, 4),
-            learn_limits: sharing.chance(400),
+            adaptive_limits: sharing.chance(400),
             instances,
             devices,
             occasions,
@@ -333,9 +333,9 @@ impl Scenario {
         // A wall clock that is set back makes what is remembered by it last longer: cool-downs, refusals, the end of lookups.
         let jumps = |(_, occasion): &(Duration, Occasion)| matches!(occasion, Occasion::WallClock { .. });
         let set_back = if self.occasions.iter().any(jumps) { Duration::from_secs(1200) } else { Duration::ZERO };
-        // A limit that was learned while DPS took less is believed for up to an hour and then tried upwards, step by step.
-        let believed = if self.learn_limits { Duration::from_secs(2 * 3600) } else { Duration::ZERO };
-        held_back + set_back + believed + windows * Duration::from_millis(60_100) + windows * self.request_timeout / 8
+        // A limit that came down while DPS took less is held, and then grows until it is the quota again.
+        let lowered = if self.adaptive_limits { Duration::from_secs(30 * 60) } else { Duration::ZERO };
+        held_back + set_back + lowered + windows * Duration::from_millis(60_100) + windows * self.request_timeout / 8
     }
 
     /// Whether the emulator's own count must agree that no quota was broken: nobody but the operator changed one.

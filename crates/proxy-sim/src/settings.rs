@@ -47,7 +47,7 @@ pub(crate) fn settings(scenario: &Scenario, quotas: &BTreeMap<InstanceName, u32>
 fn sound_settings(scenario: &Scenario, quotas: &BTreeMap<InstanceName, u32>) -> Settings {
     let instance = |plan: &InstancePlan| {
         let quota = quotas.get(&plan.name).copied().unwrap_or(plan.quota);
-        (plan.name.clone(), instance(plan, quota, scenario.learn_limits))
+        (plan.name.clone(), instance(plan, quota, scenario.adaptive_limits))
     };
     let enrollments = (0..scenario.tenants).map(|tenant| {
         let name = EnrollmentName::parse(&tenant_name(tenant)).expect("it is a name");
@@ -83,15 +83,15 @@ fn weight(scenario: &Scenario, tenant: usize) -> TenantSettings {
     TenantSettings { weight: scenario.weights[tenant] }
 }
 
-fn instance(plan: &InstancePlan, quota: u32, learn_limit: bool) -> Instance {
+fn instance(plan: &InstancePlan, quota: u32, adaptive_limit: bool) -> Instance {
     Instance {
         id_scope: IdScope::parse(&plan.scope).expect("it is an ID scope"),
         endpoint: format!("https://{}.example", plan.name),
         extra_ca_pem: None,
         quota_per_minute: quota,
         burst: plan.burst.min(quota),
-        learn_limit,
-        learned_min_per_minute: (quota / 10).max(1),
+        adaptive_limit,
+        adaptive_limit_min_per_minute: (quota / 10).max(1),
         capacity: 1_000_000,
         external_count: 0,
         weight: plan.weight,

@@ -173,7 +173,7 @@ impl Storm {
             class_handicap: Duration::from_secs(600),
             rebook_after: Duration::from_secs(60),
             breaker_threshold: 3,
-            learn_limits: true,
+            adaptive_limits: true,
             instances,
             devices,
         }

@@ -1,8 +1,7 @@
-//! The circuit breaker of one instance: stops sending when calls fail, tries with one device, then ramps up.
+//! The circuit breaker of one instance: stops sending when calls fail, and goes on when one trial call got through.
 //!
-//! The well-known states: *closed* (calls go), *open* (nobody goes until a moment), *half-open* (one device tries). After it closes,
-//! the calls allowed at the same time start at two and grow by one with every answer, so they double per round trip. After DPS
-//! throttled a call they go one after the other, and one more at the same time with every few registrations that were accepted.
+//! The well-known states: *closed* (calls go), *open* (nobody goes until a moment), *half-open* (one trial call is out). How many calls go
+//! side by side once it has closed is the business of the concurrency limit.
 //!
 //! Invariants:
 //! - Only what blames the instance counts as a failure; a single one never opens it, as it may be about that one device.
@@ -17,13 +16,6 @@ use crate::entropy::Entropy;
 use crate::failpoint::Failpoint;
 use crate::retry;
 use crate::time::Mono;
-
-/// Calls at the same time, once closed again, beyond which the ramp has ended.
-const RAMP_END: usize = 64;
-
-/// Registrations to be accepted, once DPS has throttled one, before one more may be out at the same time. A limit that is still too
-/// high shows while few are out, and costs as many.
-const ACCEPTED_PER_CALL: usize = 16;
 
 /// What the breaker is at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -61,10 +53,6 @@ pub enum Held {
     Trying,
     /// Calls failed, and one device tries when those have ended that left before.
     ForOlderCalls,
-    /// Calls go through again, and no more than so many may be out: until one of them ends.
-    RampingUp(usize),
-    /// DPS throttled a call not long ago, and no more than so many may be out: until one of them ends.
-    AfterThrottling(usize),
 }
 
 /// See the module.
@@ -82,10 +70,6 @@ pub struct CircuitBreaker {
     trips: u32,
     /// Since when it is not closed.
     since: Option<Mono>,
-    /// Calls allowed at the same time, while it ramps.
-    ramp: Option<usize>,
-    /// Registrations accepted since DPS throttled one, while that matters.
-    accepted: Option<usize>,
 }
 
 impl CircuitBreaker {
@@ -101,8 +85,6 @@ impl CircuitBreaker {
             failures: 0,
             trips: 0,
             since: None,
-            ramp: None,
-            accepted: None,
         }
     }
 
@@ -147,18 +129,11 @@ impl CircuitBreaker {
     /// [`Held`].
     pub fn admit(&self, now: Mono, calling: usize) -> Result<(), Held> {
         match self.state {
-            CircuitState::Open if now < self.until => return Err(Held::Until(self.until)),
-            CircuitState::Open if calling > 0 => return Err(Held::ForOlderCalls),
-            CircuitState::HalfOpen if calling > 0 && !Failpoint::TrialsTogether.is_on() => return Err(Held::Trying),
-            CircuitState::Open | CircuitState::HalfOpen => return Ok(()),
-            CircuitState::Closed => {}
+            CircuitState::Open if now < self.until => Err(Held::Until(self.until)),
+            CircuitState::Open if calling > 0 => Err(Held::ForOlderCalls),
+            CircuitState::HalfOpen if calling > 0 && !Failpoint::TrialsTogether.is_on() => Err(Held::Trying),
+            CircuitState::Open | CircuitState::HalfOpen | CircuitState::Closed => Ok(()),
         }
-        let ramp = self.ramp.unwrap_or(usize::MAX);
-        let after_throttling = self.accepted.map_or(usize::MAX, |count| (count / ACCEPTED_PER_CALL).max(1));
-        if calling < ramp.min(after_throttling) {
-            return Ok(());
-        }
-        Err(if after_throttling < ramp { Held::AfterThrottling(after_throttling) } else { Held::RampingUp(ramp) })
     }
 
     /// A call leaves. If calls failed, it is the one that tries.
@@ -171,23 +146,11 @@ impl CircuitBreaker {
     /// The instance answered as it should. Whether that closes it.
     pub fn works(&mut self) -> bool {
         self.failures = 0;
-        if self.state == CircuitState::Closed {
-            self.ramp = self.ramp.map(|most| most + 1).filter(|most| *most < RAMP_END);
-            return false;
+        let closes = self.state != CircuitState::Closed;
+        if closes {
+            (self.state, self.since, self.trips) = (CircuitState::Closed, None, 0);
         }
-        (self.state, self.since, self.trips) = (CircuitState::Closed, None, 0);
-        self.ramp = Some(2);
-        true
-    }
-
-    /// DPS throttled a call: nothing is wrong, but calls go one by one for a while, so that the next refusal costs one call only.
-    pub fn throttled(&mut self) {
-        self.accepted = Some(0);
-    }
-
-    /// DPS accepted a registration.
-    pub fn accepted(&mut self) {
-        self.accepted = self.accepted.map(|count| count + 1).filter(|count| *count < ACCEPTED_PER_CALL * RAMP_END);
+        closes
     }
 
     /// A call failed in a way that blames the instance. Whether that opens it.
@@ -233,38 +196,16 @@ mod tests {
     }
 
     #[test]
-    fn one_device_tries_and_then_the_calls_double() {
+    fn one_device_tries_and_its_answer_closes_it() {
         let (mut breaker, _) = opened(at(0));
         let until = breaker.open_until().unwrap();
         assert_eq!(breaker.admit(at(0), 0), Err(Held::Until(until)));
         assert_eq!((breaker.admit(until, 1), breaker.admit(until, 0)), (Err(Held::ForOlderCalls), Ok(())));
         breaker.left();
         assert_eq!((breaker.state(), breaker.admit(until, 1)), (CircuitState::HalfOpen, Err(Held::Trying)));
-        breaker.works();
+        assert!(breaker.works(), "that is news");
         assert_eq!((breaker.state(), breaker.sick_for(until)), (CircuitState::Closed, None));
-        for most in 2..RAMP_END {
-            assert_eq!(
-                (breaker.admit(until, most - 1), breaker.admit(until, most)),
-                (Ok(()), Err(Held::RampingUp(most)))
-            );
-            breaker.works();
-        }
-        assert_eq!(breaker.admit(until, 10_000), Ok(()));
-    }
-
-    #[test]
-    fn after_throttling_calls_go_one_by_one_for_a_while() {
-        let mut breaker = CircuitBreaker::new(2, BACKOFF);
-        breaker.throttled();
-        for accepted in 0..ACCEPTED_PER_CALL * RAMP_END {
-            let most = (accepted / ACCEPTED_PER_CALL).max(1);
-            let held = Err(Held::AfterThrottling(most));
-            assert_eq!((breaker.admit(at(0), most - 1), breaker.admit(at(0), most)), (Ok(()), held));
-            // Polls are answered all the while.
-            breaker.works();
-            breaker.accepted();
-        }
-        assert_eq!(breaker.admit(at(0), 10_000), Ok(()));
+        assert_eq!((breaker.works(), breaker.admit(until, 10_000)), (false, Ok(())));
     }
 
     #[test]

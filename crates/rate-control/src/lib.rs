@@ -10,7 +10,6 @@ pub mod concurrency_limit;
 pub mod entropy;
 pub mod failpoint;
 pub mod latency_estimate;
-pub mod learner;
 pub mod ledger;
 pub mod retry;
 pub mod text;

@@ -271,12 +271,12 @@ impl Gateway {
                     () = self.learn_time(&dispatcher) => continue,
                 }
             }
-            let (next, learned_anew) = {
+            let (next, limit_changed) = {
                 let mut line = dispatcher.line.lock();
-                (line.next(now), line.take_learned_anew())
+                (line.next(now), line.take_limit_changed())
             };
-            if learned_anew {
-                self.spawn(NOTES, Arc::clone(&self).keep_learned(Arc::clone(&dispatcher)));
+            if limit_changed {
+                self.spawn(NOTES, Arc::clone(&self).keep_limit(Arc::clone(&dispatcher)));
             }
             let wait = match next {
                 Next::Depart(departure) => {

@@ -21,8 +21,8 @@ use crate::secret::SymmetricKey;
 use crate::settings::{Settings, UpstreamAttestation};
 use crate::store::{CommitError, Write};
 use crate::upstream::evidence::Blame;
+use rate_control::adaptive_limit::LimitState;
 use rate_control::circuit_breaker::CircuitState;
-use rate_control::learner::Learning;
 use rate_control::time::{Mono, Now, StoredMoment, WallTime};
 
 /// One instance as operators see it.
@@ -35,13 +35,14 @@ pub struct InstanceView {
     pub id_scope: IdScope,
     /// Registrations per minute.
     pub quota_per_minute: u32,
-    /// Registrations per minute that DPS takes, as far as was learned; at most the quota.
-    pub learned_per_minute: u32,
-    /// How that is known: `configured` (the quota holds), `believed` (DPS showed less), `probing` (more is tried), `off`.
-    pub learning: Learning,
-    /// While a lower limit is believed: before when no higher one is tried.
+    /// Registrations per minute that may leave: the adaptive limit, at most the quota.
+    pub limit_per_minute: u32,
+    /// What the adaptive limit is at: `quota` (it is the quota), `held` (DPS refused, and it came down), `growing` (it goes up again),
+    /// `off`.
+    pub limit_state: LimitState,
+    /// When it grows next, while it is below the quota.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub next_probe_at: Option<WallTime>,
+    pub limit_grows_at: Option<WallTime>,
     /// Registrations that could leave now.
     pub budget: u32,
     /// Devices that wait.
@@ -291,9 +292,9 @@ impl Gateway {
                 name: name.clone(),
                 id_scope: instance.id_scope.clone(),
                 quota_per_minute: status.quota_per_minute,
-                learned_per_minute: status.learned_per_minute,
-                learning: status.learning,
-                next_probe_at: status.next_probe_at.map(at),
+                limit_per_minute: status.limit_per_minute,
+                limit_state: status.limit_state,
+                limit_grows_at: status.limit_grows_at.map(at),
                 budget: status.budget,
                 line_length: status.waiting,
                 deferred: status.deferred,

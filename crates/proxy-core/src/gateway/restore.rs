@@ -496,10 +496,9 @@ async fn read_left(
     let (boot, now) = (clock.boot_id(), clock.now());
     let mut left = BTreeMap::new();
     for name in settings.instances.keys() {
-        let RecoveredLimits { learned, paused_until } =
-            recovered_limits::read(store, name, settings, &boot, now).await?;
+        let RecoveredLimits { limit, paused_until } = recovered_limits::read(store, name, settings, &boot, now).await?;
         let slots = slots.remove(name).unwrap_or_default();
-        left.insert(name.clone(), RecoveryState { slots, learned, paused_until });
+        left.insert(name.clone(), RecoveryState { slots, limit, paused_until });
     }
     Ok(left)
 }

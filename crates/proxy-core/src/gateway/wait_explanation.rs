@@ -5,8 +5,8 @@ use std::fmt;
 use crate::device::{Pending, Stage};
 use crate::line::{Holding, LineStatus};
 use crate::place::Class;
+use rate_control::adaptive_limit::LimitState;
 use rate_control::circuit_breaker::CircuitState;
-use rate_control::learner::Learning;
 use rate_control::time::{Mono, Now};
 
 /// What is known of the device and of its line at one moment; as text, why it waits.
@@ -115,13 +115,15 @@ impl WaitExplanation<'_> {
     }
 
     fn write_rate(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let LineStatus { learned_per_minute: learned, quota_per_minute: quota, .. } = self.status;
-        write!(f, "the instance takes {learned} registrations per minute")?;
-        match self.status.learning {
-            Learning::Configured | Learning::Off => Ok(()),
-            _ if self.status.at_floor => write!(f, ", the least that learned_min_percent allows; its quota is {quota}"),
-            Learning::Believed => write!(f, ", as DPS has shown; its quota is {quota}"),
-            Learning::Probing => write!(f, ", while we find out what DPS takes; its quota is {quota}"),
+        let LineStatus { limit_per_minute: limit, quota_per_minute: quota, .. } = self.status;
+        write!(f, "the instance takes {limit} registrations per minute")?;
+        match self.status.limit_state {
+            LimitState::Quota | LimitState::Off => Ok(()),
+            _ if self.status.limit_at_floor => {
+                write!(f, ", the least that adaptive_limit_min_percent allows; its quota is {quota}")
+            }
+            LimitState::Held => write!(f, ", as DPS refused more; its quota is {quota}"),
+            LimitState::Growing => write!(f, ", and more every minute until DPS refuses; its quota is {quota}"),
         }
     }
 

@@ -23,7 +23,7 @@ impl Line {
     #[must_use]
     pub fn forecast_returning(&self, tenant: &TenantName, place: Place, ago: Duration, now: Mono) -> Mono {
         let joined = self.joined(now, ago);
-        let permit = self.permit_forecast(self.rank(tenant, place, joined) as u64, now);
+        let permit = self.gate.forecast(self.rank(tenant, place, joined) as u64, now);
         let allowance = self.company_allowance(tenant, place, joined, permit.since(now), now);
         permit.after(allowance + self.registration_time.value())
     }
@@ -33,7 +33,7 @@ impl Line {
     #[must_use]
     pub fn forecast_failing(&self, tenant: &TenantName, place: Place, now: Mono) -> Option<Mono> {
         let appointment = self.forecast(tenant, place, now)?.appointment;
-        let next_try = self.paused(now).map_or(now, |(until, _)| until);
+        let next_try = self.gate.paused(now).map_or(now, |(until, _)| until);
         let failing = self.sick_for(now).unwrap_or_default();
         Some(appointment.after(failing.saturating_sub(next_try.since(now))))
     }
@@ -69,7 +69,7 @@ impl Line {
     /// Whether nothing speaks against the instance.
     #[must_use]
     pub fn works(&self) -> bool {
-        self.breaker.state() == CircuitState::Closed
+        self.gate.breaker().state() == CircuitState::Closed
     }
 
     /// Whether one device only is here, so that nobody would try the instance without it.

@@ -158,7 +158,7 @@ impl Line {
         let ahead = own.promised + before.sum::<usize>();
         let free = self.length_max.saturating_sub(self.waiting());
         let Some(rank) = ahead.checked_sub(free) else { return now };
-        let leaves = self.permit_forecast(rank as u64, now);
+        let leaves = self.gate.forecast(rank as u64, now);
         let deferred_due = self.deferred.first_key_value().map(|(&(due, _), _)| due);
         // Only those leave whose turn it can be.
         deferred_due.filter(|_| self.scheduler.is_empty()).map_or(leaves, |due| leaves.max(due))
@@ -167,7 +167,7 @@ impl Line {
     /// Promises room to a device of `tenant` that is turned away now. Returns when it should come.
     pub fn turn_away(&mut self, tenant: &TenantName, now: Mono, entropy: &mut Entropy) -> Mono {
         self.outside.forget_past(now);
-        let longest = self.permit_forecast(self.length_max as u64, now).since(now).clamp(LONGEST_MIN, LONGEST_MAX);
+        let longest = self.gate.forecast(self.length_max as u64, now).since(now).clamp(LONGEST_MIN, LONGEST_MAX);
         let moment = self.room_forecast(tenant, now);
         if moment.since(now) > longest {
             return now.after(longest + entropy.up_to(longest / 10));

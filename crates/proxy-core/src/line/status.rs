@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use super::{Holding, LastMinute, Line};
 use crate::ids::TenantName;
 use crate::line::scheduler::Drain;
+use rate_control::adaptive_limit::LimitState;
 use rate_control::circuit_breaker::CircuitState;
-use rate_control::learner::Learning;
 use rate_control::time::Mono;
 
 /// The devices of one tenant in the line.
@@ -45,14 +45,14 @@ pub struct LineStatus {
     pub calling: usize,
     /// Registrations that may leave per minute, as configured.
     pub quota_per_minute: u32,
-    /// Registrations that may leave per minute, as far as is known; at most the quota.
-    pub learned_per_minute: u32,
-    /// How the limit is known.
-    pub learning: Learning,
+    /// Registrations that may leave per minute: the adaptive limit, at most the quota.
+    pub limit_per_minute: u32,
+    /// What the adaptive limit is at.
+    pub limit_state: LimitState,
     /// It is as low as the configured band allows.
-    pub at_floor: bool,
-    /// A lower limit than the quota is believed: before when no higher one is tried.
-    pub next_probe_at: Option<Mono>,
+    pub limit_at_floor: bool,
+    /// When the adaptive limit grows next; `None` while it is the quota.
+    pub limit_grows_at: Option<Mono>,
     /// Registrations that could leave now without breaking the limit.
     pub budget: u32,
     /// When half of the devices that wait for their turn now should be done; `None` if none does.
@@ -81,9 +81,10 @@ impl Line {
     /// The numbers an operator watches.
     #[must_use]
     pub fn status(&mut self, now: Mono) -> LineStatus {
+        self.gate.follow(now);
         let waiting = self.waiting();
-        let used = self.ledger.used(now);
-        let paused = self.paused(now);
+        let (limit_state, limit_at_floor) = self.gate.limit_state();
+        let paused = self.gate.paused(now);
         let front = self.scheduler.front();
         let hold = front.as_ref().and_then(|turn| self.hold(turn, now));
         let last = self.scheduler.len().checked_sub(1);
@@ -94,12 +95,12 @@ impl Line {
             expedited: self.scheduler.expedited(),
             under_way: self.under_way.len(),
             calling: self.calling,
-            quota_per_minute: self.quota_per_minute,
-            learned_per_minute: self.learner.limit(),
-            learning: self.learner.state(),
-            at_floor: self.learner.limit() <= self.learner.certain(),
-            next_probe_at: self.learner.next_probe_at().filter(|at| *at > now),
-            budget: self.ledger.quota().saturating_sub(used),
+            quota_per_minute: self.gate.quota_per_minute(),
+            limit_per_minute: self.gate.limit_per_minute(),
+            limit_state,
+            limit_at_floor,
+            limit_grows_at: self.gate.limit_grows_at(),
+            budget: self.gate.budget(now),
             half_drained_at: last.map(|last| self.done_forecast(last / 2, now)),
             drained_at: last.map(|last| self.done_forecast(last, now)),
             last_minute: self.recent.all(now),
@@ -108,8 +109,8 @@ impl Line {
             calls_max: hold.and_then(|hold| hold.calls_max),
             front_may_go: front.is_some() && hold.is_none(),
             paused_until: paused.map(|(until, _)| until),
-            breaker: self.breaker.state(),
-            failures: self.breaker.failures(),
+            breaker: self.gate.breaker().state(),
+            failures: self.gate.breaker().failures(),
         }
     }
 
@@ -142,6 +143,6 @@ impl Line {
 
     /// When the device with so many before it should be done.
     fn done_forecast(&self, rank: usize, now: Mono) -> Mono {
-        self.permit_forecast(rank as u64, now).after(self.registration_time.value())
+        self.gate.forecast(rank as u64, now).after(self.registration_time.value())
     }
 }

@@ -6,12 +6,12 @@
 #![allow(clippy::disallowed_methods, reason = "here the paused clock is the world's")]
 #![allow(clippy::too_many_lines, clippy::unused_async, reason = "a test tells its story in one piece")]
 
+mod adaptive_limit;
 mod belonging;
 mod clocks;
 mod evidence;
 mod full_line;
 mod golden;
-mod learning;
 mod line;
 mod lists;
 mod operators;

@@ -7,7 +7,7 @@ use proxy_core::gateway::operator::InstanceView;
 use proxy_core::ids::TenantName;
 use proxy_core::place::Class;
 use proxy_core::settings::{DeviceAttestation, Membership, Settings, TenantSettings};
-use rate_control::learner::Learning;
+use rate_control::adaptive_limit::{HOLD, LimitState};
 use rate_control::time::{Clock, WallTime};
 
 use crate::support::dps::{Call, Fate};
@@ -258,46 +258,45 @@ async fn operators_see_what_left_and_what_was_assigned_within_the_last_minute() 
     assert_eq!((lately(&seen), seen.tenants.len()), ((0, 0), 0));
 }
 
-fn learning(quota: u32) -> Settings {
+fn adaptive(quota: u32) -> Settings {
     let mut rules = settings(&[("a", quota)]);
     let instance = rules.instances.get_mut(&name("a")).unwrap();
-    (instance.learn_limit, instance.learned_min_per_minute) = (true, quota / 10);
+    (instance.adaptive_limit, instance.adaptive_limit_min_per_minute) = (true, quota / 10);
     rules
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_quota_that_is_halved_behind_our_back_is_found_and_found_again_when_it_is_back() {
-    let world = World::new(learning(300)).await;
+async fn the_limit_comes_down_when_the_quota_is_halved_behind_our_back_and_grows_again() {
+    let world = World::new(adaptive(300)).await;
     for number in 0..16_000 {
         world.queue(&format!("device-{number}")).await;
     }
     sleep(seconds(120)).await;
-    assert_eq!((view(&world).learned_per_minute, view(&world).learning), (300, Learning::Configured));
+    let before = view(&world);
+    assert_eq!((before.limit_per_minute, before.limit_state, before.limit_grows_at), (300, LimitState::Quota, None));
     world.dps("a").takes_per_minute(Some(150));
-    sleep(seconds(120)).await;
-    let found = view(&world);
-    assert!((135..=150).contains(&found.learned_per_minute), "{}", found.learned_per_minute);
-    assert_eq!(found.learning, Learning::Believed);
-    let next = found.next_probe_at.unwrap().since(world.clock.now().wall);
-    assert!((seconds(400)..=seconds(3600)).contains(&next), "{next:?}");
-    // The few that were in flight, and one for the second step: after the first, calls go one by one.
-    let first = found.counts.throttled;
-    assert!((1..=5).contains(&first), "{first} throttled");
+    sleep(seconds(180)).await;
+    let lowered = view(&world);
+    assert!((130..=150).contains(&lowered.limit_per_minute), "{}", lowered.limit_per_minute);
+    assert_eq!(lowered.limit_state, LimitState::Held);
+    let grows_in = lowered.limit_grows_at.unwrap().since(world.clock.now().wall);
+    assert!(grows_in <= HOLD, "{grows_in:?}");
+    let first = lowered.counts.throttled;
+    assert!((2..=10).contains(&first), "{first} throttled");
     sleep(seconds(1500)).await;
     let later = view(&world).counts;
-    assert!(later.throttled - first <= 3, "{} throttled in 25 minutes", later.throttled - first);
+    assert!(later.throttled - first <= 25, "{} of 3,750 throttled in 25 minutes", later.throttled - first);
     world.dps("a").takes_per_minute(None);
-    // At so small a quota the burst has used up what may be refused within an hour, so that long nothing is tried.
-    sleep(seconds(3000)).await;
-    assert_eq!(view(&world).learned_per_minute, 300);
-    assert_within_quota(world.dps("a"), 300, "learning");
+    sleep(seconds(1800)).await;
+    assert_eq!((view(&world).limit_per_minute, view(&world).limit_state), (300, LimitState::Quota));
+    assert_within_quota(world.dps("a"), 300, "the limit came down and grew");
     let times = counted(world.dps("a"));
     assert!(times.len() > 6000, "{}", times.len());
 }
 
 #[tokio::test(start_paused = true)]
-async fn lookups_that_spend_no_registration_teach_nothing_about_its_limit() {
-    let mut rules = learning(600);
+async fn lookups_that_spend_no_registration_say_nothing_about_its_limit() {
+    let mut rules = adaptive(600);
     rules.registration.lookup_spends = false;
     let world = World::new(rules).await;
     for number in 0..100 {
@@ -312,41 +311,44 @@ async fn lookups_that_spend_no_registration_teach_nothing_about_its_limit() {
     sleep(seconds(60)).await;
     world.hub("device-x").await;
     assert!(view(&world).counts.throttled >= 3);
-    assert_eq!((view(&world).learned_per_minute, view(&world).next_probe_at), (600, None));
+    assert_eq!((view(&world).limit_per_minute, view(&world).limit_grows_at), (600, None));
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_learned_outlives_a_crash() {
-    let mut world = World::new(learning(600)).await;
+async fn the_limit_and_when_it_grows_outlive_a_crash() {
+    let mut world = World::new(adaptive(600)).await;
     world.dps("a").takes_per_minute(Some(150));
     for number in 0..1500 {
         world.queue(&format!("device-{number}")).await;
     }
-    // The first window was not a whole one, so a little more is tried once.
+    // The first minute was not a whole one, so the limit came down twice.
     sleep(seconds(200)).await;
-    let learned = view(&world).learned_per_minute;
-    assert!((140..=150).contains(&learned), "{learned}");
+    let before = view(&world);
+    assert!((120..=150).contains(&before.limit_per_minute), "{}", before.limit_per_minute);
     world.kill().await;
-    assert_eq!(view(&world).learned_per_minute, learned);
+    let after = view(&world);
+    assert_eq!(after.limit_per_minute, before.limit_per_minute);
+    let grows = [&before, &after].map(|view| view.limit_grows_at.unwrap());
+    assert!(grows[0].since(grows[1]).max(grows[1].since(grows[0])) <= seconds(1), "{grows:?}");
     sleep(millis(100)).await;
     let throttled = view(&world).counts.throttled;
-    sleep(seconds(200)).await;
+    sleep(seconds(40)).await;
     assert_eq!(view(&world).counts.throttled, throttled);
     assert!(world.gateway.registration(&id("device-399")).await.is_ok());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_right_after_a_crash_shows_what_was_taken_before_it_too() {
-    let mut world = World::new(learning(600)).await;
-    for number in 0..600 {
+async fn refusals_right_after_a_crash_show_what_was_taken_before_it_too() {
+    let mut world = World::new(adaptive(600)).await;
+    for number in 0..1500 {
         world.queue(&format!("device-{number}")).await;
     }
-    sleep(seconds(15)).await;
+    sleep(seconds(25)).await;
     world.kill().await;
-    sleep(seconds(10)).await;
-    // Some 150 were taken by the first process and 100 by the second one.
-    world.dps("a").takes_per_minute(Some(200));
-    sleep(seconds(3)).await;
-    let learned = view(&world).learned_per_minute;
-    assert!((200..300).contains(&learned), "{learned}");
+    sleep(seconds(15)).await;
+    // Some 250 were taken by the first process and 150 by the second one.
+    world.dps("a").takes_per_minute(Some(400));
+    sleep(seconds(45)).await;
+    let limit = view(&world).limit_per_minute;
+    assert!((380..=420).contains(&limit), "{limit}, and half of the quota is what the second process alone would show");
 }

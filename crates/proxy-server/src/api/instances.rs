@@ -2,8 +2,8 @@
 
 use proxy_core::gateway::operator as core;
 use proxy_core::line;
+use rate_control::adaptive_limit;
 use rate_control::circuit_breaker::CircuitState;
-use rate_control::learner;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -19,16 +19,16 @@ pub struct Instances {
 }
 
 mirrored! {
-    /// Where the limit comes from. `configured`: the quota holds. `believed`: DPS showed less. `probing`: the limit is sought, or a higher
-    /// one is tried. `off`: nothing is learned.
-    Learning of learner::Learning {
-        /// The quota holds.
-        Configured,
-        /// DPS showed less.
-        Believed,
-        /// The limit is sought, or a higher one is tried.
-        Probing,
-        /// Nothing is learned.
+    /// Where the limit stands. `quota`: it is the quota. `held`: DPS throttled, and it came down. `growing`: it goes up again, every minute.
+    /// `off`: it does not adapt.
+    LimitState of adaptive_limit::LimitState {
+        /// It is the quota.
+        Quota,
+        /// DPS throttled, and it came down.
+        Held,
+        /// It goes up again, every minute.
+        Growing,
+        /// It does not adapt.
         Off,
     }
 }
@@ -86,14 +86,14 @@ pub struct Instance {
     pub id_scope: IdScope,
     /// Registrations per minute.
     pub quota_per_minute: u32,
-    /// Registrations per minute that DPS takes, as far as was learned; at most the quota.
-    pub learned_per_minute: u32,
-    /// How that is known.
-    pub learning: Learning,
-    /// While a lower limit is believed: before when no higher one is tried.
+    /// Registrations per minute that may leave: the adaptive limit, at most the quota.
+    pub limit_per_minute: u32,
+    /// Where the limit stands.
+    pub limit_state: LimitState,
+    /// When the limit grows next, while it is below the quota.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
-    pub next_probe_at: Option<Moment>,
+    pub limit_grows_at: Option<Moment>,
     /// Registrations that could leave now.
     pub budget: u32,
     /// Devices that wait.
@@ -154,9 +154,9 @@ impl From<core::InstanceView> for Instance {
             name: view.name.into(),
             id_scope: view.id_scope.into(),
             quota_per_minute: view.quota_per_minute,
-            learned_per_minute: view.learned_per_minute,
-            learning: view.learning.into(),
-            next_probe_at: view.next_probe_at.map(Moment::from),
+            limit_per_minute: view.limit_per_minute,
+            limit_state: view.limit_state.into(),
+            limit_grows_at: view.limit_grows_at.map(Moment::from),
             budget: view.budget,
             line_length: view.line_length,
             deferred: view.deferred,
@@ -295,8 +295,8 @@ mod tests {
         for state in CircuitState::ALL {
             assert_eq!(serde_json::to_value(Breaker::from(state)).unwrap(), state.as_str());
         }
-        for state in learner::Learning::ALL {
-            assert_eq!(serde_json::to_value(Learning::from(state)).unwrap(), state.as_str());
+        for state in adaptive_limit::LimitState::ALL {
+            assert_eq!(serde_json::to_value(LimitState::from(state)).unwrap(), state.as_str());
         }
     }
 }

@@ -87,8 +87,8 @@ fn entry(section: &Section<'_>) -> Entry {
         );
         section.problem("burst", message);
     }
-    let learn_limit = section.flag("learn_limit", true);
-    let learned_min_percent: u32 = section.whole("learned_min_percent", 10, 1..=100);
+    let adaptive_limit = section.flag("adaptive_limit", true);
+    let adaptive_limit_min_percent: u32 = section.whole("adaptive_limit_min_percent", 10, 1..=100);
     let capacity = section.whole("capacity", 1_000_000, 1..=1_000_000_000_000);
     let external_count = section.whole("external_count", 0, 0..=1_000_000_000_000);
     if external_count >= capacity {
@@ -110,8 +110,8 @@ fn entry(section: &Section<'_>) -> Entry {
         extra_ca_pem,
         quota_per_minute,
         burst,
-        learn_limit,
-        learned_min_per_minute: (quota_per_minute * learned_min_percent / 100).max(1),
+        adaptive_limit,
+        adaptive_limit_min_per_minute: (quota_per_minute * adaptive_limit_min_percent / 100).max(1),
         capacity,
         external_count,
         weight,

@@ -23,6 +23,12 @@ use crate::rows::BYTE_ORDER_MARK;
 /// Prefix of the environment variables that override keys.
 pub(crate) const ENV_PREFIX: &str = "DPS_PROXY__";
 
+/// Keys of earlier versions, by their path with `NAME` for what the operator names, and what they are called now.
+const RENAMED: [(&str, &str); 2] = [
+    ("instances.NAME.learn_limit", "adaptive_limit"),
+    ("instances.NAME.learned_min_percent", "adaptive_limit_min_percent"),
+];
+
 /// What is known of one key of the schema.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct KeyInfo {
@@ -627,8 +633,14 @@ impl<'d> Section<'d> {
     pub(crate) fn check_unknown(&self) {
         let asked = self.asked.borrow();
         for key in self.table.into_iter().flat_map(Table::keys).filter(|key| !asked.contains(key.as_str())) {
-            let hint = did_you_mean(key, asked.iter().copied());
-            self.problem(key, format!("is not a key of the configuration{hint}"));
+            let path = join(&self.pattern, key);
+            match RENAMED.iter().find(|(old, _)| *old == path) {
+                Some((_, new)) => self.problem(key, format!("is called `{new}` now; rename it")),
+                None => {
+                    let hint = did_you_mean(key, asked.iter().copied());
+                    self.problem(key, format!("is not a key of the configuration{hint}"));
+                }
+            }
         }
     }
 }

@@ -61,7 +61,7 @@ pub(super) fn draw(seed: u64) -> Scenario {
         class_handicap: Duration::from_secs(600),
         rebook_after: Duration::from_secs(dice.pick(&[1, 10, 30])),
         breaker_threshold: dice.count(2, 4),
-        learn_limits: dice.chance(500),
+        adaptive_limits: dice.chance(500),
         instances,
         devices,
         occasions,

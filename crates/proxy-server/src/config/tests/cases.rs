@@ -206,6 +206,18 @@ fn all_problems_come_at_once_with_line_and_hint() {
 }
 
 #[test]
+fn a_key_of_an_earlier_version_is_refused_with_its_new_name() {
+    let text = with("I:learn_limit = true\nlearned_min_percent = 20");
+    let shown = Directory::new().load(&text, &[]).unwrap_err().to_string();
+    for part in [
+        "instances.eu-1.learn_limit (line 6): is called `adaptive_limit` now; rename it",
+        "instances.eu-1.learned_min_percent (line 7): is called `adaptive_limit_min_percent` now; rename it",
+    ] {
+        assert!(shown.contains(part), "`{part}` is not in:\n{shown}");
+    }
+}
+
+#[test]
 fn one_kind_of_check_keeps_no_other_from_being_made() {
     let text = "default_enrollment = \"plant\"\n\
                 [store]\nfree_space_min_mib = 1\n\
