@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -17,6 +18,7 @@ use proxy_core::store::{CommitError, Expect, Health, Key, ReadError, Row, Store,
 use serde_json::{Value, json};
 
 use crate::dice::Dice;
+use crate::mutant::Mutant;
 
 /// How many commits a hasty disk acknowledges before it makes them durable.
 const UNFLUSHED_MAX: usize = 12;
@@ -26,41 +28,48 @@ const UNFLUSHED_MAX: usize = 12;
 pub(crate) struct Disk {
     memory: MemoryStore,
     hasty: Option<Hasty>,
+    /// Writes whatever it is told, although what it holds is newer than what the writer has read.
+    careless: bool,
     slow: Slow,
 }
 
-/// What of a disk takes time, and where that is drawn from.
-#[derive(Debug, Default)]
+/// What of a disk takes time.
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Slow {
     /// Reads.
-    pub(crate) reads: Option<Mutex<Dice>>,
+    pub(crate) reads: Option<Arc<Delay>>,
     /// To hear that a commit is durable, after it is: of two, the later one may be heard of first.
-    pub(crate) acks: Option<Mutex<Dice>>,
+    pub(crate) acks: Option<Arc<Delay>>,
 }
 
-impl Slow {
-    /// The next life of the disk is as slow.
-    fn go_on(&self) -> Self {
-        let copy = |dice: &Option<Mutex<Dice>>| dice.as_ref().map(|dice| Mutex::new(dice.lock().clone()));
-        Self { reads: copy(&self.reads), acks: copy(&self.acks) }
+/// A time that is another one whenever it is taken. Some runs know short ones only, others have some of seconds.
+#[derive(Debug)]
+pub(crate) struct Delay {
+    dice: Mutex<Dice>,
+    most_millis: u64,
+}
+
+impl Delay {
+    pub(crate) fn new(mut dice: Dice) -> Self {
+        let most_millis = dice.pick(&[40, 400, 4_000]);
+        Self { dice: Mutex::new(dice), most_millis }
     }
-}
 
-/// A part of the time that something takes: mostly none, else some milliseconds, and now and then as long as a call to DPS.
-async fn take_time(slow: Option<&Mutex<Dice>>) {
-    let Some(slow) = slow else { return };
-    let wait = {
-        let mut dice = slow.lock();
-        match dice.below(20) {
-            0..10 => return,
-            10..14 => None,
-            14..19 => Some(dice.millis(1, 20)),
-            _ => Some(dice.millis(20, 400)),
+    /// Mostly none, else a part of the longest one, and now and then as long as that.
+    async fn pass(&self) {
+        let wait = {
+            let mut dice = self.dice.lock();
+            match dice.below(20) {
+                0..10 => return,
+                10..14 => None,
+                14..19 => Some(dice.millis(1, self.most_millis / 10)),
+                _ => Some(dice.millis(1, self.most_millis)),
+            }
+        };
+        match wait {
+            Some(wait) => tokio::time::sleep(wait).await,
+            None => tokio::task::yield_now().await,
         }
-    };
-    match wait {
-        Some(wait) => tokio::time::sleep(wait).await,
-        None => tokio::task::yield_now().await,
     }
 }
 
@@ -77,10 +86,11 @@ impl fmt::Debug for Hasty {
 }
 
 impl Disk {
-    /// An empty disk, which acknowledges too early if it is `hasty`.
-    pub(crate) fn new(hasty: bool, slow: Slow) -> Self {
+    /// An empty disk.
+    pub(crate) fn new(mutant: Option<Mutant>, slow: Slow) -> Self {
+        let (hasty, careless) = (mutant == Some(Mutant::SkipFlush), mutant == Some(Mutant::NoCompareAndSet));
         let hasty = hasty.then(|| Hasty { durable: MemoryStore::new(), unflushed: Mutex::default() });
-        Self { memory: MemoryStore::new(), hasty, slow }
+        Self { memory: MemoryStore::new(), hasty, careless, slow }
     }
 
     /// What is under `key`, without a process that asks.
@@ -89,11 +99,10 @@ impl Disk {
     }
 
     /// A read that takes its time, before it sees what there is and before it tells.
-    async fn slowly<T>(&self, read: BoxFuture<'_, T>) -> T {
-        let slow = self.slow.reads.as_ref();
-        take_time(slow).await;
+    async fn slowly<T>(delay: &Delay, read: BoxFuture<'_, T>) -> T {
+        delay.pass().await;
         let found = read.await;
-        take_time(slow).await;
+        delay.pass().await;
         found
     }
 
@@ -127,8 +136,8 @@ impl Disk {
     /// What a crash leaves.
     pub(crate) async fn crash(&self) -> Self {
         let memory = self.memory.crash();
-        let slow = self.slow.go_on();
-        let Some(hasty) = &self.hasty else { return Self { memory, hasty: None, slow } };
+        let slow = self.slow.clone();
+        let Some(hasty) = &self.hasty else { return Self { memory, hasty: None, careless: self.careless, slow } };
         let durable = hasty.durable.crash();
         let live = MemoryStore::new();
         for table in [Table::Meta, Table::Device, Table::Ledger, Table::Feed] {
@@ -139,13 +148,13 @@ impl Disk {
                 }
             }
         }
-        Self { memory: live, hasty: Some(Hasty { durable, unflushed: Mutex::default() }), slow }
+        Self { memory: live, hasty: Some(Hasty { durable, unflushed: Mutex::default() }), careless: false, slow }
     }
 
     /// A commit whose end is heard of after a while.
-    async fn heard_late<T>(&self, commit: BoxFuture<'_, T>) -> T {
+    async fn heard_late<T>(delay: &Delay, commit: BoxFuture<'_, T>) -> T {
         let outcome = commit.await;
-        take_time(self.slow.acks.as_ref()).await;
+        delay.pass().await;
         outcome
     }
 
@@ -217,13 +226,22 @@ impl Hasty {
 impl Store for Disk {
     fn get<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Stored>, ReadError>> {
         let read = self.memory.get(key);
-        if self.slow.reads.is_none() { read } else { self.slowly(read).boxed() }
+        match &self.slow.reads {
+            Some(delay) => Self::slowly(delay, read).boxed(),
+            None => read,
+        }
     }
 
-    fn commit(&self, writes: Vec<Write>) -> BoxFuture<'_, Result<Vec<Version>, CommitError>> {
+    fn commit(&self, mut writes: Vec<Write>) -> BoxFuture<'_, Result<Vec<Version>, CommitError>> {
+        if self.careless {
+            writes.iter_mut().for_each(|write| write.expect = Expect::Any);
+        }
         let Some(hasty) = &self.hasty else {
             let commit = self.memory.commit(writes);
-            return if self.slow.acks.is_none() { commit } else { self.heard_late(commit).boxed() };
+            return match &self.slow.acks {
+                Some(delay) => Self::heard_late(delay, commit).boxed(),
+                None => commit,
+            };
         };
         async move {
             let versions = self.memory.commit(writes.clone()).await?;
@@ -240,12 +258,18 @@ impl Store for Disk {
         limit: usize,
     ) -> BoxFuture<'a, Result<Vec<Row>, ReadError>> {
         let read = self.memory.scan(table, after, limit);
-        if self.slow.reads.is_none() { read } else { self.slowly(read).boxed() }
+        match &self.slow.reads {
+            Some(delay) => Self::slowly(delay, read).boxed(),
+            None => read,
+        }
     }
 
     fn last(&self, table: Table) -> BoxFuture<'_, Result<Option<Row>, ReadError>> {
         let read = self.memory.last(table);
-        if self.slow.reads.is_none() { read } else { self.slowly(read).boxed() }
+        match &self.slow.reads {
+            Some(delay) => Self::slowly(delay, read).boxed(),
+            None => read,
+        }
     }
 
     fn health(&self) -> Health {

@@ -65,6 +65,8 @@ pub enum Mutant {
     NoLastLook,
     /// Any number of calls may be out.
     NoConnectionLimit,
+    /// The disk writes whatever it is told, although what it holds is newer than what the writer has read.
+    NoCompareAndSet,
 }
 
 /// A duration that no run lasts.
@@ -101,6 +103,15 @@ impl Mutant {
             Self::LostIsNotSent => &[Invariant::Quota, Invariant::LoweredQuota, Invariant::AtHome],
             Self::NoLastLook => &[Invariant::RetryAfter, Invariant::LoweredQuota, Invariant::CircuitOpen],
             Self::NoConnectionLimit => &[Invariant::Bounded],
+            Self::NoCompareAndSet => &[
+                Invariant::OneHub,
+                Invariant::PlaceKept,
+                Invariant::AssignmentKept,
+                Invariant::SentKept,
+                Invariant::AtHome,
+                Invariant::KnownIsAnswered,
+                Invariant::Starved,
+            ],
         }
     }
 
@@ -132,14 +143,15 @@ impl Mutant {
             | Self::ForgetSent
             | Self::ForgetSlots
             | Self::LostIsNotSent
-            | Self::NoConnectionLimit => Kind::Mishaps,
+            | Self::NoConnectionLimit
+            | Self::NoCompareAndSet => Kind::Mishaps,
         }
     }
 
     /// Whether it shows only where reads of the store take time.
     #[must_use]
     pub const fn needs_slow_reads(self) -> bool {
-        matches!(self, Self::NoLastLook)
+        matches!(self, Self::NoLastLook | Self::NoCompareAndSet)
     }
 
     /// The spot in the core, where it is broken there.

@@ -19,7 +19,7 @@ use rate_control::entropy::Entropy;
 
 use crate::clock::SimClock;
 use crate::dice::Dice;
-use crate::disk::{self, Disk, Slow};
+use crate::disk::{self, Delay, Disk, Slow};
 use crate::log::{Event, Kept, Log};
 use crate::mutant::Mutant;
 use crate::network::{Network, Process, Site};
@@ -71,11 +71,11 @@ impl World {
         let clock = Arc::clone(&machines[0]);
         let log = Arc::new(Log::new(Arc::clone(&clock)));
         let site = |plan| Arc::new(Site::new(&scenario, plan, &clock, &log));
-        let drawn = |wanted: bool, what| wanted.then(|| Mutex::new(Dice::new(scenario.seed, what, 0)));
+        let drawn = |wanted: bool, what| wanted.then(|| Arc::new(Delay::new(Dice::new(scenario.seed, what, 0))));
         let slow = Slow { reads: drawn(scenario.slow_reads, "reads"), acks: drawn(scenario.slow_acks, "acks") };
         let state = State {
             running: None,
-            disk: Arc::new(Disk::new(mutant == Some(Mutant::SkipFlush), slow)),
+            disk: Arc::new(Disk::new(mutant, slow)),
             disk_read_only: false,
             quotas: scenario.instances.iter().map(|plan| (plan.name.clone(), plan.quota)).collect(),
             starts: 0,

@@ -23,11 +23,9 @@ const SHARE_SLACK: f64 = 4.0;
 /// Expedited devices that may go in a row after a time without any.
 const URGENT_BURST: f64 = 10.0;
 
-/// Between a departure and its call are a read and a commit, in which it may be overtaken by the next one.
+/// Between a departure and its call is a commit, in which it may be overtaken by the next one.
 fn under_way(ways: &Ways<'_>) -> Duration {
-    let reads =
-        if ways.scenario.slow_reads || ways.scenario.slow_acks { Duration::from_secs(2) } else { Duration::ZERO };
-    ways.scenario.sync_every * 2 + Duration::from_millis(50) + reads
+    ways.scenario.sync_every * 2 + Duration::from_millis(50)
 }
 
 /// While devices wait, the quota is used.
