@@ -70,10 +70,10 @@ pub struct Pending {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
     /// Registrations sent for it so far.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub attempts: u32,
     /// Of these, how many DPS gave no result for while it gave one to others.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub fruitless: u32,
     /// What the device wants DPS's allocation policy to know. The latest one wins until the registration is sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
