@@ -200,7 +200,8 @@ impl Disk {
 /// Whether a record says that a registration may have left, or how it ended.
 pub(crate) fn says_sent(stored: &Stored) -> bool {
     let record: Value = serde_json::from_slice(&stored.value).unwrap_or_default();
-    let waits = record["pending"]["stage"]["at"] == "waiting" && record["pending"]["attempts"] == 0;
+    let waits =
+        record["pending"]["stage"]["at"] == "waiting" && record["pending"]["attempts"].as_u64().unwrap_or(0) == 0;
     !waits || !record["assignment"].is_null()
 }
 
