@@ -158,7 +158,7 @@ mod tests {
     #[test]
     fn what_is_different_each_time_is_masked_and_nothing_else_is() {
         for (text, masked) in [
-            ("assigned at 2026-11-30T20:00:00.123Z.", "assigned at <time>"),
+            ("assigned at 2026-11-30T20:00:00.123Z.", "assigned at <time>."),
             ("tracking ID 01234567-89ab-cdef-0123-456789abcdef)", "tracking ID <uuid>)"),
             ("/s/registrations/d/operations/5.0123456789abcdef.1?api", "/s/registrations/d/operations/<operation>?api"),
             ("http://127.0.0.1:8080 answers", "http://<address> answers"),
