@@ -81,7 +81,7 @@ const EMPTY_NAMES: [&str; 10] =
     ["util", "utils", "utilities", "helper", "helpers", "common", "misc", "stuff", "tools", "lib2"];
 
 /// What is written for a day, and what only one machine knows.
-const FORBIDDEN: [&str; 6] = ["TODO", "FIXME", "XXX", "HACK", "/root/", "/work/"];
+const FORBIDDEN: [&str; 6] = ["TODO", "FIXME", "XXX", "HACK", "/root/", "/home/"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
