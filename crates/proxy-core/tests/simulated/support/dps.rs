@@ -477,7 +477,7 @@ impl Dps {
                 }
             });
         }
-        // One tick later, so that DPS never counts after it answered.
+        // On the paused clock, and one tick later, so that DPS never counts after it answered.
         tokio::time::sleep(heard + Duration::from_millis(1)).await;
         process.alive().await;
         self.inner.lock().sent[index].ended = Some(self.began.elapsed());
@@ -672,6 +672,7 @@ impl Client {
     async fn once_connected(&self, last_look: &LastLook, call: BoxFuture<'_, CallResult>) -> CallResult {
         let connecting = self.dps.inner.lock().connecting.pop_front();
         if let Some(connecting) = connecting {
+            // On the paused clock: how long the connection takes to come up.
             tokio::time::sleep(connecting).await;
             self.process.alive().await;
         }
