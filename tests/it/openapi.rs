@@ -8,7 +8,7 @@ use dps_proxy_tests::{TestDps, TestGateway, binary};
 use reqwest::Method;
 use serde_json::Value;
 
-const RENEW: &str = "docs/openapi.json is not what the service says of its API. If the change is meant, renew the file: cargo run -- openapi > docs/openapi.json";
+const RENEW: &str = "docs/openapi.json is not what the service serves: build it anew";
 
 fn kept(file: &str) -> String {
     std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs").join(file)).unwrap_or_default()

@@ -87,7 +87,7 @@ pub fn main() -> ExitCode {
         Command::Serve(file) => serve(file.path()),
         Command::Plan(options) => plan::run(&options),
         Command::Openapi => {
-            print(&planes::document());
+            print(planes::openapi::TEXT);
             ExitCode::SUCCESS
         }
         Command::Demo(options) => match run(demo::run(options)) {

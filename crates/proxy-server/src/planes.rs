@@ -28,7 +28,8 @@ pub const fn routes(plane: Plane) -> Routes {
     }
 }
 
-/// The OpenAPI document of all planes, as it is served and kept in `docs/openapi.json`.
+/// The OpenAPI document of all planes, as the sources say it. Kept in `docs/openapi.json`, from where it is served ([`openapi::TEXT`]); the
+/// example `openapi` of this crate renews that file.
 ///
 /// # Panics
 /// If it cannot be written as JSON, which depends on nothing but the sources.
@@ -50,6 +51,15 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
+
+    #[test]
+    fn the_kept_document_is_what_the_sources_say() {
+        assert!(
+            document() == openapi::TEXT,
+            "docs/openapi.json is not what the sources say of the API. If the change is meant, renew the file: \
+             cargo run -p proxy-server --example openapi > docs/openapi.json"
+        );
+    }
 
     #[test]
     fn every_route_is_in_the_document_and_nothing_else_is() {
