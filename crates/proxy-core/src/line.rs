@@ -12,8 +12,6 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde::Serialize;
-
 use crate::ids::{RegistrationId, TenantName};
 use crate::line::lane::{Departure as DepartureNumber, JobKind, Joined, Waiting};
 use crate::line::scheduler::{FairScheduler, Fairness, Turn};
@@ -135,8 +133,7 @@ fn share_words(share: Option<usize>) -> String {
 }
 
 /// What keeps the front from going, in words for operators.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Holding {
     /// Nothing: the front goes now, nobody waits, or each of those who do waits for a moment of its own.
     Nothing,

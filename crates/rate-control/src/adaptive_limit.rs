@@ -17,8 +17,6 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use serde::Serialize;
-
 use crate::ledger::WINDOW;
 use crate::time::Mono;
 
@@ -35,8 +33,7 @@ pub const HOLD: Duration = Duration::from_secs(240);
 const GROWTH_PART: u32 = 10;
 
 /// What the limit is at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LimitState {
     /// It is the configured quota.
     Quota,

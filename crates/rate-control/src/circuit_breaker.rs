@@ -10,16 +10,13 @@
 
 use std::time::Duration;
 
-use serde::Serialize;
-
 use crate::entropy::Entropy;
 use crate::failpoint::Failpoint;
 use crate::retry;
 use crate::time::Mono;
 
 /// What the breaker is at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CircuitState {
     /// Calls go through.
     Closed,

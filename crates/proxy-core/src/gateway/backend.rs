@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use futures_util::StreamExt as _;
-use serde::Serialize;
 
 use super::provision::{Entry, ProvisionError, Wish};
 use super::task_names::HUB_INVALIDATION;
@@ -23,8 +22,7 @@ const CONCURRENT_CHANGES: usize = 256;
 pub type Tenants<'a> = Option<&'a BTreeSet<TenantName>>;
 
 /// An assignment as backends see it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AssignmentView {
     /// As its hub knows it.
     pub device_id: DeviceId,

@@ -15,7 +15,6 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use serde::Serialize;
 
 use super::Gateway;
 use super::backend::AssignmentView;
@@ -84,8 +83,7 @@ pub enum ListError {
 }
 
 /// What a device is to us. Each is in exactly one state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RegistrationState {
     /// On the allow-list, and never came.
     Listed,
@@ -161,27 +159,21 @@ impl RegistrationState {
 }
 
 /// One device in a list of operators.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RegistrationSummary {
     /// Who.
     pub registration_id: RegistrationId,
     /// Whose; unknown while it was only blocked.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub tenant: Option<TenantName>,
     /// By which rules; unknown while it was only blocked.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub enrollment: Option<EnrollmentName>,
     /// What it is to us.
     pub state: RegistrationState,
     /// The instance that it waits for, or that assigned it.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub instance: Option<InstanceName>,
     /// Its hub, in whatever state the assignment is.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub assigned_hub: Option<HubName>,
     /// As its hub knows it.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub device_id: Option<DeviceId>,
 }
 
@@ -355,13 +347,6 @@ mod tests {
         assert_eq!(cursor.to_string().parse(), Ok(cursor));
         for bad in ["", "~", "0123-4", "0123-4~", "0123-x~sn-1", "0123-4~SN 1", "sn-1"] {
             assert_eq!(bad.parse::<Cursor>(), Err(NoCursor), "{bad}");
-        }
-    }
-
-    #[test]
-    fn states_are_named_as_they_are_written() {
-        for state in RegistrationState::ALL {
-            assert_eq!(serde_json::to_value(state).unwrap(), state.as_str());
         }
     }
 }

@@ -4,8 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use serde::Serialize;
-
 use super::dispatch::Counts;
 use super::provision::{Entry, ProvisionError, Wish};
 use super::task_names::IMPORT;
@@ -26,8 +24,7 @@ use rate_control::circuit_breaker::CircuitState;
 use rate_control::time::{Mono, Now, StoredMoment, WallTime};
 
 /// One instance as operators see it.
-#[derive(Debug, Clone, Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Clone)]
 pub struct InstanceView {
     /// Our name.
     pub name: InstanceName,
@@ -41,7 +38,6 @@ pub struct InstanceView {
     /// `off`.
     pub limit_state: LimitState,
     /// When it grows next, while it is below the quota.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub limit_grows_at: Option<WallTime>,
     /// Registrations that could leave now.
     pub budget: u32,
@@ -50,15 +46,12 @@ pub struct InstanceView {
     /// Of these, the ones that wait for a moment of their own (a cool-down, a wait after a failure), and not for their turn.
     pub deferred: usize,
     /// The latest such moment.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub deferred_until: Option<WallTime>,
     /// Devices under way.
     pub under_way: usize,
     /// When half of the devices that wait for their turn now should be done.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub half_drained_at: Option<WallTime>,
     /// When the last device that waits for its turn now should be done.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub drained_at: Option<WallTime>,
     /// Registrations that left within the last minute.
     pub left_last_minute: u32,
@@ -69,7 +62,6 @@ pub struct InstanceView {
     /// What keeps the front from going.
     pub holding: Holding,
     /// Until when nobody goes.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub paused_until: Option<WallTime>,
     /// Whether calls go through: `closed` (they do), `open` (they fail; nobody goes until `pausedUntil`), `half-open` (one device
     /// tries).
@@ -87,15 +79,13 @@ pub struct InstanceView {
     /// Whether the task that serves the line runs.
     pub dispatcher_up: bool,
     /// By how much DPS's clock is ahead of ours; negative if it is behind. Nothing before DPS was heard of.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub clock_offset_seconds: Option<i64>,
     /// What happened since the process started.
     pub counts: CountsView,
 }
 
 /// One tenant's devices in a line.
-#[derive(Debug, Clone, Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Clone)]
 pub struct TenantView {
     /// Whose.
     pub tenant: TenantName,
@@ -104,7 +94,6 @@ pub struct TenantView {
     /// Of these, the ones that wait for a moment of their own, and not for their turn.
     pub deferred: usize,
     /// The latest such moment.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub deferred_until: Option<WallTime>,
     /// When half of those that wait for their turn should be done.
     pub half_drained_at: WallTime,
@@ -133,8 +122,7 @@ impl TenantView {
 }
 
 /// [`Counts`] at one moment.
-#[derive(Debug, Clone, Copy, Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Clone, Copy)]
 #[expect(missing_docs, reason = "the fields are those of Counts")]
 pub struct CountsView {
     pub registrations: u64,
@@ -150,8 +138,7 @@ pub struct CountsView {
 }
 
 /// Calls that failed, by who is to blame if the device is not.
-#[derive(Debug, Clone, Copy, Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Clone, Copy)]
 pub struct BlamedView {
     /// DPS itself.
     pub instance: u64,
@@ -196,20 +183,15 @@ impl CountsView {
 }
 
 /// One device as operators see it.
-#[derive(Debug, Clone, Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Clone)]
 pub struct RegistrationView {
     /// The device, without secrets.
-    #[serde(flatten)]
     pub record: Record,
     /// Why it waits, in plain words.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub waiting_because: Option<String>,
     /// Its place now.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub position: Option<usize>,
     /// When its assignment should be there.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub appointment: Option<WallTime>,
 }
 

@@ -7,14 +7,11 @@
 //!
 //! What to do for the device is the business of [`super::verdict`].
 
-use serde::Serialize;
-
 use super::verdict::{Call, knows_no_lookups};
 use super::{CallResult, DpsError, NoAnswer, Progress, Said, Status};
 
 /// Who is to blame for a call that failed, if the device is not.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Blame {
     /// DPS itself failed.
     Instance,
