@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::ids::{RegistrationId, TenantName};
-use crate::line::lane::{Departure as DepartureNumber, JobKind, Joined, Waiting};
+use crate::line::lane::{DepartureNumber, JobKind, Joined, Waiting};
 use crate::line::scheduler::{FairScheduler, Fairness, Turn};
 use crate::place::{Class, Place, Sequence};
 use crate::settings::{Instance, LineSettings, RegistrationSettings};

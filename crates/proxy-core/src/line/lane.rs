@@ -28,11 +28,11 @@ pub enum JobKind {
     Lookup,
 }
 
-/// A departure of a line, counted from its start.
-pub type Departure = u32;
+/// The number of a departure of the line, counted from its start.
+pub type DepartureNumber = u32;
 
 /// No appointment.
-const NONE: Departure = Departure::MAX;
+const NONE: DepartureNumber = DepartureNumber::MAX;
 
 /// Places in one chunk as long as they only join at the end.
 const CHUNK: usize = 128;
@@ -52,7 +52,7 @@ pub struct Waiting {
     /// Since when.
     pub joined: Joined,
     /// With which departure it goes at the latest; it keeps that wherever it waits.
-    pub appointment: Option<Departure>,
+    pub appointment: Option<DepartureNumber>,
 }
 
 /// 24 bytes; a place that was left keeps its number and its ID until its chunk is gone.
@@ -63,7 +63,7 @@ struct Slot {
     /// Where in the chunk's IDs this one begins.
     id_at: u32,
     /// See [`Lane::appoint`]; [`NONE`] if there is none.
-    appointment: Departure,
+    appointment: DepartureNumber,
     id_length: u8,
     job: JobKind,
     confirmed: bool,
@@ -294,7 +294,7 @@ impl Lane {
     }
 
     /// The device at `sequence` goes with `departure` at the latest.
-    pub fn appoint(&mut self, sequence: Sequence, departure: Departure) {
+    pub fn appoint(&mut self, sequence: Sequence, departure: DepartureNumber) {
         if let Some((index, at)) = self.find(sequence) {
             self.chunks[index].slots[at].appointment = departure.min(NONE - 1);
         }
@@ -302,7 +302,7 @@ impl Lane {
 
     /// With which departure the device at `sequence` goes at the latest, if it waits and has an appointment.
     #[must_use]
-    pub fn appointment(&self, sequence: Sequence) -> Option<Departure> {
+    pub fn appointment(&self, sequence: Sequence) -> Option<DepartureNumber> {
         let (index, at) = self.find(sequence)?;
         let chunk = &self.chunks[index];
         Some(chunk.slots[at].appointment).filter(|departure| *departure != NONE && chunk.is_live(at))
@@ -310,7 +310,7 @@ impl Lane {
 
     /// The appointment of the device that has `rank` others of its lane before it.
     #[must_use]
-    pub fn appointment_at(&self, rank: usize) -> Option<Departure> {
+    pub fn appointment_at(&self, rank: usize) -> Option<DepartureNumber> {
         let (mut index, mut end) = (0, self.chunks.len());
         while index + 1 < end {
             let middle = index.midpoint(end);
@@ -452,7 +452,7 @@ pub struct Front {
     /// Whether it may go.
     pub confirmed: bool,
     /// With which departure it goes at the latest.
-    pub appointment: Option<Departure>,
+    pub appointment: Option<DepartureNumber>,
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::ids::{InstanceName, TenantName};
-use crate::line::lane::{Departure, JobKind, Joined, Lane, Waiting};
+use crate::line::lane::{DepartureNumber, JobKind, Joined, Lane, Waiting};
 use crate::place::{Class, Place};
 use crate::settings::Settings;
 use rate_control::time::Mono;
@@ -117,7 +117,7 @@ pub struct FairScheduler {
     /// Per tier, the tenants whose front may go: pass and number.
     ready: [BTreeSet<(u64, usize)>; 2],
     /// The tenants whose ordinary front may go and has an appointment, by that.
-    due: BTreeSet<(Departure, usize)>,
+    due: BTreeSet<(DepartureNumber, usize)>,
     /// Those of all ordinary devices.
     appointments: Appointments,
     /// Devices that wait, per tier.
@@ -273,7 +273,7 @@ impl FairScheduler {
         Some(waiting)
     }
 
-    fn change_appointment(&mut self, number: usize, had: Option<Departure>, has: Option<Departure>) {
+    fn change_appointment(&mut self, number: usize, had: Option<DepartureNumber>, has: Option<DepartureNumber>) {
         let lanes = &mut self.tenants[number];
         if let Some(departure) = had {
             self.appointments.end(departure);
@@ -350,8 +350,8 @@ impl FairScheduler {
     }
 
     /// The departure after so many others.
-    fn departure(&self, after: usize) -> Departure {
-        self.appointments.next().saturating_add(Departure::try_from(after).unwrap_or(Departure::MAX))
+    fn departure(&self, after: usize) -> DepartureNumber {
+        self.appointments.next().saturating_add(DepartureNumber::try_from(after).unwrap_or(DepartureNumber::MAX))
     }
 
     /// Since when the device at `place` waits.

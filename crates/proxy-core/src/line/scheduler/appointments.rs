@@ -16,7 +16,7 @@
 
 use std::ops::Range;
 
-use crate::line::lane::Departure;
+use crate::line::lane::DepartureNumber;
 
 /// Departures in a row.
 #[derive(Debug, Clone, Copy, Default)]
@@ -44,9 +44,9 @@ const LEAVES_MIN: usize = 64;
 #[derive(Debug, Default)]
 pub(super) struct Appointments {
     /// The next departure.
-    next: Departure,
+    next: DepartureNumber,
     /// The departure of the first leaf.
-    base: Departure,
+    base: DepartureNumber,
     /// A segment tree: the root at 1, the leaves in the second half. Empty until somebody has an appointment.
     nodes: Vec<Node>,
     /// Devices that have one.
@@ -62,7 +62,7 @@ struct Seen {
 
 impl Appointments {
     /// The number of the next departure.
-    pub(super) const fn next(&self) -> Departure {
+    pub(super) const fn next(&self) -> DepartureNumber {
         self.next
     }
 
@@ -78,7 +78,7 @@ impl Appointments {
     }
 
     /// A device has an appointment: it goes with `departure` at the latest.
-    pub(super) fn give(&mut self, departure: Departure) {
+    pub(super) fn give(&mut self, departure: DepartureNumber) {
         if self.index(departure) >= self.leaves() {
             self.begin_anew(departure);
         }
@@ -87,7 +87,7 @@ impl Appointments {
     }
 
     /// A device whose appointment that was has gone, or needs none any more.
-    pub(super) fn end(&mut self, departure: Departure) {
+    pub(super) fn end(&mut self, departure: DepartureNumber) {
         self.given -= 1;
         self.change(departure, 1);
     }
@@ -98,7 +98,7 @@ impl Appointments {
     }
 
     /// Whether a device with this appointment, or without any, may go next, and all others can still keep theirs.
-    pub(super) fn may_go(&self, appointment: Option<Departure>) -> bool {
+    pub(super) fn may_go(&self, appointment: Option<DepartureNumber>) -> bool {
         if self.given == 0 || appointment.is_some_and(|departure| departure <= self.next) {
             return true;
         }
@@ -108,16 +108,16 @@ impl Appointments {
     }
 
     /// The first departure from `from` on for which one more appointment can be given.
-    pub(super) fn first_free(&self, from: Departure) -> Departure {
+    pub(super) fn first_free(&self, from: DepartureNumber) -> DepartureNumber {
         let after_last_full = |last: usize| {
-            self.base.saturating_add(Departure::try_from(last).unwrap_or(Departure::MAX)).saturating_add(1)
+            self.base.saturating_add(DepartureNumber::try_from(last).unwrap_or(DepartureNumber::MAX)).saturating_add(1)
         };
         let free = if self.given == 0 { None } else { self.last_full().map(after_last_full) };
         from.max(self.next).max(free.unwrap_or(0))
     }
 
     /// Devices that have to have gone with `departure`.
-    pub(super) fn by(&self, departure: Departure) -> usize {
+    pub(super) fn by(&self, departure: DepartureNumber) -> usize {
         let departures = departure.saturating_sub(self.next).saturating_add(1);
         let room = self.seen(self.index(departure.max(self.next)).saturating_add(1).min(self.leaves())).sum;
         usize::try_from(i64::from(departures) - i64::from(room)).unwrap_or(0).min(self.given)
@@ -127,11 +127,11 @@ impl Appointments {
         self.nodes.len() / 2
     }
 
-    fn index(&self, departure: Departure) -> usize {
+    fn index(&self, departure: DepartureNumber) -> usize {
         departure.saturating_sub(self.base) as usize
     }
 
-    fn change(&mut self, departure: Departure, by: i32) {
+    fn change(&mut self, departure: DepartureNumber, by: i32) {
         let index = self.index(departure);
         if index >= self.leaves() {
             return;
@@ -194,7 +194,7 @@ impl Appointments {
     }
 
     /// Makes a calendar that begins with the next departure and has `last` in it.
-    fn begin_anew(&mut self, last: Departure) {
+    fn begin_anew(&mut self, last: DepartureNumber) {
         let leaves = &self.nodes[self.leaves()..];
         let (past, kept) = leaves.split_at(self.index(self.next).min(leaves.len()));
         let missed: i32 = past.iter().map(|leaf| leaf.sum).sum();
@@ -220,31 +220,31 @@ mod tests {
     /// The same by counting.
     #[derive(Debug, Default)]
     struct Naive {
-        next: Departure,
-        given: Vec<Departure>,
+        next: DepartureNumber,
+        given: Vec<DepartureNumber>,
     }
 
     impl Naive {
-        fn by(&self, departure: Departure) -> usize {
+        fn by(&self, departure: DepartureNumber) -> usize {
             self.given.iter().filter(|given| **given <= departure.max(self.next)).count()
         }
 
-        fn room(&self, departure: Departure) -> i64 {
+        fn room(&self, departure: DepartureNumber) -> i64 {
             i64::from(departure - self.next) + 1 - i64::try_from(self.by(departure)).unwrap()
         }
 
-        fn end(&self) -> Departure {
+        fn end(&self) -> DepartureNumber {
             self.given.iter().copied().max().unwrap_or(0).max(self.next)
                 + 1
-                + Departure::try_from(self.given.len()).unwrap()
+                + DepartureNumber::try_from(self.given.len()).unwrap()
         }
 
-        fn may_go(&self, appointment: Option<Departure>) -> bool {
+        fn may_go(&self, appointment: Option<DepartureNumber>) -> bool {
             let end = appointment.unwrap_or_else(|| self.end());
             (self.next..end).all(|departure| self.room(departure) >= 1)
         }
 
-        fn first_free(&self, from: Departure) -> Departure {
+        fn first_free(&self, from: DepartureNumber) -> DepartureNumber {
             let last_full = (self.next..self.end()).rfind(|departure| self.room(*departure) < 1);
             last_full.map_or(0, |last| last + 1).max(from).max(self.next)
         }
@@ -252,8 +252,8 @@ mod tests {
 
     #[derive(Debug, Clone)]
     enum Step {
-        Give(Departure),
-        GiveFree(Departure),
+        Give(DepartureNumber),
+        GiveFree(DepartureNumber),
         Depart(usize),
         DepartOther,
         DepartOthers(u32),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::arrivals::Arrivals;
 use super::{Class, Place, Tier};
 use crate::ids::TenantName;
-use crate::line::lane::{Departure, Front, Joined, Lane};
+use crate::line::lane::{DepartureNumber, Front, Joined, Lane};
 
 #[derive(Debug)]
 pub(super) struct TenantLanes {
@@ -17,9 +17,9 @@ pub(super) struct TenantLanes {
     /// By tier, the pass with which it is listed as ready.
     pub(super) ready_at: [Option<u64>; 2],
     /// The appointments of its ordinary devices that wait, and how many have each: they need not be in the order of the places.
-    pub(super) appointed: BTreeMap<Departure, u32>,
+    pub(super) appointed: BTreeMap<DepartureNumber, u32>,
     /// The earliest of them, as it is listed.
-    pub(super) due_at: Option<Departure>,
+    pub(super) due_at: Option<DepartureNumber>,
     /// How fast its devices join.
     pub(super) arrivals: Arrivals,
 }
@@ -70,12 +70,12 @@ impl TenantLanes {
     }
 
     /// One of its ordinary devices has an appointment.
-    pub(super) fn appoint(&mut self, departure: Departure) {
+    pub(super) fn appoint(&mut self, departure: DepartureNumber) {
         *self.appointed.entry(departure).or_default() += 1;
     }
 
     /// One that had this appointment waits no more.
-    pub(super) fn end_appointment(&mut self, departure: Departure) {
+    pub(super) fn end_appointment(&mut self, departure: DepartureNumber) {
         if let Some(count) = self.appointed.get_mut(&departure) {
             *count -= 1;
             if *count == 0 {
