@@ -8,16 +8,11 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
-use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
-use proxy_core::ids::{DeviceId, HubName, InstanceName, OperationId};
+use proxy_core::ids::{DeviceId, HubName, OperationId};
 use proxy_core::sas::SasToken;
-use proxy_core::settings::{Instance as InstanceSettings, RegistrationSettings};
-use proxy_core::upstream::time::{Speaker, TimeAnswer};
 use proxy_core::upstream::{
-    Answer, CallResult, Caller, Connect, DpsError, LastLook, NoAnswer, Progress, RegistrationState, Said, Status,
-    Upstream,
+    Answer, CallResult, Caller, DpsError, NoAnswer, Progress, RegistrationState, Said, Status,
 };
 use rate_control::time::WallTime;
 use serde_json::Value;
@@ -25,76 +20,14 @@ use tokio::time::Instant;
 
 use super::clock::{Dice, EPOCH_MILLIS};
 
+mod fate;
+mod network;
+
+pub(crate) use fate::{Call, Fate, Reply, Weather};
+pub(crate) use network::{Network, Process};
+
 /// The longest that the network may keep a call which was given up.
 pub(crate) const MAX_DELAY: Duration = Duration::from_secs(30);
-
-/// What DPS does with a call that arrived.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Reply {
-    /// Its job.
-    Serve,
-    /// An error with DPS's own code in it.
-    Error { http_status: u16, error_code: Option<i64>, retry_after: Option<u64> },
-    /// Its job, and an answer that cannot be read.
-    Unreadable,
-    /// A web page in DPS's stead, which never hears of the call.
-    WebPage,
-    /// Nothing there, said without a word.
-    NotThere,
-    /// Accepts the registration, which then ends as failed with this code.
-    Fail(i64),
-    /// Accepts the registration, which then stays `assigning`.
-    Stuck,
-    /// Ends the registration as disabled.
-    Disabled,
-}
-
-/// The fate of one call.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Fate {
-    Answered {
-        there: Duration,
-        back: Duration,
-        reply: Reply,
-    },
-    /// The caller gives up after `gives_up`; the call arrives that long after it was sent, if at all.
-    Lost {
-        gives_up: Duration,
-        arrives: Option<Duration>,
-    },
-    NeverLeft,
-    /// The caller panics before anything leaves.
-    Dies,
-}
-
-impl Fate {
-    pub(crate) fn reply(reply: Reply) -> Self {
-        Self::Answered { there: Duration::from_millis(20), back: Duration::from_millis(20), reply }
-    }
-
-    pub(crate) fn error(http_status: u16, error_code: Option<i64>) -> Self {
-        Self::reply(Reply::Error { http_status, error_code, retry_after: None })
-    }
-
-    pub(crate) fn throttled(retry_after: Option<u64>) -> Self {
-        Self::reply(Reply::Error { http_status: 429, error_code: Some(429_001), retry_after })
-    }
-
-    pub(crate) fn lost_before_arrival() -> Self {
-        Self::Lost { gives_up: Duration::from_secs(5), arrives: None }
-    }
-
-    pub(crate) fn lost_after_commit() -> Self {
-        Self::Lost { gives_up: Duration::from_secs(5), arrives: Some(Duration::from_millis(200)) }
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Call {
-    Register,
-    Poll,
-    Lookup,
-}
 
 /// A call as it left the gateway.
 #[derive(Debug, Clone)]
@@ -113,83 +46,6 @@ pub(crate) struct Arrival {
     pub(crate) call: Call,
     pub(crate) id: String,
     pub(crate) at: Duration,
-}
-
-/// How calls fare that no script names.
-#[derive(Debug, Clone)]
-pub(crate) struct Weather {
-    pub(crate) there: (u64, u64),
-    pub(crate) back: (u64, u64),
-    /// Out of 1000 calls.
-    pub(crate) lost: u64,
-    pub(crate) never_left: u64,
-    pub(crate) slow: u64,
-    pub(crate) throttled: u64,
-    pub(crate) failing: u64,
-    pub(crate) unreadable: u64,
-}
-
-impl Weather {
-    /// Every answer takes `millis`, and nothing goes wrong.
-    pub(crate) fn fair(millis: u64) -> Self {
-        let half = millis / 2;
-        Self {
-            there: (half, half),
-            back: (millis - half, millis - half),
-            lost: 0,
-            never_left: 0,
-            slow: 0,
-            throttled: 0,
-            failing: 0,
-            unreadable: 0,
-        }
-    }
-
-    pub(crate) fn foul() -> Self {
-        Self {
-            there: (0, 900),
-            back: (0, 900),
-            lost: 40,
-            never_left: 20,
-            slow: 60,
-            throttled: 10,
-            failing: 20,
-            unreadable: 10,
-        }
-    }
-
-    fn fate(&self, dice: &mut Dice) -> Fate {
-        let roll = dice.below(1000);
-        let mut bound = 0;
-        let mut falls = |share: u64| {
-            bound += share;
-            roll < bound
-        };
-        if falls(self.lost) {
-            let gives_up = dice.millis(10, 20_000);
-            let latest = u64::try_from((gives_up + MAX_DELAY).as_millis()).unwrap();
-            let arrives = dice.chance(700).then(|| dice.millis(0, latest));
-            return Fate::Lost { gives_up, arrives };
-        }
-        if falls(self.never_left) {
-            return Fate::NeverLeft;
-        }
-        let (mut there, mut back) = (dice.millis(self.there.0, self.there.1), dice.millis(self.back.0, self.back.1));
-        if falls(self.slow) {
-            there = dice.millis(0, 15_000);
-            back = dice.millis(0, 15_000);
-        }
-        let reply = if falls(self.throttled) {
-            Reply::Error { http_status: 429, error_code: None, retry_after: dice.chance(500).then_some(3) }
-        } else if falls(self.failing) {
-            Reply::Error { http_status: 500, error_code: Some(500_001), retry_after: None }
-        } else if falls(self.unreadable) {
-            Reply::Unreadable
-        } else {
-            Reply::Serve
-        };
-        Fate::Answered { there, back, reply }
-    }
 }
 
 #[derive(Debug, Clone)]
@@ -609,117 +465,4 @@ fn wall(began: Instant, skew_millis: i64) -> WallTime {
 struct More<'a> {
     payload: Option<&'a Value>,
     operation: Option<&'a str>,
-}
-
-/// One process of ours, as the network sees it: once killed it sends nothing and hears nothing.
-#[derive(Debug, Default)]
-pub(crate) struct Process {
-    died: Mutex<Option<Instant>>,
-}
-
-impl Process {
-    pub(crate) fn kill(&self) {
-        *self.died.lock() = Some(Instant::now());
-    }
-
-    pub(crate) fn is_dead(&self) -> bool {
-        self.died.lock().is_some()
-    }
-
-    /// Returns for a living process only.
-    async fn alive(&self) {
-        if self.is_dead() {
-            std::future::pending::<()>().await;
-        }
-    }
-
-    fn may_still_arrive(&self) -> bool {
-        self.died.lock().is_none_or(|died| died.elapsed() <= MAX_DELAY)
-    }
-}
-
-/// The network between one process and all instances.
-#[derive(Debug)]
-pub(crate) struct Network {
-    pub(crate) process: Arc<Process>,
-    pub(crate) instances: BTreeMap<InstanceName, Arc<Dps>>,
-}
-
-impl Connect for Network {
-    fn connect(
-        &self,
-        name: &InstanceName,
-        _instance: &InstanceSettings,
-        _registration: &RegistrationSettings,
-    ) -> Result<Arc<dyn Upstream>, String> {
-        let dps = self.instances.get(name).ok_or_else(|| format!("no such instance: {name}"))?;
-        Ok(Arc::new(Client { dps: Arc::clone(dps), process: Arc::clone(&self.process) }))
-    }
-}
-
-#[derive(Debug)]
-struct Client {
-    dps: Arc<Dps>,
-    process: Arc<Process>,
-}
-
-impl Client {
-    fn call<'a>(&'a self, call: Call, caller: &'a Caller, more: More<'a>) -> BoxFuture<'a, CallResult> {
-        Arc::clone(&self.dps).call(Arc::clone(&self.process), call, caller, more).boxed()
-    }
-
-    /// The last look is taken when the connection is there.
-    async fn once_connected(&self, last_look: &LastLook, call: BoxFuture<'_, CallResult>) -> CallResult {
-        let connecting = self.dps.inner.lock().connecting.pop_front();
-        if let Some(connecting) = connecting {
-            // On the paused clock: how long the connection takes to come up.
-            tokio::time::sleep(connecting).await;
-            self.process.alive().await;
-        }
-        last_look.ask().map_err(NoAnswer::Withheld)?;
-        call.await
-    }
-}
-
-impl Upstream for Client {
-    fn register<'a>(
-        &'a self,
-        caller: &'a Caller,
-        payload: Option<&'a Value>,
-        last_look: &'a LastLook,
-    ) -> BoxFuture<'a, CallResult> {
-        let call = self.call(Call::Register, caller, More { payload, operation: None });
-        self.once_connected(last_look, call).boxed()
-    }
-
-    fn poll<'a>(&'a self, caller: &'a Caller, operation_id: &'a OperationId) -> BoxFuture<'a, CallResult> {
-        self.call(Call::Poll, caller, More { payload: None, operation: Some(operation_id.as_str()) })
-    }
-
-    fn lookup<'a>(&'a self, caller: &'a Caller, last_look: &'a LastLook) -> BoxFuture<'a, CallResult> {
-        let call = self.call(Call::Lookup, caller, More { payload: None, operation: None });
-        self.once_connected(last_look, call).boxed()
-    }
-
-    fn time(&self) -> BoxFuture<'_, Result<TimeAnswer, NoAnswer>> {
-        async {
-            self.process.alive().await;
-            let mut inner = self.dps.inner.lock();
-            inner.asked_for_time.push(self.dps.began.elapsed());
-            if !inner.tells_time {
-                return Err(NoAnswer::NeverLeft("connection refused".to_owned()));
-            }
-            let date = |ahead| Some(to_the_second(wall(self.dps.began, inner.skew_millis + ahead)));
-            Ok(match inner.front {
-                Some((http_status, ahead)) => TimeAnswer {
-                    speaker: Speaker::Front,
-                    http_status,
-                    date: ahead.and_then(date),
-                    retry_after: (http_status == 429).then_some(Duration::from_secs(17)),
-                },
-                None => TimeAnswer { speaker: Speaker::Dps, http_status: 401, date: date(0), retry_after: None },
-            })
-        }
-        .boxed()
-    }
 }
