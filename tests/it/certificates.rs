@@ -161,7 +161,7 @@ async fn a_certificate_that_expires_while_it_serves_keeps_nothing_else_from_bein
     let warnings = told.json["warnings"].to_string();
     assert!(warnings.contains("device.tls_cert_file") && warnings.contains("expired on"), "{warnings}");
     let taken_over = |line: &serde_json::Value| {
-        line["message"] == "configuration taken over" && line["warnings"].to_string().contains("expired on")
+        line["message"] == "configuration applied" && line["warnings"].to_string().contains("expired on")
     };
     gateway.logged("the log tells it too", taken_over).await;
     // For a start it is not good enough, nor is another one that has expired.

@@ -21,7 +21,7 @@ async fn a_sound_file_is_exit_0_and_nothing_is_bound_or_written() {
     let gateway = builder().await.set("device.listen", &format!("\"{}\"", taken.local_addr().unwrap())).prepare();
     let (code, stdout, _) = check(&gateway);
     assert_eq!(code, Some(0));
-    assert!(stdout.contains("sound") && stdout.contains("(1 instance, 1 enrollment)"), "{stdout}");
+    assert!(stdout.contains(": valid ") && stdout.contains("(1 instance, 1 enrollment)"), "{stdout}");
     assert!(!gateway.directory().join("store").exists());
 }
 

@@ -53,7 +53,7 @@ async fn with_a_clock_two_hours_off_devices_with_right_ones_are_assigned_and_the
             reply.problem(401, "credential-expired").json["serverTime"].as_str().unwrap().parse().unwrap();
         assert!((server_time.as_second() - right).abs() < 60, "{server_time}");
 
-        let off = |line: &serde_json::Value| line.to_string().contains("our wall clock differs from DPS's");
+        let off = |line: &serde_json::Value| line.to_string().contains("this machine's clock differs from DPS's");
         let line = gateway.logged("the clock's line", off).await;
         assert!((line["offset_seconds"].as_i64().unwrap() - ahead).abs() <= 2, "{line}");
         assert_eq!(gateway.logs().iter().filter(|line| off(line)).count(), 1, "one line per change of state");
@@ -133,7 +133,7 @@ async fn a_front_that_answers_the_question_for_the_time_in_dps_s_stead_keeps_no_
         let stats = dps.emulator.stats();
         assert_eq!((stats.registers, stats.unauthorized), (1, 0), "{code}");
         let told = |line: &serde_json::Value| {
-            line["level"] == "WARN" && line.to_string().contains("answers the question for its time in DPS's stead")
+            line["level"] == "WARN" && line.to_string().contains("answers the request for DPS's time in its place")
         };
         let line = gateway.logged("a loud line", told).await;
         assert_eq!((&line["instance"], &line["http_status"]), (&"eu-1".into(), &code.into()), "{line}");
@@ -149,7 +149,7 @@ async fn a_throttled_question_for_the_time_is_a_wait_and_no_failure() {
     let gateway = TestGateway::builder().instance("eu-1", &dps).start().await;
     let device = TestDevice::of_fleet("sn-1");
     assert_eq!(gateway.provision(&device).await.status, 202);
-    let throttled = |line: &serde_json::Value| line.to_string().contains("DPS throttled the question for its time");
+    let throttled = |line: &serde_json::Value| line.to_string().contains("DPS throttled the request for its time");
     let line = gateway.logged("the wait", throttled).await;
     assert_eq!((&line["instance"], &line["wait_seconds"]), (&"eu-1".into(), &2.into()), "{line}");
     gateway.assigned(&device).await;

@@ -222,7 +222,7 @@ async fn a_limit_lowered_while_a_call_connects_holds_for_that_call() {
     relay.hold_new(false);
     eventually("the call is held back", async || {
         let seen = gateway.operator_get("/v1/registrations/second").await.ok().body;
-        seen.contains("the limit came down before it had left")
+        seen.contains("the limit was lowered before the call was sent")
     })
     .await;
     assert_eq!(dps.registers(), 1);

@@ -167,7 +167,7 @@ async fn the_filter_changes_with_the_file_and_lists_are_arrays() {
             config.set("log.filter", "\"info,proxy_server=debug\"");
         })
         .await;
-    let taken = gateway.logged("the change", |line| line["message"] == "configuration taken over").await;
+    let taken = gateway.logged("the change", |line| line["message"] == "configuration applied").await;
     assert_eq!(taken["restart_needed"], json!([]), "{taken}");
     let loud = gateway.provision(&device).await.ok().header("x-request-id").to_owned();
     gateway.logged("the answer", |line| line["message"] == "answered" && line["request_id"] == loud.as_str()).await;
@@ -233,7 +233,9 @@ async fn no_secret_is_in_the_log_however_much_is_logged() {
         config.set("backend.lookup_ids_max", "\"wrong\"");
     });
     gateway
-        .logged("the refusal", |line| line["message"].as_str().is_some_and(|message| message.contains("refused whole")))
+        .logged("the refusal", |line| {
+            line["message"].as_str().is_some_and(|message| message.contains("configuration rejected"))
+        })
         .await;
     gateway.terminate().await;
 

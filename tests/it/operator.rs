@@ -323,7 +323,7 @@ async fn a_registration_shows_its_timeline_and_why_it_waits() {
     let waiting = gateway.operator_get("/v1/registrations/SECOND").await.ok().json;
     assert_eq!((&waiting["registrationId"], &waiting["hardwareId"]), (&json!("second"), &json!("Second")));
     let why = waiting["waitingBecause"].as_str().unwrap();
-    assert!(why.contains("place 1 of 1 in the line of eu-1") && why.contains("1 registrations per minute"), "{why}");
+    assert!(why.contains("position 1 of 1 in the line of eu-1") && why.contains("1 registrations per minute"), "{why}");
     let _at: jiff::Timestamp = waiting["appointment"].as_str().unwrap().parse().unwrap();
     gateway.operator_get("/v1/registrations/third").await.problem(404, "unknown-registration");
     gateway.operator_get("/v1/registrations/-").await.problem(400, "invalid-registration-id");
@@ -411,7 +411,7 @@ async fn a_registration_that_dps_never_finishes_is_told_in_plain_words() {
     gateway.provision(&device).await;
     eventually("DPS works on it", async || {
         let why = gateway.operator_get("/v1/registrations/sn-1").await.ok().json["waitingBecause"].clone();
-        why.as_str().is_some_and(|why| why.contains("eu-1 works on its registration") && why.contains("operation"))
+        why.as_str().is_some_and(|why| why.contains("eu-1 is processing its registration") && why.contains("operation"))
     })
     .await;
     assert_eq!(gateway.provision(&device).await.json["position"], 0);

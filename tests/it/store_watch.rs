@@ -78,7 +78,7 @@ async fn what_dps_said_and_could_not_be_written_is_told_at_the_stop() {
     assert_eq!(gateway.provision(&TestDevice::of_fleet("sn-1")).await.status, 202);
     eventually("DPS works on it, and that is on disk", async || {
         let view = gateway.operator_get("/v1/registrations/sn-1").await.ok().json;
-        view["waitingBecause"].as_str().is_some_and(|why| why.contains("works on its registration"))
+        view["waitingBecause"].as_str().is_some_and(|why| why.contains("is processing its registration"))
     })
     .await;
     let store = gateway.directory().join("store");
@@ -97,7 +97,7 @@ async fn what_dps_said_and_could_not_be_written_is_told_at_the_stop() {
     assert_eq!(gateway.terminate().await.code(), Some(1));
     let last = last_line(&gateway);
     assert_eq!((&last["level"], &last["unwritten"]), (&"ERROR".into(), &1.into()), "{last}");
-    assert!(last["message"].as_str().unwrap().contains("the next start asks DPS anew"), "{last}");
+    assert!(last["message"].as_str().unwrap().contains("the next start asks DPS again"), "{last}");
 
     // With the old directory back, the next start does.
     std::fs::rename(gateway.directory().join("aside"), &store).unwrap();
@@ -156,7 +156,7 @@ async fn a_disk_that_stops_to_answer_ends_the_process_and_loses_nothing() {
     assert!(stall.is_some_and(|seconds| seconds.parse::<f64>().unwrap() >= 1.0), "{metrics}");
     assert_eq!(gateway.ended().await.code(), Some(1));
     let errors = messages(&gateway, "ERROR");
-    let told = errors.iter().filter(|line| line.starts_with("the store hangs: no write has got on"));
+    let told = errors.iter().filter(|line| line.starts_with("the store hangs: no write has made progress"));
     assert_eq!(told.count(), 1, "{errors:?}");
     let last = last_line(&gateway)["message"].to_string();
     assert!(last.contains("the store failed") && last.contains("it stopped because the store hangs"), "{last}");

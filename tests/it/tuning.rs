@@ -24,7 +24,7 @@ async fn reload(gateway: &TestGateway) -> dps_proxy_tests::Reply {
 }
 
 fn reloads_logged(gateway: &TestGateway) -> usize {
-    gateway.logs().iter().filter(|line| line["message"] == "configuration taken over").count()
+    gateway.logs().iter().filter(|line| line["message"] == "configuration applied").count()
 }
 
 #[tokio::test]
@@ -100,7 +100,9 @@ async fn an_invalid_edit_is_refused_whole_and_the_old_values_stay() {
         config.set("instances.eu-1.quota_per_minute", "701").set("line.length_max", "0").set("lien.x", "1");
     });
     gateway
-        .logged("the refusal", |line| line["message"].as_str().is_some_and(|message| message.contains("refused whole")))
+        .logged("the refusal", |line| {
+            line["message"].as_str().is_some_and(|message| message.contains("configuration rejected"))
+        })
         .await;
     let reply = reload(&gateway).await.problem(422, "invalid-configuration");
     let problems = reply.json["problems"].to_string();

@@ -40,7 +40,9 @@ async fn main() -> anyhow::Result<()> {
             tracing::info!("devices have to trust {}", path.display());
         }
         (Some(_), None) => anyhow::bail!("--ca-out needs a generated certificate"),
-        (None, Some(_)) => tracing::warn!("nobody can trust the generated certificate: say --ca-out FILE"),
+        (None, Some(_)) => {
+            tracing::warn!("no client can trust the generated certificate: use --ca-out FILE to write its CA")
+        }
         (None, None) => {}
     }
     if enrolled == 0 {

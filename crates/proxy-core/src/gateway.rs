@@ -122,7 +122,7 @@ pub enum StoreError {
     #[error(transparent)]
     Commit(#[from] CommitError),
     /// A record was changed by others each time we tried.
-    #[error("the record of this device is changed too often at once")]
+    #[error("too many changes to this device's record at the same time")]
     Contended,
 }
 
@@ -192,7 +192,7 @@ impl Gateway {
         self.watched.look_for_standstill(longest)
     }
 
-    /// For how long writes have waited for the store and none has got on, as of the last look.
+    /// How long writes have waited for the store without any progress, as of the last look.
     #[must_use]
     pub fn store_in_vain(&self) -> Duration {
         self.watched.in_vain()

@@ -139,21 +139,21 @@ pub enum Holding {
     Nothing,
     /// DPS asked us to wait.
     ThrottledByDps,
-    /// DPS throttled a call not long ago: few are out at the same time, at first one.
+    /// DPS throttled a call recently, and calls ramp up from one at a time.
     AfterThrottling,
-    /// Calls to the instance fail; we try again with one device after a growing wait, and then ramp up.
+    /// Calls to the instance fail: the circuit is open or half-open.
     InstanceFailing,
-    /// Calls to the instance go through again: few are out at the same time at first.
+    /// The circuit closed again, and calls ramp up.
     RampingUp,
     /// The quota of this minute is used.
     Quota,
     /// The quota is spread evenly over the minute.
     Pace,
-    /// As many registrations are out as the rate needs; the next one leaves with an answer.
+    /// As many calls are in flight as the rate needs; the next one leaves with an answer.
     Concurrency,
     /// As many registrations as `registration.in_flight_max` allows are under way.
     InFlightMax,
-    /// As many calls as `registration.connections_max` allows are out.
+    /// As many calls as `registration.connections_max` allows are in flight.
     ConnectionsMax,
     /// The store takes no writes, and nothing leaves that is not on disk.
     Store,

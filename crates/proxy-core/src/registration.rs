@@ -241,9 +241,9 @@ impl Deciding<'_> {
             return verdict;
         }
         let why = format!(
-            "DPS's clock was set to {date}: the proof we sent was good until {expires}; we sign by its clock now"
+            "DPS's clock was set to {date}, while the token we sent expired at {expires}; tokens are now signed by the new time"
         );
-        tracing::warn!(%why, "a proof was refused because of a clock");
+        tracing::warn!(%why, "DPS refused a token because of a clock");
         // What is polled goes on being polled; everything else goes again.
         if self.call == Call::Poll { Verdict::Retry { why } } else { Verdict::Requeue { why } }
     }
@@ -291,7 +291,7 @@ impl Deciding<'_> {
             Verdict::Assigning { operation_id: Some(operation_id) } => {
                 Next::Poll { operation_id, wait: poll_wait(self.at.rules, answer.retry_after) }
             }
-            Verdict::Assigning { operation_id: None } => self.look_up_later("DPS still works on it"),
+            Verdict::Assigning { operation_id: None } => self.look_up_later("DPS is still processing it"),
             Verdict::Throttled { retry_after, tracking_id } => self.throttled(retry_after, tracking_id.as_deref()),
             // What became of the registration is still unknown: nothing is sent again before that is clear.
             Verdict::Requeue { why } | Verdict::Retry { why } if self.call == Call::Lookup => self.look_up_later(&why),
@@ -349,7 +349,7 @@ impl Deciding<'_> {
             ));
         }
         if state.odd_name {
-            return Some(format!("{instance} named the device in a way that is no device or registration ID"));
+            return Some(format!("{instance} answered with a name that is neither a device ID nor a registration ID"));
         }
         let other = state.device_id.as_ref().filter(|name| !name.as_str().eq_ignore_ascii_case(id.as_str()))?;
         self.at.in_group.then(|| {
@@ -386,7 +386,7 @@ impl Deciding<'_> {
     }
 
     fn look_up(&self, why: &str, wait: Duration) -> Next {
-        let why = format!("outcome unknown ({why}); asking {} what it holds", self.at.instance);
+        let why = format!("outcome unknown ({why}); looking it up at {}", self.at.instance);
         Next::Return { step: Step::Event { why }, job: JobKind::Lookup, wait }
     }
 

@@ -114,7 +114,7 @@ impl Supervisor {
         let mut deaths = Deaths::default();
         while let Err(Died) = self.watch(task.clone(), begin()).await {
             let wait = if deaths.again_so_soon(now()) { SECOND_DEATH } else { RESTART_WAIT };
-            tracing::error!(task = task.name, wait_seconds = wait.as_secs(), "a task died and is begun anew");
+            tracing::error!(task = task.name, wait_seconds = wait.as_secs(), "a task panicked and is restarted");
             tokio::time::sleep(wait).await;
         }
     }

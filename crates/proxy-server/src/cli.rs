@@ -28,10 +28,10 @@ Plan for a storm:       dps-proxy plan --devices 1000000 --deadline 30m
 Check a configuration:  dps-proxy check-config /etc/dps-proxy/dps-proxy.toml
 Run the service:        dps-proxy serve /etc/dps-proxy/dps-proxy.toml
 
-Both take the file as --config FILE or from DPS_PROXY_CONFIG as well.
+serve and check-config also take the file as --config FILE or from DPS_PROXY_CONFIG.
 
 Every key of the file can be overridden by the environment: DPS_PROXY__SECTION__KEY=value.
-Rates, bursts, bounds, weights, draining and enrollments are taken over from a changed file within a second, without a restart.
+Changed rates, bursts, bounds, weights, draining and enrollments are applied within a second, without a restart.
 Exit codes: 0 done, 1 failed while running, 2 wrong usage or configuration.";
 
 /// Registers devices with many Azure IoT Hub Device Provisioning Service (DPS) instances, within their quotas.
@@ -46,7 +46,7 @@ pub struct Cli {
 enum Command {
     /// Run the service.
     Serve(ConfigFile),
-    /// Show the whole job on this machine: emulated DPS instances, the service and a fleet of devices. Needs no Azure account.
+    /// Run a demonstration on this machine: emulated DPS instances, the service and a fleet of devices. Needs no Azure account.
     Demo(demo::Options),
     /// Simulate how long a storm takes and what it needs: devices, instances, deadline. Needs no configuration and no network.
     Plan(plan::Options),
@@ -59,7 +59,7 @@ enum Command {
 /// The configuration file, named alike by every command that takes one.
 #[derive(Debug, Args)]
 struct ConfigFile {
-    /// The configuration file [default: the environment's DPS_PROXY_CONFIG, else /etc/dps-proxy/dps-proxy.toml].
+    /// The configuration file [default: the value of DPS_PROXY_CONFIG, else /etc/dps-proxy/dps-proxy.toml].
     #[arg(value_name = "FILE")]
     file: Option<PathBuf>,
     /// The same, as an option.
@@ -132,7 +132,7 @@ fn check_config(path: &Path) -> ExitCode {
             let counts = (loaded.settings.instances.len(), loaded.settings.enrollments.len());
             let counted = |count: usize, noun: &str| format!("{count} {noun}{}", if count == 1 { "" } else { "s" });
             let (instances, enrollments) = (counted(counts.0, "instance"), counted(counts.1, "enrollment"));
-            print(&format!("{}: sound ({instances}, {enrollments})", path.display()));
+            print(&format!("{}: valid ({instances}, {enrollments})", path.display()));
             ExitCode::SUCCESS
         }
         Err(code) => code,

@@ -203,7 +203,7 @@ pub struct OperatorSettings {
 pub struct LogSettings {
     /// How a line is written.
     pub format: LogFormat,
-    /// What is logged, in the language of `RUST_LOG`; valid.
+    /// What is logged, in the syntax of `RUST_LOG`; valid.
     pub filter: String,
 }
 

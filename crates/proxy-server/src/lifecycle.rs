@@ -139,7 +139,7 @@ impl Application {
             Err(error) => Some(format!("{error:#}")),
         };
         if let Some(fault) = &fault {
-            tracing::error!(fault, "the service cannot go on and stops");
+            tracing::error!(fault, "the service cannot continue and shuts down");
         }
         tracing::info!("stopping: readiness is off");
         app.set_ready(false);

@@ -190,7 +190,9 @@ impl Acceptor {
                     }
                 }
                 Err(error) if concerns_one_connection(&error) => {}
-                Err(error) if is_for_good(&error) => return Err(error).context("its socket accepts nothing any more"),
+                Err(error) if is_for_good(&error) => {
+                    return Err(error).context("its socket no longer accepts connections");
+                }
                 Err(error) => {
                     self.fullness.cannot_accept(&error);
                     tokio::time::sleep(ACCEPT_PAUSE).await;

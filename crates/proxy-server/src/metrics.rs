@@ -90,8 +90,8 @@ impl Metrics {
             seconds.clone(),
         );
         let (reloads, reloads_refused) = (Counter::default(), Counter::default());
-        registry.register("config_reloads", "Configurations that were taken over", reloads.clone());
-        registry.register("config_reloads_refused", "Configurations that were refused whole", reloads_refused.clone());
+        registry.register("config_reloads", "Configurations that were applied", reloads.clone());
+        registry.register("config_reloads_refused", "Configurations that were rejected", reloads_refused.clone());
         let credentials_refused = Family::<ReasonLabels, Counter>::default();
         for reason in Reason::ALL {
             drop(credentials_refused.get_or_create(&ReasonLabels { reason: reason.as_str() }));
@@ -228,7 +228,9 @@ const COUNTERS: [Reading; 9] = [
     ("instance_lookups_sent", "Status lookups sent", |view| view.counts.lookups as f64),
     ("instance_polls_sent", "Polls sent", |view| view.counts.polls as f64),
     ("instance_calls_lost", "Calls without an answer", |view| view.counts.lost as f64),
-    ("instance_calls_unreachable", "Calls for which no connection came about", |view| view.counts.unreachable as f64),
+    ("instance_calls_unreachable", "Calls for which no connection could be made", |view| {
+        view.counts.unreachable as f64
+    }),
     ("instance_throttled", "Calls that DPS throttled", |view| view.counts.throttled as f64),
     ("instance_devices_assigned", "Devices assigned", |view| view.counts.assigned as f64),
     ("instance_devices_refused", "Devices refused by DPS", |view| view.counts.refused as f64),
@@ -253,7 +255,7 @@ impl Core {
         let stalled = ConstGauge::new(self.store_in_vain.as_secs_f64());
         stalled.encode(encoder.encode_descriptor(
             "store_write_stall",
-            "For how long writes have waited for the store and none has got on",
+            "How long writes have waited for the store without any progress",
             Some(&Unit::Seconds),
             stalled.metric_type(),
         )?)?;
@@ -264,7 +266,7 @@ impl Core {
 impl Collector for Core {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         self.encode_store(&mut encoder)?;
-        let help = "Tasks that panicked, by what they do; they are begun anew where that is sound";
+        let help = "Tasks that panicked, by what they do; they are restarted where that is safe";
         let mut family =
             encoder.encode_descriptor("task_deaths", help, None, ConstCounter::new(0_u64).metric_type())?;
         for (&task, &deaths) in &self.task_deaths {
@@ -298,7 +300,7 @@ impl Collector for Core {
         self.encode_states(&mut encoder, ("instance_breaker_state", help), |view| {
             CircuitState::ALL.map(|state| (state.as_str(), view.breaker == state))
         })?;
-        let help = "1 for what the instance's adaptive limit is at";
+        let help = "1 for the state the instance's adaptive limit is in";
         self.encode_states(&mut encoder, ("instance_limit_state", help), |view| {
             LimitState::ALL.map(|state| (state.as_str(), view.limit_state == state))
         })?;

@@ -29,11 +29,11 @@ pub async fn reload(app: &App) -> Result<Applied, Vec<String>> {
         Ok(applied) => {
             let (restart_needed, warnings) =
                 (telemetry::list(&applied.restart_needed), telemetry::list(&applied.warnings));
-            tracing::info!(restart_needed, warnings, "configuration taken over");
+            tracing::info!(restart_needed, warnings, "configuration applied");
         }
         Err(problems) => {
             let problems = telemetry::list(problems);
-            tracing::error!(problems, "configuration refused whole; the values in force stay");
+            tracing::error!(problems, "configuration rejected; the current values stay in force");
         }
     }
     outcome

@@ -1,6 +1,6 @@
 //! The circuit breaker of one instance: stops sending when calls fail, and goes on when one trial call got through.
 //!
-//! The well-known states: *closed* (calls go), *open* (nobody goes until a moment), *half-open* (one trial call is out). How many calls go
+//! The well-known states: *closed* (calls go), *open* (calls are paused until a moment), *half-open* (one trial call is in flight). How many calls go
 //! side by side once it has closed is the business of the concurrency limit.
 //!
 //! Invariants:
@@ -20,9 +20,9 @@ use crate::time::Mono;
 pub enum CircuitState {
     /// Calls go through.
     Closed,
-    /// Nobody goes.
+    /// Calls are paused.
     Open,
-    /// One device tries.
+    /// One trial call decides.
     HalfOpen,
 }
 
@@ -41,14 +41,14 @@ impl CircuitState {
     }
 }
 
-/// Why nobody may go now.
+/// Why no call may leave now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Held {
-    /// Calls fail, and nobody goes until this moment.
+    /// The circuit is open: calls are paused until this moment.
     Until(Mono),
-    /// Calls failed, and one device tries: until its call ends.
+    /// The circuit is half-open: until the trial call ends.
     Trying,
-    /// Calls failed, and one device tries when those have ended that left before.
+    /// The circuit is open: a trial call leaves when those have ended that left before.
     ForOlderCalls,
 }
 

@@ -137,7 +137,7 @@ impl Reason {
             Self::OtherRegistrationId => "the token's sr names another registration ID than the request",
             Self::WrongSignature => "the token is not signed with this device's key",
             Self::WrongFleetToken => "the bearer token is none of the enrollment's fleet tokens",
-            Self::NotListed => "the device is not on the allow-list, and its enrollment wants that",
+            Self::NotListed => "the device is not on the allow-list, which its enrollment requires",
             Self::NoDeviceKey => "the device's allow-list entry has no key that can be used",
         }
     }

@@ -36,7 +36,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(60);
 const UNANSWERED_MAX: u32 = 3;
 
 /// The question for the time was throttled, so nothing is signed yet.
-const THROTTLED: NoAnswer = NoAnswer::Withheld("DPS throttled the question for its time");
+const THROTTLED: NoAnswer = NoAnswer::Withheld("DPS throttled the request for its time");
 
 /// What DPS's clocks say together.
 #[derive(Debug, Default)]
@@ -65,7 +65,9 @@ impl Dispatcher {
     pub(super) fn clock_trouble(&self, now: Now) -> Option<String> {
         let offset = self.offset_millis(now).filter(|offset| offset.abs() > OFF_MIN_MILLIS)?;
         let (seconds, side) = ((offset.abs() + 500) / 1000, if offset > 0 { "behind" } else { "ahead of" });
-        Some(format!("our wall clock is {seconds} s {side} DPS's: what we sign goes by DPS's clock; set ours"))
+        Some(format!(
+            "this machine's clock is {seconds} s {side} DPS's; tokens are signed by DPS's time until it is corrected"
+        ))
     }
 }
 
@@ -95,7 +97,7 @@ impl Gateway {
             Standing::GivenUp => {
                 self.agreed_time.off.store(false, Ordering::Relaxed);
                 tracing::warn!(
-                    "our wall clock was set, or this machine stood still, and no instance tells the time: credentials go by our wall clock until one does"
+                    "this machine's clock was set, or the machine was suspended, and no DPS instance answers with its time: credentials are judged by this machine's clock until one does"
                 );
             }
             Standing::Doubtful { .. } | Standing::Settled(_) => {}
@@ -141,10 +143,10 @@ impl Gateway {
         if off {
             tracing::warn!(
                 offset_seconds,
-                "our wall clock differs from DPS's by offset_seconds (DPS's less ours): credentials go by DPS's time until it is set"
+                "this machine's clock differs from DPS's by offset_seconds (DPS's minus ours): credentials are judged and signed by DPS's time until it is corrected"
             );
         } else {
-            tracing::info!(offset_seconds, "our wall clock agrees with DPS's again");
+            tracing::info!(offset_seconds, "this machine's clock agrees with DPS's again");
         }
     }
 
@@ -223,14 +225,14 @@ impl Gateway {
         }
         let http_status = answer.http_status;
         Err(NoAnswer::Lost(format!(
-            "HTTP {http_status} to the question for the time, not in DPS's words or without a date"
+            "HTTP {http_status} to the request for the time, which is not an answer of DPS or has no Date header"
         )))
     }
 
     /// Nobody of the instance goes for as long as was asked for, and it is asked for the time no sooner. Until when.
     fn question_throttled(self: &Arc<Self>, dispatcher: &Arc<Dispatcher>, retry_after: Option<Duration>) -> Mono {
         let wait = registration::throttle_wait(&self.settings().registration, retry_after);
-        tracing::warn!(instance = %dispatcher.name, wait_seconds = wait.as_secs(), "DPS throttled the question for its time");
+        tracing::warn!(instance = %dispatcher.name, wait_seconds = wait.as_secs(), "DPS throttled the request for its time");
         let now = self.now().mono;
         let until = now.after(wait);
         dispatcher.line.lock().throttled(None, until, now);
@@ -249,22 +251,22 @@ impl Gateway {
             Standing::Doubtful { .. } | Standing::GivenUp => None,
         };
         let (ahead_of_boot, goes_by) = match (own, agreed) {
-            (Some(own), _) => (own, "what its clock read last"),
-            (None, Some(agreed)) => (agreed, "the time that other instances tell"),
+            (Some(own), _) => (own, "the last known reading of its clock"),
+            (None, Some(agreed)) => (agreed, "the time of the other instances"),
             // The earlier of the two, so that nothing is good for longer than it should be as long as one of them is right.
             (None, None) => {
                 let dated = answer.date.map(|date| date.unix_millis().saturating_sub(boot_millis));
                 let ours = WallLead::of(now).millis();
                 (
                     dated.map_or(ours, |dated| dated.min(ours)),
-                    "our wall clock, or the date of that answer if it is earlier",
+                    "this machine's clock or the date of that answer, whichever is earlier",
                 )
             }
         };
         dispatcher.dps_clock.lock().assume(ahead_of_boot, now);
         tracing::warn!(
             instance = %dispatcher.name, http_status = answer.http_status, goes_by,
-            "something in front of the instance answers the question for its time in DPS's stead: what we sign goes by a guess until DPS says something; have GET .../registrations/-/operations/- let through"
+            "something between this machine and DPS answers the request for DPS's time in its place: tokens are signed by an estimate until DPS itself answers; let GET .../registrations/-/operations/- through"
         );
     }
 

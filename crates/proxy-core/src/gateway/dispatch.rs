@@ -32,7 +32,7 @@ pub struct Counts {
     pub polls: AtomicU64,
     /// Calls without an answer.
     pub lost: AtomicU64,
-    /// Calls for which no connection came about.
+    /// Calls for which no connection could be made.
     pub unreachable: AtomicU64,
     /// Registrations and lookups that DPS throttled.
     pub throttled: AtomicU64,

@@ -15,7 +15,6 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-
 use super::Gateway;
 use super::backend::AssignmentView;
 use super::task_names::LIST;
@@ -75,7 +74,7 @@ impl FromStr for Cursor {
 #[derive(Debug, thiserror::Error)]
 pub enum ListError {
     /// The feed does not go back to where the list began, or is another store's.
-    #[error("the changes since this list was begun are not kept any more: begin it anew")]
+    #[error("the changes since this list began are no longer kept; start it again")]
     Outdated,
     /// The store cannot be read.
     #[error(transparent)]

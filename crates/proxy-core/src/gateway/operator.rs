@@ -34,8 +34,8 @@ pub struct InstanceView {
     pub quota_per_minute: u32,
     /// Registrations per minute that may leave: the adaptive limit, at most the quota.
     pub limit_per_minute: u32,
-    /// What the adaptive limit is at: `quota` (it is the quota), `held` (DPS refused, and it came down), `growing` (it goes up again),
-    /// `off`.
+    /// What the adaptive limit is at: `quota` (it is the quota), `held` (lowered after DPS throttled), `growing` (it rises
+    /// again), `off`.
     pub limit_state: LimitState,
     /// When it grows next, while it is below the quota.
     pub limit_grows_at: Option<WallTime>,
@@ -61,10 +61,10 @@ pub struct InstanceView {
     pub tenants: Vec<TenantView>,
     /// What keeps the front from going.
     pub holding: Holding,
-    /// Until when nobody goes.
+    /// Until when calls are paused.
     pub paused_until: Option<WallTime>,
-    /// Whether calls go through: `closed` (they do), `open` (they fail; nobody goes until `pausedUntil`), `half-open` (one device
-    /// tries).
+    /// Whether calls go through: `closed` (they do), `open` (they fail, and are paused until `pausedUntil`), `half-open` (one trial call
+    /// decides).
     pub breaker: CircuitState,
     /// Failures in a row.
     pub consecutive_failures: u32,
@@ -475,7 +475,7 @@ impl Gateway {
         }
         let enrollment = settings.enrollments.get(record.enrollment()).ok_or_else(|| {
             OperatorError::NotNow(format!(
-                "the device's enrollment {} is not in the configuration any more",
+                "the device's enrollment {} is no longer in the configuration",
                 record.enrollment()
             ))
         })?;
@@ -604,7 +604,9 @@ impl Gateway {
             Ok(()) => {}
             Err(Rejected::OtherTenant) => return Ok(Err(format!("{id} belongs to tenant {}", before.tenant()))),
             Err(Rejected::Retired) => {
-                return Ok(Err(format!("{id} is retired; delete it for good before it is listed anew")));
+                return Ok(Err(format!(
+                    "{id} is retired; delete it with dpsRecordDeleted=true before you import it again"
+                )));
             }
             Err(rejected) => return Ok(Err(format!("{id}: {rejected}"))),
         }

@@ -115,7 +115,7 @@ impl Gateway {
     async fn keep(&self, key: Key, value: Bytes, instance: &InstanceName) {
         let write = Write { key, expect: Expect::Any, value: Some(value) };
         if let Err(error) = self.store.commit(vec![write]).await {
-            tracing::warn!(%instance, %error, "what DPS let us know was not kept for the next process");
+            tracing::warn!(%instance, %error, "the state of the limits could not be saved for the next start");
         }
     }
 }

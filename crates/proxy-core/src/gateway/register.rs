@@ -42,7 +42,7 @@ mod trouble;
 const OTHER_CALL_WAIT: Duration = Duration::from_secs(1);
 
 /// A call that could not be signed any more when it was to leave, in words for its timeline.
-const TIME_UNKNOWN: &str = "what DPS's clock reads was not known any more when it was to leave";
+const TIME_UNKNOWN: &str = "DPS's clock was no longer known when the call was about to be sent";
 
 /// The first polls after a start are spread over this time at least.
 const RESUME_SPREAD_MIN: Duration = Duration::from_secs(5);
@@ -271,7 +271,7 @@ impl Attempt {
         let enrollment = settings.enrollments.get(record.enrollment()).ok_or_else(|| {
             refused(
                 "enrollment-removed",
-                format!("the enrollment {} is not in the configuration any more", record.enrollment()),
+                format!("the enrollment {} is no longer in the configuration", record.enrollment()),
             )
         })?;
         let earliest = self.dispatcher.dps_clock.lock().earliest(now).ok_or(NotGoing::NoTime)?;
@@ -388,23 +388,23 @@ impl Attempt {
         let counted = AtomicBool::new(false);
         LastLook::new(move || {
             if gateway.is_stopping() {
-                return Err("the service stopped before it had left");
+                return Err("the service stopped before the call was sent");
             }
             if !Arc::ptr_eq(&upstream, &dispatcher.upstream.read()) {
-                return Err("the settings of the instance changed before it had left");
+                return Err("the settings of the instance changed before the call was sent");
             }
             let now = gateway.now().mono;
             if now > not_after {
-                return Err("its token would have ended on the way: it took too long to leave");
+                return Err("its token could have expired on the way, because the call waited too long to be sent");
             }
             let mut line = dispatcher.line.lock();
             if line.has_left(place) {
-                return Err("the device was moved or retired before it had left");
+                return Err("the device was moved or retired before the call was sent");
             }
             line.may_send(slot, now).map_err(|held| match held {
-                Holding::ThrottledByDps => "DPS throttled the instance before it had left",
-                Holding::InstanceFailing => "other calls to the instance failed before it had left",
-                _ => "the limit came down before it had left",
+                Holding::ThrottledByDps => "DPS throttled the instance before the call was sent",
+                Holding::InstanceFailing => "other calls to the instance failed before the call was sent",
+                _ => "the limit was lowered before the call was sent",
             })?;
             drop(line);
             if !counted.swap(true, Ordering::Relaxed) {

@@ -45,7 +45,7 @@ impl Gateway {
         let gateway = Arc::clone(self);
         self.spawn_watched(async move {
             if gateway.supervisor.watch(Task::new(name), work).await == Err(Died) {
-                tracing::error!(task = name, "a task died; others will do what it left undone");
+                tracing::error!(task = name, "a task panicked; what it left undone is retried by other tasks");
             }
         });
     }
@@ -93,13 +93,13 @@ impl Gateway {
                 }
                 if deaths.again_so_soon(gateway.now().mono) {
                     let reason = format!(
-                        "the dispatcher of instance {} died twice within a minute, so nobody serves its line; the process ends, and the next one begins from what is on disk",
+                        "the dispatcher of instance {} panicked twice within a minute, so its line is not served; the process exits, and the next start continues from what is on disk",
                         dispatcher.name
                     );
                     tracing::error!(instance = %dispatcher.name, "{reason}");
                     return gateway.supervisor.give_up(reason);
                 }
-                tracing::error!(instance = %dispatcher.name, "the dispatcher died and is begun anew; its line is as it was");
+                tracing::error!(instance = %dispatcher.name, "the dispatcher panicked and was restarted; its line is unchanged");
             }
         });
     }
@@ -148,7 +148,7 @@ impl Gateway {
     /// A registration under way died: whether anything was sent is what its record says.
     async fn settle_died(self: &Arc<Self>, dispatcher: &Arc<Dispatcher>, held: Held) {
         let Held { id, place, slot } = held;
-        tracing::error!(registration_id = %id, instance = %dispatcher.name, "a registration under way died; its place is kept, and the device goes again in a minute");
+        tracing::error!(registration_id = %id, instance = %dispatcher.name, "the task of a registration panicked; the device keeps its place and is tried again in a minute");
         dispatcher.line.lock().deserted(place, slot, self.now().mono);
         let stage = match self.load(&id).await {
             Ok(found) => found

@@ -1,4 +1,4 @@
-//! Why a device waits, in plain words: the exact limit that holds it, and its place behind it.
+//! Why a device waits, in plain words: its position in the line, and the exact limit that holds the front of it.
 
 use std::fmt;
 
@@ -13,15 +13,15 @@ use rate_control::time::{Mono, Now};
 pub(super) struct WaitExplanation<'a> {
     pub(super) pending: &'a Pending,
     pub(super) status: &'a LineStatus,
-    /// Devices that go before it, plus one.
+    /// Devices ahead of it, plus one; 0 while it is under way.
     pub(super) position: Option<usize>,
-    /// It goes not before this moment, whoever is before it.
+    /// It leaves no earlier than this, whoever is ahead of it.
     pub(super) not_before: Option<Mono>,
     /// Polls of its registration that failed in a row, and the last cause.
     pub(super) failed_polls: Option<&'a (u32, String)>,
     pub(super) urgent_share_percent: u32,
     pub(super) now: Now,
-    /// Our wall clock is off, in words.
+    /// That this machine's clock is off, in words.
     pub(super) clock_trouble: Option<&'a str>,
 }
 
@@ -38,24 +38,20 @@ impl WaitExplanation<'_> {
         let under_way = self.position == Some(0);
         match &self.pending.stage {
             Stage::Assigning { operation_id, .. } => {
-                write!(f, "{instance} works on its registration (operation {operation_id}); we poll")?;
+                let what = format!("is processing its registration (operation {operation_id})");
+                write!(f, "{instance} {what}; polling for the result")?;
                 if let Some((in_a_row, why)) = self.failed_polls {
-                    write!(f, ", and the last polls failed: {in_a_row} in a row, the last one: {why}")?;
+                    write!(f, "; failed polls in a row: {in_a_row} (the last one: {why})")?;
                 }
                 let failures = self.status.failures;
                 if failures == 0 { Ok(()) } else { write!(f, "; calls to {instance} fail ({failures} in a row)") }
             }
-            Stage::Sent { .. } if under_way => write!(f, "its call to {instance} is out, and not answered yet"),
+            Stage::Sent { .. } if under_way => write!(f, "waiting for {instance} to answer its call"),
             Stage::Sent { .. } => {
-                write!(
-                    f,
-                    "its registration was sent to {instance} and has no clear outcome; we ask what became of it: "
-                )?;
+                write!(f, "its registration was sent to {instance} with an unknown outcome; waiting to look it up: ")?;
                 self.write_turn(f)
             }
-            Stage::Waiting if under_way => {
-                write!(f, "it is its turn; its registration is about to be sent to {instance}")
-            }
+            Stage::Waiting if under_way => write!(f, "its registration is about to be sent to {instance}"),
             Stage::Waiting => self.write_turn(f),
         }
     }
@@ -65,11 +61,11 @@ impl WaitExplanation<'_> {
             let until = self.now.wall_at(not_before);
             return write!(
                 f,
-                "it goes not before {until}, because of what happened last (see its timeline) or registration.suspect_cooldown"
+                "deferred until {until} by its last event (see its timeline) or by registration.suspect_cooldown"
             );
         }
         if let Some(position) = self.position {
-            write!(f, "place {position} of {} in the line of {}; ", self.status.waiting, self.pending.instance)?;
+            write!(f, "position {position} of {} in the line of {}; ", self.status.waiting, self.pending.instance)?;
         }
         self.write_limit(f)?;
         self.write_shares(f)
@@ -77,37 +73,38 @@ impl WaitExplanation<'_> {
 
     /// What holds the front of its line.
     fn write_limit(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let LineStatus { under_way, failures, paused_until, .. } = self.status;
+        let LineStatus { under_way, calling, failures, paused_until, .. } = self.status;
         let until = self.now.wall_at(paused_until.unwrap_or(self.now.mono));
-        let calls = self.status.calls_max.map_or_else(String::new, |most| {
-            format!("no more than {most} at the same time for a while, and the next one goes when DPS answers")
-        });
+        let most = self.status.calls_max.unwrap_or(1);
+        let next_call =
+            format!("the next call leaves when DPS answers one in flight (at most {most} at the same time)");
         match self.status.holding {
-            Holding::ThrottledByDps => write!(f, "DPS throttled the instance, and nobody goes before {until}"),
-            Holding::AfterThrottling => write!(f, "DPS throttled the instance not long ago: {calls}"),
+            Holding::ThrottledByDps => write!(f, "DPS throttled the instance: paused until {until}"),
+            Holding::AfterThrottling => write!(f, "DPS throttled the instance recently and calls ramp up: {next_call}"),
             Holding::InstanceFailing => {
-                write!(f, "calls to the instance fail ({failures} in a row), ")?;
+                write!(f, "calls to the instance fail ({failures} in a row); ")?;
                 match (paused_until, self.status.breaker) {
-                    (Some(_), _) => write!(f, "next try at {until}"),
-                    (None, CircuitState::HalfOpen) => write!(f, "one device tries it now"),
-                    (None, _) => write!(f, "next try when those have ended that were sent before"),
+                    (Some(_), _) => write!(f, "circuit open: paused until {until}, then one trial request"),
+                    (None, CircuitState::HalfOpen) => write!(f, "circuit half-open: one trial request is in flight"),
+                    (None, _) => {
+                        write!(f, "circuit open: one trial request follows when the calls in flight have ended")
+                    }
                 }
             }
-            Holding::RampingUp => write!(f, "calls to the instance failed and go through again: {calls}"),
+            Holding::RampingUp => write!(f, "the circuit closed again and calls ramp up: {next_call}"),
             Holding::InFlightMax => {
                 write!(f, "{under_way} registrations are under way, as many as registration.in_flight_max allows")
             }
-            Holding::ConnectionsMax => write!(f, "as many calls are out as registration.connections_max allows"),
+            Holding::ConnectionsMax => {
+                write!(f, "{calling} calls in flight, as many as registration.connections_max allows")
+            }
             Holding::Store => write!(f, "the store takes no writes, and nothing is sent that is not on disk"),
             Holding::Concurrency => {
                 self.write_rate(f)?;
-                match self.status.calls_max {
-                    Some(most) if most > 1 => write!(f, ", for which {most} calls at the same time do"),
-                    _ => write!(f, ", for which one call at a time does"),
-                }
+                write!(f, "; {next_call}")
             }
             Holding::Quota => {
-                write!(f, "the quota of this minute is used; ")?;
+                write!(f, "the quota of this minute is used up; ")?;
                 self.write_rate(f)
             }
             Holding::Pace | Holding::Nothing => self.write_rate(f),
@@ -120,10 +117,10 @@ impl WaitExplanation<'_> {
         match self.status.limit_state {
             LimitState::Quota | LimitState::Off => Ok(()),
             _ if self.status.limit_at_floor => {
-                write!(f, ", the least that adaptive_limit_min_percent allows; its quota is {quota}")
+                write!(f, ", the floor set by adaptive_limit_min_percent; its quota is {quota}")
             }
-            LimitState::Held => write!(f, ", as DPS refused more; its quota is {quota}"),
-            LimitState::Growing => write!(f, ", and more every minute until DPS refuses; its quota is {quota}"),
+            LimitState::Held => write!(f, ", because DPS refused more; its quota is {quota}"),
+            LimitState::Growing => write!(f, ", rising every minute until DPS refuses again; its quota is {quota}"),
         }
     }
 
@@ -132,10 +129,10 @@ impl WaitExplanation<'_> {
         let (expedited, share) = (self.status.expedited, self.urgent_share_percent);
         if self.pending.place.class == Class::Expedited {
             if expedited < self.status.waiting {
-                write!(f, "; expedited devices get {share} % of the turns while others wait")?;
+                write!(f, "; expedited devices get {share} % of the departures while others wait")?;
             }
         } else if expedited > 0 {
-            write!(f, "; {expedited} expedited devices get up to {share} % of the turns")?;
+            write!(f, "; {expedited} expedited devices get up to {share} % of the departures")?;
         }
         let tenants = self.status.tenants.iter().filter(|tenant| tenant.waiting > 0).count();
         if tenants > 1 { write!(f, "; {tenants} tenants share the line by weight") } else { Ok(()) }

@@ -205,7 +205,7 @@ impl Space {
         match disk::free_bytes(path) {
             Ok(free) if free >= min_free => None,
             Ok(free) => Some(format!(
-                "the file system of {} has {free} bytes free, less than {min_free}: make room, and writes are taken again by themselves",
+                "the file system of {} has {free} bytes free, less than {min_free}: make room, and writes resume by themselves",
                 path.display()
             )),
             Err(error) => Some(format!("the free space of {} is unknown: {error}", path.display())),

@@ -68,8 +68,8 @@ impl Standstill {
         if in_vain >= longest && self.why.get().is_none() {
             let seconds = in_vain.as_secs();
             let _first = self.why.set(format!(
-                "no write has got on for {seconds} s ({waiting} wait): the disk does not answer, or the store's engine waits for \
-                 itself. Everything that was acknowledged is on disk; start the process anew, and look after the disk if it happens again"
+                "no write has made progress for {seconds} s ({waiting} wait): the disk does not answer, or the store's engine waits for \
+                 itself. Everything that was acknowledged is on disk; start the process again, and check the disk if it happens again"
             ));
             self.found.cancel();
         }

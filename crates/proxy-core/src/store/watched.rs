@@ -298,7 +298,7 @@ mod tests {
         assert!(hanging.as_mut().now_or_never().is_none());
         assert_eq!(watched.look_for_standstill(Duration::from_secs(60)), None);
         let why = watched.look_for_standstill(Duration::ZERO).unwrap();
-        assert!(why.contains("no write has got on"), "{why}");
+        assert!(why.contains("no write has made progress"), "{why}");
         assert!(matches!(hanging.await, Err(CommitError::Failed(_))), "nobody knows what becomes of it");
         assert!(matches!(watched.commit(vec![]).await, Err(CommitError::ReadOnly(_))));
         let trouble = watched.trouble().unwrap();

@@ -111,7 +111,7 @@ pub fn words(result: &CallResult) -> String {
         Said::Error(DpsError { http_status, error_code: Some(code), .. }) => {
             format!("DPS answered HTTP {http_status} with {code}")
         }
-        Said::Error(DpsError { http_status, .. }) => format!("HTTP {http_status} without a code of DPS"),
+        Said::Error(DpsError { http_status, .. }) => format!("HTTP {http_status} without an error code of DPS"),
         Said::Unreadable { http_status, detail } => {
             format!("DPS answered HTTP {http_status} with a body that cannot be read: {detail}")
         }

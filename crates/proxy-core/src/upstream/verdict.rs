@@ -182,10 +182,10 @@ fn judge_failed(state: &RegistrationState, tracking_id: Option<&str>) -> Verdict
     match state.error_code {
         Some(400_207) => refused(
             "custom-allocation-failed",
-            "the custom allocation webhook of the enrollment failed: mend the webhook",
+            "the custom allocation webhook of the enrollment failed: fix the webhook",
         ),
         Some(400_208) => {
-            refused("no-hub-selected", "DPS could select no hub: link a hub to the instance or to the enrollment")
+            refused("no-hub-selected", "DPS could not select a hub: link a hub to the instance or to the enrollment")
         }
         Some(400_209) => {
             refused("hub-refused-dps", "the linked hub refused DPS: renew the linked hub's access policy in DPS")
@@ -199,7 +199,7 @@ fn judge_failed(state: &RegistrationState, tracking_id: Option<&str>) -> Verdict
             Verdict::Retry { why: with_words(&format!("DPS failed with {code}"), said) }
         }
         Some(_) | None => {
-            refused("registration-failed", "DPS ended the registration as failed: see its code and words")
+            refused("registration-failed", "DPS reported the registration as failed: see its code and message")
         }
     }
 }
@@ -214,7 +214,7 @@ fn judge_error(call: Call, error: &DpsError, answer: &Answer) -> Verdict {
         // Whatever DPS refuses carries its six digits. Without them something in between spoke, which no device is to blame for.
         (300..=428 | 430..=499, _) if error.error_code.is_none() => Verdict::Retry {
             why: with_words(
-                &format!("HTTP {} without a code of DPS, as from something in between", error.http_status),
+                &format!("HTTP {} without an error code of DPS, as from a proxy in between", error.http_status),
                 words,
             ),
         },
@@ -228,7 +228,7 @@ fn judge_error(call: Call, error: &DpsError, answer: &Answer) -> Verdict {
         },
         (status, _) if status < 400 || error.error_code.is_none() => Verdict::Retry {
             why: format!(
-                "HTTP {status} without a code of DPS: check what is between us and DPS (firewall, proxy), and the instance's endpoint"
+                "HTTP {status} without an error code of DPS: check what is between us and DPS (firewall, proxy), and the instance's endpoint"
             ),
         },
         (401, _) => unauthorized(error.error_code, tracking_id, words),
@@ -274,7 +274,7 @@ fn unauthorized(error_code: Option<i64>, tracking_id: Option<&str>, words: &str)
     Verdict::Refused(RefusalWords {
         code: "unauthorized-by-dps",
         detail: with_words(
-            "DPS does not accept our proof for this device: check the enrollment's key in DPS against the configured one, that the enrollment exists and is enabled, and the instance's ID scope",
+            "DPS rejected the credential for this device: check the enrollment's key in DPS against the configured one, that the enrollment exists and is enabled, and the instance's ID scope",
             words,
         ),
         error_code,

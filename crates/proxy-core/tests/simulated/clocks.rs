@@ -167,7 +167,7 @@ async fn why_a_device_waits_names_a_clock_that_is_wrong() {
     world.clock.set_wall_offset_millis(-2 * HOUR_MILLIS);
     let told = async |side: &str| {
         let why = why("device-1").await;
-        let off = |seconds: i64| why.contains(&format!("our wall clock is {seconds} s {side} DPS's"));
+        let off = |seconds: i64| why.contains(&format!("this machine's clock is {seconds} s {side} DPS's"));
         assert!((7199..=7201).any(off), "{why}");
     };
     told("behind").await;
@@ -285,7 +285,7 @@ async fn a_token_that_would_end_on_the_way_does_not_leave_and_the_device_goes_ag
         sleep(connecting + seconds(10)).await;
         world.hub("device-1").await;
         let timeline = format!("{:?}", world.record("device-1").await.unwrap().timeline());
-        assert_eq!(timeline.contains("would have ended on the way"), !leaves_at_once, "{timeline}");
+        assert_eq!(timeline.contains("could have expired on the way"), !leaves_at_once, "{timeline}");
         assert_eq!(world.dps("a").count_of(Call::Register, "device-1"), 1);
         let counts = world.gateway.instances().remove(0).counts;
         assert_eq!((counts.registrations, counts.repeated, counts.blamed.ourselves), (2, 0, 0));

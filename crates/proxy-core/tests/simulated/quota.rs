@@ -242,7 +242,7 @@ async fn a_call_that_still_connects_when_its_instance_gets_another_endpoint_goes
     world.dps("a").reachable(true);
     world.settle(world.ask("second")).await;
     let timeline = format!("{:?}", world.record("second").await.unwrap().timeline());
-    assert!(timeline.contains("the settings of the instance changed before it had left"), "{timeline}");
+    assert!(timeline.contains("the settings of the instance changed before the call was sent"), "{timeline}");
     assert_eq!(world.dps("a").count(Call::Register), 2);
 }
 
@@ -259,7 +259,7 @@ async fn a_call_that_still_connects_when_the_service_stops_does_not_leave() {
     world.kill().await;
     world.settle(world.ask("second")).await;
     let timeline = format!("{:?}", world.record("second").await.unwrap().timeline());
-    assert!(timeline.contains("the service stopped before it had left"), "{timeline}");
+    assert!(timeline.contains("the service stopped before the call was sent"), "{timeline}");
     assert_eq!((world.dps("a").count(Call::Register), world.dps("a").count(Call::Lookup)), (2, 0));
 }
 

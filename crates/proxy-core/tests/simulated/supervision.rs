@@ -45,7 +45,7 @@ async fn a_dispatcher_that_dies_twice_within_a_minute_is_given_up_while_known_de
         world.queue(&format!("device-{number}")).await;
     }
     let reason = world.gateway.supervisor().failed().await;
-    assert!(reason.contains("instance a died twice"), "{reason}");
+    assert!(reason.contains("instance a panicked twice"), "{reason}");
     assert_eq!((is_up(&world, "a"), is_up(&world, "b"), deaths(&world, "dispatcher")), (false, true, 2));
     sleep(seconds(30)).await;
     assert_eq!(world.hub("known").await, hub);

@@ -59,7 +59,7 @@ async fn the_rate_and_the_quota_of_the_minute_are_told_apart() {
     assert_why(&world, "device-99", &["of 85 in the line of a; the instance takes 60 registrations per minute"]).await;
     // The burst has used up the minute a little before its end.
     until_held_by(&world, Holding::Quota).await;
-    let parts = ["the quota of this minute is used; the instance takes 60 registrations per minute"];
+    let parts = ["the quota of this minute is used up; the instance takes 60 registrations per minute"];
     assert_why(&world, "device-99", &parts).await;
     sleep(seconds(120)).await;
     assert_eq!(holding(&world), Holding::Nothing, "nobody waits");
@@ -73,9 +73,10 @@ async fn what_follows_a_429_is_told_until_calls_are_free_again() {
     queue_devices(&world, 1500).await;
     sleep(seconds(5)).await;
     assert_eq!(holding(&world), Holding::ThrottledByDps);
-    assert_why(&world, "device-1499", &["DPS throttled the instance, and nobody goes before 20"]).await;
+    assert_why(&world, "device-1499", &["DPS throttled the instance: paused until 20"]).await;
     until_held_by(&world, Holding::AfterThrottling).await;
-    let parts = ["DPS throttled the instance not long ago: no more than "];
+    let parts =
+        ["DPS throttled the instance recently and calls ramp up: the next call leaves when DPS answers one in flight"];
     assert_why(&world, "device-1499", &parts).await;
     until_held_by(&world, Holding::Pace).await;
 }
@@ -87,11 +88,13 @@ async fn an_outage_its_end_and_the_ramp_after_it_are_told() {
     queue_devices(&world, 300).await;
     until_held_by(&world, Holding::InstanceFailing).await;
     sleep(seconds(60)).await;
-    assert_why(&world, "device-299", &["calls to the instance fail (", " in a row), "]).await;
+    assert_why(&world, "device-299", &["calls to the instance fail (", " in a row); circuit ", "one trial request"])
+        .await;
     world.dps("a").weather(Weather::fair(400));
     for _ in 0..100 {
         if holding(&world) == Holding::RampingUp {
-            let parts = ["calls to the instance failed and go through again: no more than "];
+            let parts =
+                ["the circuit closed again and calls ramp up: the next call leaves when DPS answers one in flight"];
             return assert_why(&world, "device-299", &parts).await;
         }
         sleep(millis(900)).await;
@@ -113,7 +116,7 @@ async fn the_bounds_of_the_configuration_are_told_by_their_names() {
         let (wanted, words) = if in_flight {
             (Holding::InFlightMax, "3 registrations are under way, as many as registration.in_flight_max allows")
         } else {
-            (Holding::ConnectionsMax, "as many calls are out as registration.connections_max allows")
+            (Holding::ConnectionsMax, "3 calls in flight, as many as registration.connections_max allows")
         };
         assert_eq!(holding(&world), wanted);
         assert_why(&world, "device-49", &[words]).await;
@@ -132,14 +135,15 @@ async fn a_limit_that_came_down_and_the_concurrency_it_needs_are_told() {
     assert_why(
         &world,
         "device-2499",
-        &["the instance takes 600 registrations per minute, for which 2 calls at the same time do"],
+        &["the instance takes 600 registrations per minute; the next call leaves when DPS answers one in flight (at most 2 at the same time)"],
     )
     .await;
     world.dps("a").takes_per_minute(Some(300));
     sleep(seconds(180)).await;
     let limit = world.gateway.instances()[0].limit_per_minute;
     assert!((280..=300).contains(&limit), "{limit}");
-    let words = format!("the instance takes {limit} registrations per minute, as DPS refused more; its quota is 600");
+    let words =
+        format!("the instance takes {limit} registrations per minute, because DPS refused more; its quota is 600");
     assert_why(&world, "device-2499", &[&words]).await;
 }
 
@@ -164,8 +168,8 @@ async fn who_shares_the_line_is_told() {
     }
     sleep(millis(100)).await;
     let told = why(&world, "big-59").await;
-    assert!(told.contains(" expedited devices get up to 10 % of the turns; 2 tenants"), "{told}");
-    assert_why(&world, "big-58", &["; expedited devices get 10 % of the turns while others wait"]).await;
+    assert!(told.contains(" expedited devices get up to 10 % of the departures; 2 tenants"), "{told}");
+    assert_why(&world, "big-58", &["; expedited devices get 10 % of the departures while others wait"]).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -174,7 +178,7 @@ async fn a_wait_of_its_own_is_told_with_its_end() {
     world.settle(world.ask("device-1")).await;
     world.gateway.invalidate("device-1", None, "hub-404001").await.unwrap();
     world.queue("device-1").await;
-    assert_why(&world, "device-1", &["it goes not before 20", "or registration.suspect_cooldown"]).await;
+    assert_why(&world, "device-1", &["deferred until 20", "or by registration.suspect_cooldown"]).await;
     let (view, now) = (world.gateway.instances().remove(0), world.clock.now().wall);
     let [tenant] = &view.tenants[..] else { panic!("{:?}", view.tenants) };
     assert_eq!((view.line_length, tenant.line_length), (1, 1));
@@ -192,7 +196,10 @@ async fn failing_polls_are_told_with_their_cause_and_forgotten_when_one_succeeds
     world.queue("device-1").await;
     sleep(seconds(1)).await;
     let fair = why(&world, "device-1").await;
-    assert!(fair.starts_with("a works on its registration (operation ") && fair.ends_with("; we poll"), "{fair}");
+    assert!(
+        fair.starts_with("a is processing its registration (operation ") && fair.ends_with("; polling for the result"),
+        "{fair}"
+    );
     world.dps("a").reachable(false);
     let mut failed = 0;
     while failed < 3 {
@@ -200,8 +207,8 @@ async fn failing_polls_are_told_with_their_cause_and_forgotten_when_one_succeeds
         assert!(world.clock.elapsed() < seconds(60), "it does not say that polls fail");
         let told = why(&world, "device-1").await;
         failed = told
-            .split_once("the last polls failed: ")
-            .and_then(|(_, rest)| rest.split_once(" in a row"))
+            .split_once("failed polls in a row: ")
+            .and_then(|(_, rest)| rest.split_once(" (the last one: "))
             .map_or(0, |(count, _)| count.parse::<u32>().unwrap());
     }
     let events = |record: &proxy_core::device::Record| -> Vec<String> {
@@ -244,12 +251,12 @@ async fn a_device_whose_outcome_is_unknown_is_told_what_holds_its_lookup() {
     world.dps("a").next(Call::Register, Fate::lost_before_arrival());
     world.queue("device-1").await;
     sleep(seconds(1)).await;
-    assert_why(&world, "device-1", &["its call to a is out, and not answered yet"]).await;
+    assert_why(&world, "device-1", &["waiting for a to answer its call"]).await;
     sleep(seconds(5)).await;
-    assert_why(&world, "device-1", &["has no clear outcome; we ask what became of it: it goes not before 20"]).await;
+    assert_why(&world, "device-1", &["with an unknown outcome; waiting to look it up: deferred until 20"]).await;
     world.dps("a").next(Call::Register, Fate::throttled(Some(30)));
     world.queue("device-2").await;
     sleep(seconds(10)).await;
-    let parts = ["we ask what became of it: place ", "DPS throttled the instance, and nobody goes before 20"];
+    let parts = ["waiting to look it up: position ", "DPS throttled the instance: paused until 20"];
     assert_why(&world, "device-1", &parts).await;
 }

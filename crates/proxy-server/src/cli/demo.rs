@@ -48,7 +48,7 @@ pub struct Options {
     /// Keep everything running after the report, until Ctrl-C, to try it by hand.
     #[arg(long)]
     keep_running: bool,
-    /// What is logged to standard error, in the language of RUST_LOG.
+    /// What is logged to standard error, in the syntax of RUST_LOG.
     #[arg(long, default_value = "warn,proxy_server::lifecycle::new_store=error", env = "RUST_LOG")]
     log: String,
 }
@@ -134,7 +134,7 @@ impl Stage {
         let report = Report { options, outcomes: &outcomes, took: began.elapsed(), emulators: &self.emulators };
         let assigned_all = report.print();
         if !options.keep_running {
-            print("\nWith --keep-running everything stays up, and two curl lines show how to ask by hand.");
+            print("\nWith --keep-running everything stays up, and two curl commands show how to try it by hand.");
         }
         Ok(assigned_all)
     }

@@ -30,7 +30,7 @@ pub struct Options {
     /// Devices that come back: 3000000, 3_000_000, 3,000,000 or 3M.
     #[arg(long, value_name = "N", default_value = "1000000", value_parser = numbers::devices)]
     devices: u32,
-    /// A CSV of tenants instead: columns tenant, devices and, as you like, boot_seconds, begins_after_seconds, dedicated_instances,
+    /// A CSV of tenants instead: columns tenant, devices and optionally boot_seconds, begins_after_seconds, dedicated_instances,
     /// weight.
     #[arg(long, value_name = "FILE", conflicts_with = "devices")]
     tenants: Option<PathBuf>,
@@ -40,7 +40,7 @@ pub struct Options {
     /// Registrations that each instance accepts per minute; NAME=N for one instance, repeated or separated by commas [default: 1000].
     #[arg(long, value_name = "N|NAME=N", value_delimiter = ',', value_parser = numbers::quota)]
     quota: Vec<Quota>,
-    /// How devices come back: all within a time (60s), more and more up to a time (ramp:10m), or with a tail of a mean (tail:5m).
+    /// How devices come back: evenly within a time (60s), at a rate that rises until a time (ramp:10m), or one that decays exponentially with a mean (tail:5m).
     #[arg(long, value_name = "CURVE", default_value = "60s", value_parser = boot_curve)]
     boot: BootCurve,
     /// How long DPS takes to answer a call.
@@ -82,7 +82,7 @@ fn boot_curve(text: &str) -> Result<BootCurve, String> {
         "within" => Ok(BootCurve::Within(time)),
         "ramp" => Ok(BootCurve::Ramp(time)),
         "tail" => Ok(BootCurve::Tail(time)),
-        _ => Err(format!("{shape} is no curve; expected a time such as 60s, or ramp:10m, or tail:5m")),
+        _ => Err(format!("{shape} is not a curve; expected a time such as 60s, or ramp:10m, or tail:5m")),
     }
 }
 
@@ -250,7 +250,7 @@ fn drawing(report: &Report, compared: Option<&Comparison>, scenario: &Scenario) 
         }
         None => {
             let title = format!("A storm of {} devices on {} instances", report.devices, report.instances);
-            let done = format!("Everybody knows its hub after {}.", answer::time(report.finished_after));
+            let done = format!("Every device knows its hub after {}.", answer::time(report.finished_after));
             chart::svg(&title, &done, 1, &[curve("dps-proxy, an appointment each", report)])
         }
     }

@@ -222,13 +222,13 @@ fn fleet_token(section: &Section<'_>, tokens: Vec<proxy_core::secret::TokenDiges
 
 fn allow_list_alone(section: &Section<'_>, open: bool) -> Option<DeviceAttestation> {
     if !open {
-        let message = "must be true for attestation = \"allow-list-alone\": whoever guesses a hardware ID is believed; \
+        let message = "must be true for attestation = \"allow-list-alone\": anyone who guesses a hardware ID is believed; \
                        prefer \"sas-token\" or \"fleet-token\"";
         section.problem("accept_unauthenticated_devices", message);
         return None;
     }
     let message =
-        "is \"allow-list-alone\": whoever guesses a hardware ID learns its hub, and can make the device register";
+        "is \"allow-list-alone\": anyone who guesses a hardware ID learns its hub, and can make the device register";
     section.warning("attestation", message);
     Some(DeviceAttestation::AllowListAlone)
 }
@@ -318,7 +318,7 @@ fn credential(section: &Section<'_>, attestation: Option<Attestation>) -> (Crede
 fn check_handing_out(section: &Section<'_>, attestation: Option<Attestation>, once: bool, fleet: bool) {
     match attestation {
         Some(Attestation::AllowListAlone) => {
-            let message = "must be \"none\" with attestation = \"allow-list-alone\": whoever guesses a hardware ID would be handed \
+            let message = "must be \"none\" with attestation = \"allow-list-alone\": anyone who guesses a hardware ID would be handed \
                            that device's credential";
             section.problem("credential", message);
         }

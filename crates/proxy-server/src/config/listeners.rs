@@ -150,8 +150,7 @@ fn tls(section: &Section<'_>, listen: Option<SocketAddr>, public: bool, host_nam
     let exposed = public || listen.is_some_and(|address| !address.ip().is_loopback());
     match (wanted, given) {
         (Some(false), [false, false]) if exposed => {
-            let message =
-                "is \"off\": whoever is on the way reads credentials; only behind something that ends TLS nearby";
+            let message = "is \"off\": anyone on the network path can read credentials; use it only behind something nearby that terminates TLS";
             section.warning("tls", message);
         }
         (Some(false), [false, false]) => {}
@@ -159,8 +158,7 @@ fn tls(section: &Section<'_>, listen: Option<SocketAddr>, public: bool, host_nam
         (_, [true, false]) => section.problem("tls_key_file", "is missing; tls_cert_file needs it"),
         (_, [false, true]) => section.problem("tls_cert_file", "is missing; tls_key_file needs it"),
         (wanted, [false, false]) if wanted == Some(true) || exposed => {
-            let message =
-                "is missing; name tls_cert_file and tls_key_file, or say tls = \"off\" if something in front ends TLS";
+            let message = "is missing; name tls_cert_file and tls_key_file, or set tls = \"off\" if something in front terminates TLS";
             section.problem("tls_cert_file", message);
         }
         (_, _) => {}

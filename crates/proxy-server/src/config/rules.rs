@@ -26,7 +26,7 @@ pub(super) fn log(root: &Section<'_>) -> LogSettings {
     let section = root.section("log");
     let formats = [("auto", LogFormat::Auto), ("human", LogFormat::Human), ("json", LogFormat::Json)];
     let format = section.choice("format", "auto", &formats).unwrap_or(LogFormat::Auto);
-    let filter = section.text("filter", "filter in the language of RUST_LOG", "info").unwrap_or_default();
+    let filter = section.text("filter", "filter in the syntax of RUST_LOG", "info").unwrap_or_default();
     if tracing_subscriber::EnvFilter::builder().parse(&filter).is_err() {
         section.problem("filter", "is not a log filter; write for example \"info\" or \"info,proxy_core=debug\"");
     }

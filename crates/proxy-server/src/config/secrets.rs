@@ -82,7 +82,7 @@ pub(super) fn tls_files(section: &Section<'_>, host_names: &[String]) -> Option<
         match finding {
             // Refusing the configuration would not get clients another one, and would keep everything else in it from being changed.
             Finding::OutOfTime(message) if is_served => {
-                let message = format!("{message}. It is the one in use, so everything else is taken over");
+                let message = format!("{message}. It is the one in use, so everything else is applied");
                 section.warning("tls_cert_file", message);
             }
             Finding::Problem(message) | Finding::OutOfTime(message) => section.problem("tls_cert_file", message),

@@ -87,7 +87,7 @@ fn hints(path: &Path, wake: SyncSender<()>) -> Option<notify::RecommendedWatcher
     });
     started
         .inspect_err(
-            |error| tracing::info!(%error, "changes of the configuration are not reported, so they are polled for"),
+            |error| tracing::info!(%error, "the system does not report changes of the configuration; polling for them instead"),
         )
         .ok()
 }

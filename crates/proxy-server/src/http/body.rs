@@ -188,6 +188,6 @@ impl Body {
 /// 408.
 #[must_use]
 pub fn too_slow(timeout: Duration) -> Problem {
-    let detail = format!("the body was not there within {} s (request_timeout of this listener)", timeout.as_secs());
+    let detail = format!("the body did not arrive within {} s (request_timeout of this listener)", timeout.as_secs());
     Problem::new(StatusCode::REQUEST_TIMEOUT, Code::RequestTimeout, detail)
 }

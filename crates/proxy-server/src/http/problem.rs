@@ -185,7 +185,7 @@ const REFUSED_WAIT_MAX: Duration = Duration::from_secs(900);
 
 impl From<UnderWay> for Problem {
     fn from(UnderWay: UnderWay) -> Self {
-        let detail = "this token has a page of a list or the invalidation of a hub under way; one at a time: wait for it and ask again";
+        let detail = "this token has a page of a list or the invalidation of a hub under way, and only one is allowed at a time: wait for it to finish, then try again";
         Self::new(StatusCode::TOO_MANY_REQUESTS, Code::OneAtATime, detail).retry_after(Duration::from_secs(1))
     }
 }
@@ -264,23 +264,23 @@ fn store_problem(error: &StoreError) -> Problem {
         // These are about one device, or ours to mend.
         StoreError::Read(ReadError::Corrupt { .. })
         | StoreError::Commit(CommitError::Refused(_) | CommitError::Conflict { .. }) => {
-            tracing::error!(%error, "the store failed a request");
+            tracing::error!(%error, "the store failed while a request was served");
         }
         // The store's state is told once, by whoever watches it, and not for every request that meets it.
         StoreError::Read(ReadError::Unavailable(_)) | StoreError::Contended => {
-            tracing::debug!(%error, "the store failed a request");
+            tracing::debug!(%error, "the store failed while a request was served");
         }
         StoreError::Commit(CommitError::Busy | CommitError::ReadOnly(_) | CommitError::Failed(_)) => {
-            tracing::debug!(%error, "the store took no write of a request");
+            tracing::debug!(%error, "the store did not accept a write of a request");
         }
     }
     let (code, detail) = match error {
         StoreError::Read(ReadError::Corrupt { .. }) | StoreError::Commit(CommitError::Refused(_)) => {
-            (Code::StoreDamaged, "the stored record of this device cannot be read; an operator has to mend the store")
+            (Code::StoreDamaged, "the stored record of this device cannot be read; an operator has to repair the store")
         }
         StoreError::Read(ReadError::Unavailable(_)) => (Code::StoreUnavailable, "the store cannot be read now"),
         StoreError::Commit(CommitError::Busy) | StoreError::Contended => {
-            (Code::StoreBusy, "the store is behind; try again")
+            (Code::StoreBusy, "the store is busy; try again")
         }
         StoreError::Commit(CommitError::Conflict { .. } | CommitError::ReadOnly(_) | CommitError::Failed(_)) => (
             Code::StoreReadOnly,
@@ -319,7 +319,7 @@ impl From<Found> for Problem {
             .upstream((&*refusal).into()),
             Found::NotInLine => Self::not_found(
                 Code::NotInLine,
-                "the device is known and has no hub; it does not wait for one either, until it asks again",
+                "the device is known, has no hub and is not in line; it joins the line when it asks again",
             ),
             Found::OtherSpelling(known_as) => {
                 let detail = format!("device IDs are case-sensitive: this device is known as {known_as}");
@@ -348,7 +348,7 @@ impl From<ListError> for Problem {
     fn from(error: ListError) -> Self {
         match error {
             ListError::Outdated => {
-                let detail = "the changes since this list was begun are not kept any more, or it is another store's: begin it anew, without after";
+                let detail = "the changes since this list began are no longer kept, or the list belongs to another store: start it again, without after";
                 Self::new(StatusCode::GONE, Code::ListOutdated, detail)
             }
             ListError::Read(error) => error.into(),

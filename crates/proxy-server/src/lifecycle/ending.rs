@@ -34,12 +34,14 @@ pub(super) fn last_line(fault: Option<&str>, stopped: &Stopped) -> Result<String
     if *unwritten > 0 {
         let _ = write!(
             line,
-            "; what DPS said about {unwritten} devices could not be written: the next start asks DPS anew"
+            "; answers of DPS about {unwritten} devices could not be written: the next start asks DPS again"
         );
     }
     if *left_with_dps > 0 {
-        let _ =
-            write!(line, "; DPS still works on {left_with_dps} registrations; the next start continues to poll them");
+        let _ = write!(
+            line,
+            "; DPS is still processing {left_with_dps} registrations; the next start continues to poll them"
+        );
     }
     if let Some(fault) = fault {
         let _ = write!(line, "; it stopped because {fault}");
@@ -68,7 +70,7 @@ mod tests {
         let line = last_line(None, &stopped()).unwrap();
         assert_eq!(line, "stopped; every place and every answer is on disk");
         let line = last_line(None, &Stopped { left_with_dps: 3, ..stopped() }).unwrap();
-        assert!(line.contains("still works on 3"), "{line}");
+        assert!(line.contains("still processing 3"), "{line}");
 
         let line = last_line(None, &Stopped { trouble: trouble(false), ..stopped() }).unwrap();
         assert!(line.contains("was acknowledged is on disk") && line.contains("since 1970-01-01"), "{line}");
@@ -82,7 +84,7 @@ mod tests {
 
     #[test]
     fn a_fault_of_ours_is_told_and_is_a_failure() {
-        let line = last_line(Some("the dispatcher of instance eu-1 died twice"), &stopped()).unwrap_err();
-        assert!(line.contains("eu-1 died twice"), "{line}");
+        let line = last_line(Some("the dispatcher of instance eu-1 panicked twice"), &stopped()).unwrap_err();
+        assert!(line.contains("eu-1 panicked twice"), "{line}");
     }
 }

@@ -61,7 +61,9 @@ fn end(app: &App, why: &str, ended: &Receiver<()>) {
     let shutdown = &app.server.shutdown;
     let in_order = ended.recv_timeout(shutdown.readiness_delay + shutdown.drain_timeout + MARGIN);
     if in_order == Err(RecvTimeoutError::Timeout) {
-        tracing::error!("threads hang with the store, so the service cannot stop in order; the process ends now");
+        tracing::error!(
+            "threads are blocked by the store, so the service cannot shut down in order; the process exits now"
+        );
     } else {
         std::thread::sleep(LAST);
     }

@@ -39,7 +39,7 @@ async fn reload_on_change(app: web::Data<App>, files: FilesRead) {
             change = next_change(&mut changed) => if change.is_none() {
                 // The watcher's thread is gone; what changed since the start is noticed again, which does no harm.
                 app.gateway.supervisor().count_death("config-watch");
-                tracing::error!("the watcher of the configuration died and is begun anew");
+                tracing::error!("the watcher of the configuration panicked and is restarted");
                 tokio::time::sleep(WATCH_AGAIN_WAIT).await;
                 changed = watch_files(&app, source, files.clone());
                 continue;

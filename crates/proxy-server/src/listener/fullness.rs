@@ -26,7 +26,7 @@ impl Fullness {
             tracing::warn!(
                 plane = self.name,
                 connections_max = self.connections_max,
-                "all connections of this listener are taken: for each new one, the one that is idle for longest is closed"
+                "all connections of this listener are in use: each new one closes the one that has been idle for longest"
             );
         }
     }
@@ -36,7 +36,7 @@ impl Fullness {
         let Some(full_at) = self.full_at else { return std::future::pending().await };
         tokio::time::sleep_until(full_at + CALM_AFTER).await;
         self.full_at = None;
-        tracing::info!(plane = self.name, "this listener has room for new connections again");
+        tracing::info!(plane = self.name, "this listener has free connections again");
     }
 
     /// The system refused to accept.
@@ -44,7 +44,7 @@ impl Fullness {
         if !std::mem::replace(&mut self.refused, true) {
             tracing::error!(
                 plane = self.name, %error,
-                "the system accepts no connections for this listener; it is asked again ten times a second"
+                "the system does not accept connections for this listener; retrying ten times a second"
             );
         }
     }

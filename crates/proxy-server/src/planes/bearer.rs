@@ -62,11 +62,8 @@ pub fn operator(app: &App, request: &HttpRequest, role: OperatorRole) -> Result<
         .fold(None, |found, known| if known.digest.matches(token) { Some(known) } else { found });
     let found = found.cloned().ok_or_else(unauthorized)?;
     if found.role < role {
-        let problem = Problem::new(
-            StatusCode::FORBIDDEN,
-            Code::ReadOnlyToken,
-            "this token may look, not act (its role is \"read\")",
-        );
+        let problem =
+            Problem::new(StatusCode::FORBIDDEN, Code::ReadOnlyToken, "this token is read-only (its role is \"read\")");
         return Err(problem.retry_after(Duration::from_secs(1)));
     }
     accepted(request);

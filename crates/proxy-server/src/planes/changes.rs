@@ -179,7 +179,7 @@ impl Reader {
                 Ok(Next::Events(events)) => self.take(events)?,
                 Ok(Next::Reset(end)) => {
                     tracing::warn!(
-                        "a reader of the changes is slower than feed.retention or feed.events_max allow; it is told to read anew"
+                        "a reader of the changes is slower than feed.retention or feed.events_max allow; it is told to start again"
                     );
                     self.after = end;
                     return Some(Bytes::from(reset(&self.gateway.feed_id(end))));

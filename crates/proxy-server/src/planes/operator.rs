@@ -247,15 +247,15 @@ async fn refusals(app: web::Data<App>, request: HttpRequest) -> Result<HttpRespo
 )]
 async fn reload_config(app: web::Data<App>, request: HttpRequest) -> Result<HttpResponse, Problem> {
     let token = bearer::operator(&app, &request, OperatorRole::Operate)?;
-    tracing::info!(operator = token.name, "reload of the configuration asked for");
+    tracing::info!(operator = token.name, "reload of the configuration requested");
     // In a task of its own: an operator who hangs up must not leave half of it done.
     let reloading = tokio::spawn(async move { reload::reload(&app).await }.in_current_span());
-    match reloading.await.unwrap_or_else(|error| Err(vec![format!("the reload broke off: {error}")])) {
+    match reloading.await.unwrap_or_else(|error| Err(vec![format!("the reload failed: {error}")])) {
         Ok(reload::Applied { restart_needed, warnings }) => {
             Ok(HttpResponse::Ok().json(Reloaded { applied: true, restart_needed, warnings }))
         }
         Err(problems) => {
-            let detail = "the configuration is refused whole; the values in force stay: see problems";
+            let detail = "the configuration is rejected and the current values stay in force: see problems";
             Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, Code::InvalidConfiguration, detail)
                 .retry_after(Duration::from_secs(1))
                 .problems(problems))
@@ -358,7 +358,7 @@ impl Wish {
     /// Answers with the device as it is now.
     async fn done(self, app: &App, action: &str) -> Result<HttpResponse, Problem> {
         let view = app.gateway.registration(&self.id).await?;
-        tracing::info!(operator = self.operator, action, reason = self.reason, "done for an operator");
+        tracing::info!(operator = self.operator, action, reason = self.reason, "operator action done");
         Ok(HttpResponse::Ok().json(Registration::from(view)))
     }
 }
@@ -401,7 +401,7 @@ async fn unblock(app: web::Data<App>, request: HttpRequest, payload: web::Payloa
         return wish.done(&app, "unblock").await;
     }
     let operator = wish.operator;
-    tracing::info!(operator, action = "unblock", "done for an operator; nothing else was known of the device");
+    tracing::info!(operator, action = "unblock", "operator action done; nothing else was known of the device");
     Ok(HttpResponse::NoContent().finish())
 }
 

@@ -19,7 +19,7 @@ impl Attempt {
                 Ok(claimed) => return Some(claimed),
                 Err(error) => {
                     failures += 1;
-                    tracing::error!(registration_id = %self.id, instance = %self.dispatcher.name, %error, "whether the device ID is taken cannot be read yet");
+                    tracing::error!(registration_id = %self.id, instance = %self.dispatcher.name, %error, "cannot read yet whether the device ID is taken");
                 }
             }
             if !self.wait_for_the_store(failures).await {

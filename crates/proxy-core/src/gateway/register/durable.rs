@@ -56,7 +56,7 @@ impl Attempt {
             failures += 1;
             more.clear();
             // A store in trouble is told once, by whoever watches it.
-            tracing::debug!(registration_id = %self.id, instance = %self.dispatcher.name, %error, "what DPS answered could not be written yet");
+            tracing::debug!(registration_id = %self.id, instance = %self.dispatcher.name, %error, "an answer of DPS could not be written yet");
             if !self.wait_for_the_store(failures).await {
                 count(&self.gateway.unwritten);
                 return false;

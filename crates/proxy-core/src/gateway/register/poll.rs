@@ -165,7 +165,7 @@ impl Attempt {
             return Polled::Again(wait);
         }
         polling.events += 1;
-        let why = format!("a poll failed: {why}; we go on polling");
+        let why = format!("a poll failed: {why}; polling continues");
         let taken = self.take_step_or_finish(Settled::default(), Step::Event { why }).await;
         if taken { Polled::Again(wait) } else { Polled::Over }
     }

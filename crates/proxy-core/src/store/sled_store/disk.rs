@@ -360,7 +360,7 @@ impl Identity {
             return Err(NotOurs::Replaced(format!(
                 "the store's directory {} was removed or replaced while the service ran ({} {what}): whatever was acknowledged before is \
                  not there any more. Put the old directory back, or accept an empty one and let the devices register again; then start \
-                 the service anew",
+                 the service again",
                 self.directory.display(),
                 path.display(),
             )));

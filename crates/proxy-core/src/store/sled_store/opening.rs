@@ -79,7 +79,7 @@ fn open_db_or_again(path: &Path, cache_capacity: u64) -> Result<(Db, bool), Open
         Err(OpenError::Damaged { detail, .. }) => detail,
         Err(error) => return Err(error),
     };
-    tracing::warn!(path = %path.display(), "opening the store broke off ({broke_off}); trying once more");
+    tracing::warn!(path = %path.display(), "opening the store was interrupted ({broke_off}); trying once more");
     disk::remove_torn_snapshots(path).map_err(|source| OpenError::Io { path: path.to_owned(), source })?;
     // The first failure says what happened; a second one only that it happens again.
     open_db(path, cache_capacity).map(|db| (db, false)).map_err(|_| damaged(path, &broke_off))

@@ -153,7 +153,7 @@ impl Writer {
                 if self.shared.still_ours().is_ok()
                     && let Err(error) = Head::note_failure(&self.shared.path)
                 {
-                    tracing::error!(path = %self.shared.path.display(), %error, "the failure cannot be noted; the next start may take its remains for damage");
+                    tracing::error!(path = %self.shared.path.display(), %error, "the failure cannot be recorded; the next start may report what it left as damage");
                 }
             }
         }

@@ -11,9 +11,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use proxy_core::ids::{DeviceId, HubName, OperationId};
 use proxy_core::sas::SasToken;
-use proxy_core::upstream::{
-    Answer, CallResult, Caller, DpsError, NoAnswer, Progress, RegistrationState, Said, Status,
-};
+use proxy_core::upstream::{Answer, CallResult, Caller, DpsError, NoAnswer, Progress, RegistrationState, Said, Status};
 use rate_control::time::WallTime;
 use serde_json::Value;
 use tokio::time::Instant;

@@ -36,7 +36,7 @@ impl Report<'_> {
         row("time", self.time(&stats));
         row("DPS throttled (429)", throttled.to_string());
         for (number, stats) in stats.iter().enumerate() {
-            row(&format!("{} as it counts itself", instance_name(number)), self.instance(stats));
+            row(&format!("{} by its own count", instance_name(number)), self.instance(stats));
         }
         row("devices per hub", self.spread());
         print(&text);
@@ -59,9 +59,7 @@ impl Report<'_> {
         let beyond = stats.iter().map(|stats| stats.registrations_counted.saturating_sub(burst)).max().unwrap_or(0);
         let ideal = beyond as f64 * 60.0 / f64::from(self.options.quota);
         let took = self.took.as_secs_f64();
-        format!(
-            "{took:.1} s; ideal {ideal:.1} s for the permits alone, DPS's own work (about 3 s a device) comes on top"
-        )
+        format!("{took:.1} s; ideal {ideal:.1} s for the quota alone, plus DPS's own processing (about 3 s a device)")
     }
 
     fn spread(&self) -> String {

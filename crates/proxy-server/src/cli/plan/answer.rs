@@ -144,7 +144,7 @@ pub(super) fn figures(report: &Report, scenario: &Scenario, names: &[String]) ->
     row("half know their hub after", time(report.half_after));
     row("all know their hub after", time(report.finished_after));
     let ideal = format!("{:.3} × (ideal: {})", report.finish_to_ideal(), time(report.ideal_after));
-    row("finish against the ideal", ideal);
+    row("finish compared with the ideal", ideal);
     row(
         "wait of a device",
         format!(
