@@ -10,6 +10,8 @@
 //!   is held until then plus the longest delay the network may add: the longest in force between the send and then, as its connection
 //!   was made under that.
 //! - Admission never looks at the wall clock. Time only comes in as an argument.
+//! - A send of an earlier owner whose end nobody knows is an orphan: it is held until its end is seen, and then as if it had ended at that
+//!   moment; or for the orphan hold, after which DPS has accepted it or never will.
 //! - At most as many slots exist as the largest quota ever admitted under, so the persisted ledger is bounded.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -65,6 +67,17 @@ impl SlotRecord {
     }
 }
 
+/// How a send ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Settlement {
+    /// DPS answered.
+    Answered,
+    /// The answer was given up; DPS may still count the send until the network's longest delay has passed.
+    Abandoned,
+    /// It never left, and cannot any more.
+    NeverLeft,
+}
+
 /// How long a send is held after its answer was given up.
 fn abandoned_hold(longest_delay: Duration) -> Duration {
     longest_delay + WINDOW + DRIFT_GUARD
@@ -90,6 +103,8 @@ pub struct Ledger {
     unanswered: BTreeMap<SlotId, Duration>,
     /// Slots with a known end, soonest first. Ends come nearly in order, so this is cheaper than a tree, and any of them can be asked for.
     held: VecDeque<(Mono, SlotId)>,
+    /// Of both, those of earlier owners whose end is not known.
+    orphans: BTreeSet<SlotId>,
 }
 
 impl Ledger {
@@ -103,6 +118,7 @@ impl Ledger {
             slots_known: 0,
             unanswered: BTreeMap::new(),
             held: VecDeque::new(),
+            orphans: BTreeSet::new(),
         }
     }
 
@@ -123,6 +139,60 @@ impl Ledger {
             } else {
                 self.free.insert(slot);
             }
+        }
+    }
+
+    /// Takes over the slots of an earlier owner: how each send ended and when, by this machine's clock ([`Sightings::ours`]); `None` for an
+    /// orphan, which is held for `orphan_hold` from `now`, or without one until [its end is seen](Self::orphan_ended).
+    ///
+    /// [`Sightings::ours`]: crate::ownership::Sightings::ours
+    pub fn inherit(
+        &mut self,
+        slots: impl IntoIterator<Item = (SlotId, Option<(Settlement, Mono)>)>,
+        orphan_hold: Option<Duration>,
+        now: Mono,
+    ) {
+        for (slot, end) in slots {
+            self.grow_to(slot.0.saturating_add(1));
+            if !self.free.remove(&slot) {
+                continue;
+            }
+            match (end, orphan_hold) {
+                (Some((settlement, ended)), _) => self.end(slot, settlement, self.upstream_max_delay, ended),
+                (None, Some(hold)) => {
+                    self.orphans.insert(slot);
+                    self.hold(now.after(hold), slot);
+                }
+                (None, None) => {
+                    self.orphans.insert(slot);
+                    self.unanswered.insert(slot, self.upstream_max_delay);
+                }
+            }
+        }
+        self.release_expired(now);
+    }
+
+    /// The end of an orphan was seen at `now`: its owner has settled it after all, or is proven dead, so that it is abandoned at the latest.
+    pub fn orphan_ended(&mut self, slot: SlotId, settlement: Settlement, now: Mono) {
+        self.release_expired(now);
+        if self.orphans.remove(&slot) {
+            let longest = self.unanswered.remove(&slot).unwrap_or(self.upstream_max_delay);
+            self.held.retain(|&(_, held)| held != slot);
+            self.end(slot, settlement, longest, now);
+        }
+    }
+
+    /// The sends of earlier owners whose end is not known.
+    pub fn orphans(&self) -> impl Iterator<Item = SlotId> {
+        self.orphans.iter().copied()
+    }
+
+    /// A send that holds no slot any more ended at `ended`.
+    fn end(&mut self, slot: SlotId, settlement: Settlement, longest_delay: Duration, ended: Mono) {
+        match settlement {
+            Settlement::Answered => self.hold(ended.after(WINDOW + DRIFT_GUARD), slot),
+            Settlement::Abandoned => self.hold(ended.after(abandoned_hold(longest_delay)), slot),
+            Settlement::NeverLeft => drop(self.free.insert(slot)),
         }
     }
 
@@ -165,6 +235,7 @@ impl Ledger {
             && until <= now
         {
             self.held.pop_front();
+            self.orphans.remove(&slot);
             self.free.insert(slot);
         }
     }
@@ -195,15 +266,15 @@ impl Ledger {
 
     /// DPS answered: the slot is held for one more window.
     pub fn answered(&mut self, slot: SlotId, now: Mono) {
-        if self.unanswered.remove(&slot).is_some() {
-            self.hold(now.after(WINDOW + DRIFT_GUARD), slot);
+        if let Some(longest) = self.unanswered.remove(&slot) {
+            self.end(slot, Settlement::Answered, longest, now);
         }
     }
 
     /// No answer will be waited for any more, but DPS may still count the send.
     pub fn abandoned(&mut self, slot: SlotId, now: Mono) {
         if let Some(longest) = self.unanswered.remove(&slot) {
-            self.hold(now.after(abandoned_hold(longest)), slot);
+            self.end(slot, Settlement::Abandoned, longest, now);
         }
     }
 
@@ -312,6 +383,45 @@ mod tests {
         assert_eq!(answered.taken_over(&boot("a"), at(7_000)), None);
         let other = answered.taken_over(&boot("b"), at(1_000)).expect("another boot");
         assert_eq!((other.answered, other.abandoned), (Some(at(1_000)), None));
+    }
+
+    #[test]
+    fn an_orphan_is_held_until_its_end_is_seen_and_no_longer_than_the_orphan_hold() {
+        let hold = Some(Duration::from_secs(500));
+        let mut ledger = Ledger::new(1, DELAY);
+        ledger.inherit([(SlotId(0), None)], hold, at(1_000));
+        assert_eq!(ledger.check(at(1_000)), Err(Full::Until(at(501_000))));
+        ledger.orphan_ended(SlotId(0), Settlement::Answered, at(20_000));
+        assert_eq!(ledger.check(at(20_000)), Err(Full::Until(at(80_100))));
+        ledger.orphan_ended(SlotId(0), Settlement::NeverLeft, at(21_000));
+        assert_eq!(ledger.check(at(21_000)), Err(Full::Until(at(80_100))), "it ends once");
+
+        let mut ledger = Ledger::new(1, DELAY);
+        ledger.inherit([(SlotId(0), None)], None, at(1_000));
+        assert_eq!(ledger.check(at(9_000_000)), Err(Full::UntilAnswered), "until it is proven");
+        ledger.orphan_ended(SlotId(0), Settlement::Abandoned, at(9_000_000));
+        assert_eq!(ledger.check(at(9_000_000)), Err(Full::Until(at(9_090_100))));
+
+        let mut ledger = Ledger::new(1, DELAY);
+        ledger.inherit([(SlotId(0), None)], hold, at(0));
+        ledger.orphan_ended(SlotId(0), Settlement::NeverLeft, at(1));
+        assert_eq!(ledger.check(at(1)), Ok(()));
+        assert_eq!(ledger.take(), SlotId(0));
+        ledger.orphan_ended(SlotId(0), Settlement::NeverLeft, at(2));
+        assert_eq!(ledger.check(at(2)), Err(Full::UntilAnswered), "the slot is another send's by now");
+    }
+
+    #[test]
+    fn what_an_earlier_owner_settled_is_counted_from_then() {
+        let mut ledger = Ledger::new(2, DELAY);
+        let slots = [
+            (SlotId(0), Some((Settlement::Answered, at(10_000)))),
+            (SlotId(3), Some((Settlement::Abandoned, at(10_000)))),
+            (SlotId(1), Some((Settlement::NeverLeft, at(10_000)))),
+        ];
+        ledger.inherit(slots, None, at(20_000));
+        assert_eq!(ledger.check(at(20_000)), Err(Full::Until(at(70_100))));
+        assert_eq!((ledger.used(at(70_100)), ledger.used(at(100_100))), (1, 0));
     }
 
     #[test]

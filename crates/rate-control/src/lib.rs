@@ -11,6 +11,7 @@ pub mod entropy;
 pub mod failpoint;
 pub mod latency_estimate;
 pub mod ledger;
+pub mod ownership;
 pub mod retry;
 pub mod text;
 pub mod time;
