@@ -41,7 +41,7 @@ async fn main() -> anyhow::Result<()> {
         }
         (Some(_), None) => anyhow::bail!("--ca-out needs a generated certificate"),
         (None, Some(_)) => {
-            tracing::warn!("no client can trust the generated certificate: use --ca-out FILE to write its CA")
+            tracing::warn!("no client can trust the generated certificate: use --ca-out FILE to write its CA");
         }
         (None, None) => {}
     }
