@@ -25,6 +25,7 @@ mod plan;
 mod planes;
 mod refusals;
 mod shutdown;
+mod store_formats;
 mod store_watch;
 mod tls;
 mod tree;

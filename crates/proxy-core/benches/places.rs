@@ -22,8 +22,8 @@ use proxy_core::settings::{
     AttestationSettings, Credential, DeriveFrom, DeviceAttestation, Enrollment, FeedSettings, Instance, LineSettings,
     Membership, RegistrationSettings, Settings, UpstreamAttestation,
 };
-use proxy_core::store::Store as _;
 use proxy_core::store::sled_store::{SledOptions, SledStore};
+use proxy_core::store::{Store as _, Versions};
 use proxy_core::upstream::time::{Speaker, TimeAnswer};
 use proxy_core::upstream::{CallResult, Caller, Connect, LastLook, NoAnswer, Upstream};
 use rate_control::entropy::Entropy;
@@ -114,9 +114,10 @@ async fn commit_bare(rows: usize) -> Result<f64, Box<dyn Error>> {
         }
         chunks.push(writes);
     }
+    let versions = Versions::new(Entropy::from_seed(2));
     let began = Instant::now();
     for writes in chunks {
-        store.commit(writes).await?;
+        store.commit(versions.commit(writes)).await?;
     }
     Ok(rows as f64 / began.elapsed().as_secs_f64())
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use proxy_core::store::sled_store::{SledOptions, SledStore};
-use proxy_core::store::{Expect, Key, Store as _, Table, Write};
+use proxy_core::store::{Commit, Expect, Key, Store as _, Table, Version, Write};
 
 const RECORDS: u64 = 20_000;
 
@@ -21,12 +21,13 @@ fn device(n: u64) -> Key {
     Key::new(Table::Device, format!("sn-{:08}", n.wrapping_mul(0x9E37_79B9) % RECORDS))
 }
 
-fn writes(n: u64) -> Vec<Write> {
-    let any = |key, value| Write { key, expect: Expect::Any, value: Some(value) };
-    vec![
-        any(device(n), Bytes::from(vec![b'r'; 500])),
-        any(Key::new(Table::Ledger, format!("slot-{:06}", n % 10_000)), Bytes::from_static(b"sixteen bytes...")),
-    ]
+fn commit(n: u64) -> Commit {
+    let slot = Key::new(Table::Ledger, format!("slot-{:06}", n % 10_000));
+    let writes = vec![
+        Write::put(device(n), Expect::Any, vec![b'r'; 500]),
+        Write::put(slot, Expect::Any, Bytes::from_static(b"sixteen bytes...")),
+    ];
+    Commit { version: Version(u128::from(n).to_be_bytes()), writes }
 }
 
 /// Commits `total` times with `tasks` tasks at once and gives the time it took.
@@ -42,7 +43,7 @@ async fn commit_all(store: &Arc<SledStore>, tasks: u64, total: u64) -> Duration 
                     if n >= total {
                         break;
                     }
-                    store.commit(writes(n)).await.unwrap();
+                    store.commit(commit(n)).await.unwrap();
                 }
             })
         })
@@ -91,7 +92,7 @@ fn bench(criterion: &mut Criterion) {
             runtime.spawn(async move {
                 let mut n = task * 1_000;
                 while !stop.load(Ordering::Relaxed) {
-                    store.commit(writes(n)).await.unwrap();
+                    store.commit(commit(n)).await.unwrap();
                     n += 1;
                 }
             })

@@ -11,7 +11,6 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -19,7 +18,7 @@ use tokio::sync::watch;
 use crate::device::{AssignmentState, Record};
 use crate::ids::{DeviceId, HubName, InstanceName, RegistrationId, TenantName};
 use crate::settings::FeedSettings;
-use crate::store::{CommitError, Expect, Key, ReadError, Store, Table, Write};
+use crate::store::{CommitError, Expect, Key, ReadError, Store, Table, Versions, Write};
 use rate_control::time::{Now, StoredMoment};
 
 /// Rows read at once.
@@ -120,7 +119,7 @@ impl Ticket<'_> {
     #[must_use]
     pub fn write(&self, change: &Change) -> Write {
         let value = serde_json::to_vec(change).expect("a change has string keys only");
-        Write { key: key(self.number), expect: Expect::Any, value: Some(Bytes::from(value)) }
+        Write::put(key(self.number), Expect::Any, value)
     }
 
     /// The commit is durable: the event may be seen.
@@ -243,7 +242,13 @@ impl Feed {
     ///
     /// # Errors
     /// As the store's; nothing is lost by trying again later.
-    pub async fn prune(&self, store: &dyn Store, settings: &FeedSettings, now: Now) -> Result<usize, CommitError> {
+    pub async fn prune(
+        &self,
+        store: &dyn Store,
+        versions: &Versions,
+        settings: &FeedSettings,
+        now: Now,
+    ) -> Result<usize, CommitError> {
         let readable = *self.readable.borrow();
         let rows =
             store.scan(Table::Feed, None, PAGE).await.map_err(|error| CommitError::ReadOnly(error.to_string()))?;
@@ -256,7 +261,7 @@ impl Feed {
             if number >= readable || (number >= keep_from && age.is_some_and(|age| age <= settings.retention)) {
                 break;
             }
-            deletions.push(Write { key: key(number), expect: Expect::Any, value: None });
+            deletions.push(Write::delete(key(number), Expect::Any));
             last = number;
         }
         if deletions.is_empty() {
@@ -264,7 +269,7 @@ impl Feed {
         }
         let count = deletions.len();
         *self.pruned.lock() = last;
-        store.commit(deletions).await?;
+        store.commit(versions.commit(deletions)).await?;
         Ok(count)
     }
 }
@@ -274,7 +279,9 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::store::conformance::commit;
     use crate::store::memory::MemoryStore;
+    use rate_control::entropy::Entropy;
 
     use rate_control::time::{BootId, BootTag, Mono, Process, WallTime};
 
@@ -312,8 +319,12 @@ mod tests {
             at: StoredMoment::of(now),
         };
         let ticket = feed.ticket();
-        store.commit(vec![ticket.write(&change)]).await.unwrap();
+        commit(store, vec![ticket.write(&change)]).await.unwrap();
         ticket.committed();
+    }
+
+    async fn prune(store: &MemoryStore, feed: &Feed, settings: &FeedSettings, now: Now) -> usize {
+        feed.prune(store, &Versions::new(Entropy::from_system()), settings, now).await.unwrap()
     }
 
     fn keep(events_max: u64) -> FeedSettings {
@@ -331,7 +342,7 @@ mod tests {
     async fn a_reader_that_falls_behind_the_retention_is_told_and_one_at_its_edge_is_not() {
         let store = MemoryStore::new();
         let feed = filled(&store, 10).await;
-        assert_eq!(feed.prune(&store, &keep(3), start()).await.unwrap(), 7);
+        assert_eq!(prune(&store, &feed, &keep(3), start()).await, 7);
         for slow in [0, 1, 6] {
             assert_eq!(feed.read(&store, slow).await.unwrap(), Next::Reset(10), "after {slow}");
         }
@@ -346,7 +357,7 @@ mod tests {
     async fn resuming_and_reading_agree_on_what_is_missing_across_a_restart() {
         let store = MemoryStore::new();
         let feed = filled(&store, 5).await;
-        feed.prune(&store, &keep(2), start()).await.unwrap();
+        prune(&store, &feed, &keep(2), start()).await;
         let reopened = Feed::open(&store, "epoch".to_owned()).await.unwrap();
         for feed in [&feed, &reopened] {
             assert_eq!(feed.start(Some("epoch-2")), Start::Reset(5));
@@ -366,9 +377,9 @@ mod tests {
         append_at(&store, &feed, 2, at(up(11), right)).await;
         append_at(&store, &feed, 3, at(up(12), right)).await;
         for wall in [right, far] {
-            assert_eq!(feed.prune(&store, &keep(100), at(up(61), wall)).await.unwrap(), 0, "kept for a minute");
+            assert_eq!(prune(&store, &feed, &keep(100), at(up(61), wall)).await, 0, "kept for a minute");
         }
-        assert_eq!(feed.prune(&store, &keep(100), at(up(62), right)).await.unwrap(), 1, "and not for twenty years");
+        assert_eq!(prune(&store, &feed, &keep(100), at(up(62), right)).await, 1, "and not for twenty years");
         assert_eq!(numbers(feed.read(&store, 1).await.unwrap()), [2, 3]);
     }
 
@@ -378,7 +389,7 @@ mod tests {
         let feed = filled(&store, 2).await;
         drop(feed.ticket());
         append(&store, &feed, 4).await;
-        assert_eq!(feed.prune(&store, &keep(1), start()).await.unwrap(), 2);
+        assert_eq!(prune(&store, &feed, &keep(1), start()).await, 2);
         assert_eq!(numbers(feed.read(&store, 2).await.unwrap()), [4]);
     }
 }

@@ -33,7 +33,7 @@ use crate::placement::Occupancy;
 use crate::repeat::RepeatGuard;
 use crate::settings::Settings;
 use crate::store::watched::{Trouble, Watched};
-use crate::store::{CommitError, Health, ReadError, Store, Write};
+use crate::store::{CommitError, Health, ReadError, Store, Versions, Write};
 use crate::supervise::{Died, Supervisor, Task};
 use crate::upstream::Connect;
 use crate::waiters::Waiters;
@@ -83,6 +83,8 @@ pub struct Gateway {
     store: Arc<dyn Store>,
     /// The same store, to ask how it is.
     watched: Arc<Watched>,
+    /// Of every commit.
+    versions: Versions,
     clock: Arc<dyn Clock>,
     connect: Arc<dyn Connect>,
     settings: ArcSwap<Settings>,
@@ -312,7 +314,7 @@ impl Gateway {
             writes.push(ticket.write(change));
         }
         writes.push(draft.write());
-        if let Err(error) = self.store.commit(writes).await {
+        if let Err(error) = self.store.commit(self.versions.commit(writes)).await {
             if let Some(instance) = reserved {
                 self.occupancy.lock().remove(instance);
             }

@@ -7,17 +7,27 @@
 //! - **Compare-and-set on one key** is all that callers may rely on. A commit of several writes checks every expectation before
 //!   it applies any; a backend that cannot apply them atomically applies them in the order given, so callers order them
 //!   such that every prefix is safe.
+//! - **A version is written once.** The writer chooses it, at random, and every value of its commit carries it. So no value is taken
+//!   for an earlier one of its key, also after a deletion, and one read tells whether a commit happened whose acknowledgement was lost.
+//! - **A number is given once.** The places of a line are numbered by the store, in the order in which commits become durable; no number
+//!   is given again, also after a crash. Numbers may be left out.
 //!
-//! Deliberately absent: secondary indexes, counters, cross-key transactions. Those are derived from the records.
+//! Deliberately absent: secondary indexes, counters other than those of the lines, cross-key transactions. Those are derived from the
+//! records. The place of a value is kept beside it, so that lines can be read without the records.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
+use crate::ids::InstanceName;
+use crate::place::{Class, Place, Sequence};
+
 #[cfg(test)]
-mod conformance;
+pub(crate) mod conformance;
 pub mod memory;
+mod numbers;
 #[expect(
     clippy::disallowed_methods,
     clippy::disallowed_types,
@@ -25,7 +35,10 @@ pub mod memory;
 )]
 pub mod sled_store;
 mod standstill;
+mod version;
 pub mod watched;
+
+pub use version::{Version, Versions};
 
 /// The most writes one commit may hold.
 pub const MAX_WRITES: usize = 4096;
@@ -36,22 +49,42 @@ pub const MAX_NAME: usize = 512;
 /// The largest value, in bytes.
 pub const MAX_VALUE: usize = 1024 * 1024;
 
+/// Names of [`Table::Meta`] that begin so are the backend's own.
+pub(crate) const RESERVED: &[u8] = b"store.";
+
 /// Refuses what no backend can hold, before it costs anything.
 pub(crate) fn validate(writes: &[Write]) -> Result<(), CommitError> {
     if writes.len() > MAX_WRITES {
         return Err(CommitError::Refused(format!("{} writes in one commit; at most {MAX_WRITES}", writes.len())));
     }
-    for (index, write) in writes.iter().enumerate() {
-        let name = write.key.name.len();
+    for (index, Write { key, change, .. }) in writes.iter().enumerate() {
+        let refuse = |why: String| Err(CommitError::Refused(format!("write {index}: {why}")));
+        let name = key.name.len();
         if name > MAX_NAME {
-            return Err(CommitError::Refused(format!("write {index}: a name of {name} bytes; at most {MAX_NAME}")));
+            return refuse(format!("a name of {name} bytes; at most {MAX_NAME}"));
         }
-        let value = write.value.as_ref().map_or(0, Bytes::len);
+        if key.table == Table::Meta && key.name.starts_with(RESERVED) {
+            return refuse("names of Meta that begin with `store.` are reserved".to_owned());
+        }
+        let value = change.value().map_or(0, Bytes::len);
         if value > MAX_VALUE {
-            return Err(CommitError::Refused(format!("write {index}: a value of {value} bytes; at most {MAX_VALUE}")));
+            return refuse(format!("a value of {value} bytes; at most {MAX_VALUE}"));
         }
     }
-    Ok(())
+    match named_twice(writes) {
+        Some(index) => Err(CommitError::Refused(format!("write {index}: an earlier write names the same key"))),
+        None => Ok(()),
+    }
+}
+
+/// The first write whose key an earlier one names.
+fn named_twice(writes: &[Write]) -> Option<usize> {
+    // Most commits have two or three.
+    if writes.len() <= 8 {
+        return (1..writes.len()).find(|&index| writes[..index].iter().any(|earlier| earlier.key == writes[index].key));
+    }
+    let mut named = BTreeSet::new();
+    writes.iter().position(|write| !named.insert(&write.key))
 }
 
 /// Which collection a key belongs to. The order is part of the on-disk format: append only.
@@ -65,6 +98,13 @@ pub enum Table {
     Ledger,
     /// The change feed, keyed by big-endian sequence number.
     Feed,
+    /// Whose a device ID is: the registration ID, keyed by tenant and device ID.
+    DeviceId,
+}
+
+impl Table {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Meta, Self::Device, Self::Ledger, Self::Feed, Self::DeviceId];
 }
 
 /// A table and the bytes that name one value in it.
@@ -84,38 +124,124 @@ impl Key {
     }
 }
 
-/// Counts the writes of one key, from 1. Given by the store; a deleted key that is created anew starts at 1 again.
-pub type Version = u64;
-
-/// A value and the version to name in the compare-and-set that changes it.
+/// A value, and the version to name in the compare-and-set that changes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stored {
-    /// How often this key was written.
+    /// The commit that wrote it.
     pub version: Version,
+    /// The place that it stands at in a line, if it does.
+    pub place: Option<Place>,
     /// The value as it was committed.
     pub value: Bytes,
 }
 
-/// What a key must hold for a write to be applied.
+/// What a key must hold for a commit to be applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expect {
     /// Nothing.
     Absent,
-    /// Exactly this version.
+    /// What the commit of this version wrote.
     Version(Version),
     /// Whatever it holds.
     Any,
 }
 
-/// One conditional write. `value: None` deletes.
+impl Expect {
+    /// Whether it holds for a key that has `current`.
+    #[must_use]
+    pub fn holds(self, current: Option<Version>) -> bool {
+        match self {
+            Self::Absent => current.is_none(),
+            Self::Version(version) => current == Some(version),
+            Self::Any => true,
+        }
+    }
+}
+
+/// What a value says of a place in line. A backend keeps it beside the value, so that lines can be read without the records.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Placing {
+    /// It stands in no line.
+    Nowhere,
+    /// It stands at this place of this line: kept, or come back to.
+    At {
+        /// Whose line.
+        line: InstanceName,
+        /// The place.
+        place: Place,
+    },
+    /// It joins the end of the line: the store gives the next number of that.
+    Join {
+        /// Whose line.
+        line: InstanceName,
+        /// In which class.
+        class: Class,
+    },
+}
+
+/// What becomes of a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// It holds this from now on.
+    Put {
+        /// The new value.
+        value: Bytes,
+        /// Where it stands in line.
+        placing: Placing,
+    },
+    /// It holds nothing from now on.
+    Delete,
+    /// It stays as it is: only the expectation counts, and keeps the whole commit from being applied if it does not hold.
+    Keep,
+}
+
+impl Change {
+    const fn value(&self) -> Option<&Bytes> {
+        match self {
+            Self::Put { value, .. } => Some(value),
+            Self::Delete | Self::Keep => None,
+        }
+    }
+}
+
+/// One conditional write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Write {
     /// What is written.
     pub key: Key,
     /// The condition.
     pub expect: Expect,
-    /// The new value, or `None` to delete.
-    pub value: Option<Bytes>,
+    /// What becomes of it.
+    pub change: Change,
+}
+
+impl Write {
+    /// Puts a value that stands in no line.
+    #[must_use]
+    pub fn put(key: Key, expect: Expect, value: impl Into<Bytes>) -> Self {
+        Self { key, expect, change: Change::Put { value: value.into(), placing: Placing::Nowhere } }
+    }
+
+    /// Deletes what is there.
+    #[must_use]
+    pub const fn delete(key: Key, expect: Expect) -> Self {
+        Self { key, expect, change: Change::Delete }
+    }
+
+    /// Changes nothing, and guards the commit.
+    #[must_use]
+    pub const fn keep(key: Key, expect: Expect) -> Self {
+        Self { key, expect, change: Change::Keep }
+    }
+}
+
+/// Writes that are applied together or not at all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Commit {
+    /// What names it: every value that it writes carries this.
+    pub version: Version,
+    /// At most [`MAX_WRITES`], each of another key.
+    pub writes: Vec<Write>,
 }
 
 /// One row of a scan.
@@ -160,7 +286,7 @@ pub enum CommitError {
     /// The expectation of the write at `index` did not hold. Read again and decide again: what it lost to is durable by now.
     #[error("write {index} expected another version")]
     Conflict {
-        /// Position in the vector given to [`Store::commit`].
+        /// Position in [`Commit::writes`].
         index: usize,
     },
     /// The store takes no writes now; the text says why and what to do.
@@ -185,10 +311,19 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// The durable value under `key`.
     fn get<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Stored>, ReadError>>;
 
-    /// Applies `writes` if every expectation holds, and returns when they are durable, with the new version of each
-    /// (0 for a deletion). At most [`MAX_WRITES`] writes. It is submitted when the future is first polled. Where one commit
-    /// names a key twice, the later write expects what the earlier one leaves.
-    fn commit(&self, writes: Vec<Write>) -> BoxFuture<'_, Result<Vec<Version>, CommitError>>;
+    /// Applies the writes if every expectation holds, and returns when they are durable, with the numbers that were given: one per
+    /// write that joins a line, in the order of the writes. It is submitted when the future is first polled.
+    ///
+    /// Numbers grow in the order in which commits become durable: of two, one of which was acknowledged before the other was submitted, the
+    /// earlier one has the smaller numbers.
+    fn commit(&self, commit: Commit) -> BoxFuture<'_, Result<Vec<Sequence>, CommitError>>;
+
+    /// Numbers that are given in `line` from now on are at least `next`: for places that another store, or an earlier format, has given.
+    ///
+    /// # Errors
+    /// As those of a commit. A store that is [`ReadOnly`](CommitError::ReadOnly) keeps to it all the same, should it take writes later
+    /// without being opened again.
+    fn raise_sequence<'a>(&'a self, line: &'a InstanceName, next: Sequence) -> BoxFuture<'a, Result<(), CommitError>>;
 
     /// At most `limit` durable rows of `table` in key order, those with `name > after` only.
     fn scan<'a>(

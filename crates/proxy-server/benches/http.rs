@@ -19,10 +19,11 @@ use proxy_core::ids::{DeviceId, EnrollmentName, HubName, InstanceName, Registrat
 use proxy_core::place::{Class, Place};
 use proxy_core::sas;
 use proxy_core::secret::SymmetricKey;
-use proxy_core::store::Store as _;
 use proxy_core::store::sled_store::{SledOptions, SledStore};
+use proxy_core::store::{Store as _, Versions};
 use proxy_server::config;
 use proxy_server::lifecycle::{Addresses, Application};
+use rate_control::entropy::Entropy;
 use rate_control::time::{Clock as _, SystemClock};
 use rustls::pki_types::ServerName;
 use rustls::pki_types::pem::PemObject as _;
@@ -148,6 +149,7 @@ fn serve(
 /// Ten thousand known devices, so that lookups read a tree and not a single leaf.
 async fn seed(path: &Path) -> anyhow::Result<()> {
     let store = SledStore::open(path, SledOptions { min_free_bytes: 0, ..SledOptions::default() })?;
+    let versions = Versions::new(Entropy::from_seed(1));
     let (instance, now) = (InstanceName::parse("a")?, SystemClock::new().now());
     for chunk in (0..10_000).collect::<Vec<_>>().chunks(1000) {
         let mut writes = Vec::new();
@@ -172,7 +174,7 @@ async fn seed(path: &Path) -> anyhow::Result<()> {
             }
             writes.push(draft.write());
         }
-        store.commit(writes).await?;
+        store.commit(versions.commit(writes)).await?;
     }
     store.close().await;
     Ok(())

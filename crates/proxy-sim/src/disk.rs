@@ -8,13 +8,17 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use proxy_core::device::Record;
+use proxy_core::ids::InstanceName;
+use proxy_core::place::{Place, Sequence};
 use proxy_core::store::memory::{Failure, MemoryStore};
-use proxy_core::store::{CommitError, Expect, Health, Key, ReadError, Row, Store, Stored, Table, Version, Write};
+use proxy_core::store::{
+    Change, Commit, CommitError, Expect, Health, Key, Placing, ReadError, Row, Store, Stored, Table, Versions, Write,
+};
+use rate_control::entropy::Entropy;
 use serde_json::{Value, json};
 
 use crate::dice::Dice;
@@ -31,6 +35,8 @@ pub(crate) struct Disk {
     /// Writes whatever it is told, although what it holds is newer than what the writer has read.
     careless: bool,
     slow: Slow,
+    /// Of what is written without a process.
+    versions: Arc<Versions>,
 }
 
 /// What of a disk takes time.
@@ -76,7 +82,7 @@ impl Delay {
 /// What is really durable of a disk that acknowledges too early.
 struct Hasty {
     durable: MemoryStore,
-    unflushed: Mutex<Vec<Vec<Write>>>,
+    unflushed: Mutex<Vec<Commit>>,
 }
 
 impl fmt::Debug for Hasty {
@@ -90,7 +96,8 @@ impl Disk {
     pub(crate) fn new(mutant: Option<Mutant>, slow: Slow) -> Self {
         let (hasty, careless) = (mutant == Some(Mutant::SkipFlush), mutant == Some(Mutant::NoCompareAndSet));
         let hasty = hasty.then(|| Hasty { durable: MemoryStore::new(), unflushed: Mutex::default() });
-        Self { memory: MemoryStore::new(), hasty, careless, slow }
+        let versions = Arc::new(Versions::new(Entropy::from_seed(0)));
+        Self { memory: MemoryStore::new(), hasty, careless, slow, versions }
     }
 
     /// What is under `key`, without a process that asks.
@@ -136,19 +143,24 @@ impl Disk {
     /// What a crash leaves.
     pub(crate) async fn crash(&self) -> Self {
         let memory = self.memory.crash();
-        let slow = self.slow.clone();
-        let Some(hasty) = &self.hasty else { return Self { memory, hasty: None, careless: self.careless, slow } };
+        let (slow, versions) = (self.slow.clone(), Arc::clone(&self.versions));
+        let Some(hasty) = &self.hasty else {
+            return Self { memory, hasty: None, careless: self.careless, slow, versions };
+        };
         let durable = hasty.durable.crash();
         let live = MemoryStore::new();
-        for table in [Table::Meta, Table::Device, Table::Ledger, Table::Feed] {
-            for row in durable.scan(table, None, usize::MAX).await.unwrap_or_default() {
-                // As often as it was written, so that both copies count the same versions.
-                for _ in 0..row.stored.version {
-                    live.seed(Key::new(table, row.name.clone()), row.stored.value.clone());
-                }
+        for table in Table::ALL {
+            for Row { name, stored } in durable.scan(table, None, usize::MAX).await.unwrap_or_default() {
+                live.seed_stored(Key::new(table, name), stored);
             }
         }
-        Self { memory: live, hasty: Some(Hasty { durable, unflushed: Mutex::default() }), careless: false, slow }
+        let hasty = Some(Hasty { durable, unflushed: Mutex::default() });
+        Self { memory: live, hasty, careless: false, slow, versions }
+    }
+
+    /// Writes without a process.
+    async fn write(&self, write: Write) -> bool {
+        self.memory.commit(self.versions.commit(vec![write])).await.is_ok()
     }
 
     /// A commit whose end is heard of after a while.
@@ -162,8 +174,7 @@ impl Disk {
     pub(crate) async fn forget(&self, table: Table, beginning: &str) {
         for row in self.memory.scan(table, None, usize::MAX).await.unwrap_or_default() {
             if row.name.starts_with(beginning.as_bytes()) {
-                let key = Key::new(table, row.name);
-                let _ = self.memory.commit(vec![Write { key, expect: Expect::Any, value: None }]).await;
+                self.write(Write::delete(Key::new(table, row.name), Expect::Any)).await;
             }
         }
     }
@@ -175,9 +186,11 @@ impl Disk {
             if record["pending"].is_object() && record["pending"]["stage"]["at"] != "waiting" {
                 record["pending"]["stage"] = json!({ "at": "waiting" });
                 record["pending"]["attempts"] = json!(0);
-                let key = Key::new(Table::Device, row.name);
-                let value = serde_json::to_vec(&record).ok().map(Bytes::from);
-                let _ = self.memory.commit(vec![Write { key, expect: Expect::Any, value }]).await;
+                let line = record["pending"]["instance"].as_str().and_then(|name| InstanceName::parse(name).ok());
+                let standing = row.stored.place.zip(line);
+                let placing = standing.map_or(Placing::Nowhere, |(place, line)| Placing::At { line, place });
+                let change = Change::Put { value: record.to_string().into(), placing };
+                self.write(Write { key: Key::new(Table::Device, row.name), expect: Expect::Any, change }).await;
             }
         }
     }
@@ -188,9 +201,8 @@ impl Disk {
             let Ok(record) = Record::decode(&row.stored).map(|versioned| versioned.record) else { continue };
             let id = record.registration_id().to_string();
             if record.pending().is_some() && record.assignment().is_none() && devices.contains(&id) {
-                let key = Key::new(Table::Device, row.name);
-                let forgotten = self.memory.commit(vec![Write { key, expect: Expect::Any, value: None }]).await;
-                return forgotten.is_ok().then_some(id);
+                let forgotten = self.write(Write::delete(Key::new(Table::Device, row.name), Expect::Any)).await;
+                return forgotten.then_some(id);
             }
         }
         None
@@ -206,20 +218,34 @@ pub(crate) fn says_sent(stored: &Stored) -> bool {
 }
 
 impl Hasty {
-    /// Keeps what was acknowledged; all of it becomes durable at once, now and then.
-    async fn keep(&self, writes: Vec<Write>) {
+    /// Keeps what was acknowledged, with the numbers that were given; all of it becomes durable at once, now and then.
+    async fn keep(&self, mut commit: Commit, given: &[Sequence]) {
+        let mut given = given.iter();
+        for write in &mut commit.writes {
+            write.expect = Expect::Any;
+            if let Change::Put { placing, .. } = &mut write.change
+                && let Placing::Join { line, class } = placing
+                && let Some(&sequence) = given.next()
+            {
+                *placing = Placing::At { line: line.clone(), place: Place { class: *class, sequence } };
+            }
+        }
         let due = {
             let mut unflushed = self.unflushed.lock();
-            unflushed.push(writes);
+            unflushed.push(commit);
             if unflushed.len() < UNFLUSHED_MAX {
                 return;
             }
             std::mem::take(&mut *unflushed)
         };
-        for writes in due {
-            let writes = writes.into_iter().map(|write| Write { expect: Expect::Any, ..write }).collect();
+        for commit in due {
+            for write in &commit.writes {
+                if let Change::Put { placing: Placing::At { line, place }, .. } = &write.change {
+                    let _ = self.durable.raise_sequence(line, place.sequence.saturating_add(1)).await;
+                }
+            }
             // It was accepted by the other copy, which keeps the same rows.
-            let _ = self.durable.commit(writes).await;
+            let _ = self.durable.commit(commit).await;
         }
     }
 }
@@ -233,23 +259,27 @@ impl Store for Disk {
         }
     }
 
-    fn commit(&self, mut writes: Vec<Write>) -> BoxFuture<'_, Result<Vec<Version>, CommitError>> {
+    fn commit(&self, mut commit: Commit) -> BoxFuture<'_, Result<Vec<Sequence>, CommitError>> {
         if self.careless {
-            writes.iter_mut().for_each(|write| write.expect = Expect::Any);
+            commit.writes.iter_mut().for_each(|write| write.expect = Expect::Any);
         }
         let Some(hasty) = &self.hasty else {
-            let commit = self.memory.commit(writes);
+            let commit = self.memory.commit(commit);
             return match &self.slow.acks {
                 Some(delay) => Self::heard_late(delay, commit).boxed(),
                 None => commit,
             };
         };
         async move {
-            let versions = self.memory.commit(writes.clone()).await?;
-            hasty.keep(writes).await;
-            Ok(versions)
+            let given = self.memory.commit(commit.clone()).await?;
+            hasty.keep(commit, &given).await;
+            Ok(given)
         }
         .boxed()
+    }
+
+    fn raise_sequence<'a>(&'a self, line: &'a InstanceName, next: Sequence) -> BoxFuture<'a, Result<(), CommitError>> {
+        self.memory.raise_sequence(line, next)
     }
 
     fn scan<'a>(

@@ -17,10 +17,23 @@ impl Entropy {
         Self(ChaCha8Rng::seed_from_u64(seed))
     }
 
-    /// A stream seeded by the operating system; falls back to the process ID where that has none to give.
+    /// A stream seeded by the operating system: no other is like it.
+    ///
+    /// # Panics
+    /// If the operating system has no randomness to give: then neither TLS nor anything else would work.
     #[must_use]
     pub fn from_system() -> Self {
-        Self::from_seed(OsRng.try_next_u64().unwrap_or_else(|_| u64::from(std::process::id())))
+        let mut seed = [0; 32];
+        OsRng.try_fill_bytes(&mut seed).expect("the operating system gives random numbers");
+        Self(ChaCha8Rng::from_seed(seed))
+    }
+
+    /// A stream of its own, that begins where this one is and has nothing in common with it afterwards.
+    #[must_use]
+    pub fn fork(&mut self) -> Self {
+        let mut seed = [0; 32];
+        self.0.fill_bytes(&mut seed);
+        Self(ChaCha8Rng::from_seed(seed))
     }
 
     /// A uniform number.

@@ -3,7 +3,7 @@
 use super::command::{Command, Rejected};
 use super::effects::Effects;
 use super::record::{Record, Versioned};
-use crate::store::{Expect, Version, Write};
+use crate::store::{Change, Expect, Key, Placing, Version, Write};
 use rate_control::time::Now;
 
 /// A record that is being changed, the version that the change began from, and what it asks of others.
@@ -57,17 +57,25 @@ impl Draft {
     /// The write that replaces the stored record with this one, if nobody was faster.
     #[must_use]
     pub fn write(&self) -> Write {
-        Write {
-            key: Record::key(self.record.registration_id()),
-            expect: self.version.map_or(Expect::Absent, Expect::Version),
-            value: Some(self.record.encode()),
-        }
+        let placing = self
+            .record
+            .pending()
+            .map_or(Placing::Nowhere, |pending| Placing::At { line: pending.instance.clone(), place: pending.place });
+        Write { key: self.key(), expect: self.expect(), change: Change::Put { value: self.record.encode(), placing } }
+    }
+
+    fn key(&self) -> Key {
+        Record::key(self.record.registration_id())
+    }
+
+    fn expect(&self) -> Expect {
+        self.version.map_or(Expect::Absent, Expect::Version)
     }
 
     /// The write that deletes the stored record, if nobody was faster.
     #[must_use]
     pub fn deletion(&self) -> Write {
-        Write { value: None, ..self.write() }
+        Write::delete(self.key(), self.expect())
     }
 
     /// The record as it was made.

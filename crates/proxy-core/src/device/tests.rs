@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::ids::{DeviceId, EnrollmentName, HubName, InstanceName, OperationId, RegistrationId, TenantName};
 use crate::place::{Class, Place};
-use crate::store::Stored;
+use crate::store::{Stored, Version};
 use rate_control::time::{BootId, BootTag, Mono, Now, Process, StoredMoment, WallTime};
 
 const TIMELINE_MAX: usize = 8;
@@ -266,7 +266,7 @@ fn check_invariants(record: &Record, earlier: &Record) {
     assert!(revision(record) >= revision(earlier), "revisions never shrink");
     assert!(earlier.footprint().difference(names).count() <= 1, "one instance at a time is given free");
     assert!(record.timeline().len() <= TIMELINE_MAX);
-    let stored = Stored { version: 1, value: record.encode() };
+    let stored = Stored { version: Version([1; 16]), place: None, value: record.encode() };
     assert_eq!(Record::decode(&stored).unwrap().record, *record, "it is read as it was written");
 }
 

@@ -208,8 +208,13 @@ impl Dispatcher {
 
     /// The write that keeps `slot` on disk; `None` frees it.
     pub(super) fn slot_write(&self, slot: SlotId, record: Option<&SlotRecord>) -> Write {
-        let value = record.map(|record| serde_json::to_vec(record).expect("a slot has string keys only").into());
-        Write { key: slot_key(&self.name, slot), expect: Expect::Any, value }
+        let key = slot_key(&self.name, slot);
+        match record {
+            Some(record) => {
+                Write::put(key, Expect::Any, serde_json::to_vec(record).expect("a slot has string keys only"))
+            }
+            None => Write::delete(key, Expect::Any),
+        }
     }
 }
 

@@ -526,7 +526,7 @@ impl Gateway {
             let ticket = change.as_ref().map(|_| gateway.feed.ticket());
             let event = ticket.as_ref().zip(change.as_ref()).map(|(ticket, change)| ticket.write(change));
             let writes: Vec<Write> = event.into_iter().chain([retired.deletion()]).collect();
-            gateway.store.commit(writes).await?;
+            gateway.store.commit(gateway.versions.commit(writes)).await?;
             if let Some(ticket) = ticket {
                 ticket.committed();
             }
@@ -562,7 +562,8 @@ impl Gateway {
             if changed.is_empty() {
                 return Ok(outcomes);
             }
-            match self.store.commit(changed.values().map(Draft::write).collect()).await {
+            let writes = changed.values().map(Draft::write).collect();
+            match self.store.commit(self.versions.commit(writes)).await {
                 Ok(_) => return Ok(outcomes),
                 Err(CommitError::Conflict { .. }) => {}
                 Err(error) => return Err(error.into()),

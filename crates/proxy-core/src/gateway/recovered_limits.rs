@@ -113,8 +113,8 @@ impl Gateway {
     }
 
     async fn keep(&self, key: Key, value: Bytes, instance: &InstanceName) {
-        let write = Write { key, expect: Expect::Any, value: Some(value) };
-        if let Err(error) = self.store.commit(vec![write]).await {
+        let write = Write::put(key, Expect::Any, value);
+        if let Err(error) = self.store.commit(self.versions.commit(vec![write])).await {
             tracing::warn!(%instance, %error, "the state of the limits could not be saved for the next start");
         }
     }

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -30,7 +29,7 @@ use crate::placement::Occupancy;
 use crate::repeat::RepeatGuard;
 use crate::settings::Settings;
 use crate::store::watched::Watched;
-use crate::store::{CommitError, Expect, Key, MAX_WRITES, ReadError, Store, Stored, Table, Write};
+use crate::store::{CommitError, Expect, Key, MAX_WRITES, ReadError, Store, Stored, Table, Versions, Write};
 use crate::supervise::Task;
 use crate::upstream::{Connect, Upstream};
 use crate::waiters::Waiters;
@@ -90,7 +89,8 @@ impl Gateway {
         let store: Arc<dyn Store> = Arc::clone(&watched) as _;
         // Told from the start, not at the first commit.
         watched.look();
-        let epoch = feed_epoch(&*store, &mut entropy).await?;
+        let versions = Versions::new(entropy.fork());
+        let epoch = feed_epoch(&*store, &versions, &mut entropy).await?;
         let feed = Feed::open(&*store, epoch).await.map_err(StoreError::from)?;
         let derived = derive(&*store, &settings, clock.now()).await?;
         let missing: Vec<String> = derived.occupancy.instances().filter(|name| !settings.instances.contains_key(*name)).map(|name| {
@@ -104,7 +104,7 @@ impl Gateway {
         if !moved.is_empty() {
             return Err(NotApplicable(moved).into());
         }
-        match remember_scopes(&*store, scopes).await {
+        match remember_scopes(&*store, &versions, scopes).await {
             // A read-only store still serves what it has, and takes no new devices that would have to be remembered.
             Ok(()) | Err(CommitError::ReadOnly(_)) => {}
             Err(error) => return Err(StoreError::from(error).into()),
@@ -112,6 +112,7 @@ impl Gateway {
         let gateway = Arc::new(Self {
             store,
             watched,
+            versions,
             clock,
             connect,
             settings: ArcSwap::from_pointee(settings),
@@ -171,7 +172,7 @@ impl Gateway {
     /// That nobody waits for the earlier process's answers any more is on disk before anything is sent.
     async fn write_taken_over(&self, slots: &[Write]) -> Result<(), StoreError> {
         for some in slots.chunks(MAX_WRITES) {
-            match self.store.commit(some.to_vec()).await {
+            match self.store.commit(self.versions.commit(some.to_vec())).await {
                 // Nothing is sent from a read-only store.
                 Ok(_) | Err(CommitError::ReadOnly(_)) => {}
                 Err(error) => return Err(error.into()),
@@ -294,7 +295,7 @@ impl Gateway {
     async fn remember_scopes_of(&self, settings: &Settings) -> Result<(), NotApplicable> {
         let refused = |error: StoreError| NotApplicable(vec![error.to_string()]);
         let scopes = read_scopes(&*self.store, settings).await.map_err(|error| refused(error.into()))?;
-        remember_scopes(&*self.store, scopes).await.map_err(|error| refused(error.into()))
+        remember_scopes(&*self.store, &self.versions, scopes).await.map_err(|error| refused(error.into()))
     }
 
     /// Whoever applies settings, changed or not, may have mended what DPS refused devices for.
@@ -363,7 +364,7 @@ impl Gateway {
             }
             let settings = self.settings();
             loop {
-                match self.feed.prune(&*self.store, &settings.feed, self.now()).await {
+                match self.feed.prune(&*self.store, &self.versions, &settings.feed, self.now()).await {
                     Ok(pruned) if pruned == crate::feed::PAGE && !self.is_stopping() => {}
                     Ok(_) => break,
                     Err(error) => {
@@ -423,14 +424,14 @@ fn connection_changed(old: &Settings, new: &Settings, name: &InstanceName) -> bo
 }
 
 /// Made once per store, so that event numbers of another store are told apart.
-async fn feed_epoch(store: &dyn Store, entropy: &mut Entropy) -> Result<String, StoreError> {
+async fn feed_epoch(store: &dyn Store, versions: &Versions, entropy: &mut Entropy) -> Result<String, StoreError> {
     let key = Key::new(Table::Meta, "feed-epoch");
     if let Some(stored) = store.get(&key).await? {
         return Ok(String::from_utf8_lossy(&stored.value).into_owned());
     }
     let epoch = format!("{:016x}", entropy.next_u64());
-    let write = Write { key, expect: Expect::Absent, value: Some(Bytes::from(epoch.clone())) };
-    match store.commit(vec![write]).await {
+    let write = Write::put(key, Expect::Absent, epoch.clone());
+    match store.commit(versions.commit(vec![write])).await {
         Ok(_) => Ok(epoch),
         // A read-only store still serves what it has; numbers of this run are then valid for this run alone.
         Err(CommitError::ReadOnly(_)) => Ok(epoch),
@@ -473,17 +474,13 @@ async fn read_scopes(store: &dyn Store, settings: &Settings) -> Result<Vec<Scope
     Ok(scopes)
 }
 
-async fn remember_scopes(store: &dyn Store, scopes: Vec<Scope>) -> Result<(), CommitError> {
+async fn remember_scopes(store: &dyn Store, versions: &Versions, scopes: Vec<Scope>) -> Result<(), CommitError> {
     let writes: Vec<Write> = scopes
         .into_iter()
         .filter(Scope::changed)
-        .map(|scope| Write {
-            key: scope_key(&scope.name),
-            expect: Expect::Any,
-            value: Some(Bytes::copy_from_slice(scope.configured.as_str().as_bytes())),
-        })
+        .map(|scope| Write::put(scope_key(&scope.name), Expect::Any, scope.configured.as_str().to_owned()))
         .collect();
-    if writes.is_empty() { Ok(()) } else { store.commit(writes).await.map(|_| ()) }
+    if writes.is_empty() { Ok(()) } else { store.commit(versions.commit(writes)).await.map(|_| ()) }
 }
 
 /// What an earlier process left of the instances' lines, besides the places.

@@ -1,16 +1,25 @@
 //! One suite for every backend: what the core relies on, and nothing more.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, LazyLock};
 use std::task::Poll;
 
 use bytes::Bytes;
 
-use super::{CommitError, Expect, Health, Key, MAX_NAME, MAX_VALUE, MAX_WRITES, Row, Store, Table, Version, Write};
+use super::{
+    Change, Commit, CommitError, Expect, Health, Key, MAX_NAME, MAX_VALUE, MAX_WRITES, Placing, Row, Store, Table,
+    Version, Versions, Write,
+};
+use crate::ids::InstanceName;
+use crate::place::{Class, Place, Sequence};
+use rate_control::entropy::Entropy;
 
 /// A store and the means to stall what makes commits durable.
 pub(crate) struct Fixture {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) hold: Box<dyn Fn(bool) + Send + Sync>,
+    /// What a process finds that starts when this one is killed.
+    pub(crate) killed: Box<dyn Fn() -> Arc<dyn Store> + Send + Sync>,
     /// What has to outlive the store.
     pub(crate) _keep: Box<dyn std::any::Any>,
 }
@@ -19,12 +28,18 @@ pub(crate) struct Fixture {
 macro_rules! conformance {
     ($make:expr) => {
         $crate::store::conformance::conformance!($make;
-            versions_count_the_writes_of_a_key
+            a_value_carries_the_version_of_its_commit
             of_many_that_create_one_key_one_wins
             of_many_that_change_one_version_one_wins
             one_broken_expectation_applies_nothing
-            a_key_named_twice_builds_on_itself
-            a_deleted_key_begins_anew
+            a_guard_changes_nothing_and_has_to_hold
+            no_value_is_taken_for_an_earlier_one_also_after_a_deletion
+            one_read_tells_whether_a_commit_happened
+            places_are_kept_beside_their_values
+            numbers_follow_the_order_of_the_commits
+            of_many_that_join_each_gets_its_own_number
+            no_number_is_given_again_after_a_kill
+            a_line_that_is_raised_goes_on_from_there
             a_scan_is_ordered_paged_and_bounded_to_its_table
             last_is_the_end_of_its_table
             commits_become_durable_in_order
@@ -53,37 +68,71 @@ pub(crate) fn device(name: &str) -> Key {
 }
 
 pub(crate) fn put(key: Key, expect: Expect, value: impl AsRef<[u8]>) -> Write {
-    Write { key, expect, value: Some(Bytes::copy_from_slice(value.as_ref())) }
+    Write::put(key, expect, Bytes::copy_from_slice(value.as_ref()))
 }
 
-fn delete(key: Key, expect: Expect) -> Write {
-    Write { key, expect, value: None }
+/// A device that joins `line`.
+pub(crate) fn join(name: &str, line: &InstanceName, expect: Expect) -> Write {
+    let placing = Placing::Join { line: line.clone(), class: Class::First };
+    Write { key: device(name), expect, change: Change::Put { value: Bytes::from_static(b"joined"), placing } }
+}
+
+/// A commit of a version that no other has.
+pub(crate) fn unnamed(writes: Vec<Write>) -> Commit {
+    static VERSIONS: LazyLock<Versions> = LazyLock::new(|| Versions::new(Entropy::from_system()));
+    VERSIONS.commit(writes)
+}
+
+/// Commits, and gives the version that the values carry from then on.
+pub(crate) async fn commit(store: &dyn Store, writes: Vec<Write>) -> Result<Version, CommitError> {
+    let commit = unnamed(writes);
+    let version = commit.version;
+    store.commit(commit).await.map(|_| version)
+}
+
+async fn numbers(store: &dyn Store, writes: Vec<Write>) -> Vec<Sequence> {
+    store.commit(unnamed(writes)).await.unwrap()
+}
+
+fn line(name: &str) -> InstanceName {
+    InstanceName::parse(name).unwrap()
 }
 
 async fn value(store: &dyn Store, key: &Key) -> Option<(Version, Vec<u8>)> {
     store.get(key).await.unwrap().map(|stored| (stored.version, stored.value.to_vec()))
 }
 
+async fn place(store: &dyn Store, name: &str) -> Option<Place> {
+    store.get(&device(name)).await.unwrap().unwrap().place
+}
+
 fn names(rows: &[Row]) -> Vec<String> {
     rows.iter().map(|row| String::from_utf8(row.name.clone()).unwrap()).collect()
 }
 
-pub(crate) async fn versions_count_the_writes_of_a_key(fixture: &Fixture) {
+pub(crate) async fn a_value_carries_the_version_of_its_commit(fixture: &Fixture) {
     let (store, key) = (&*fixture.store, device("a"));
     assert_eq!(value(store, &key).await, None);
-    assert_eq!(store.commit(vec![put(key.clone(), Expect::Absent, "1")]).await.unwrap(), [1]);
-    assert_eq!(store.commit(vec![put(key.clone(), Expect::Version(1), "2")]).await.unwrap(), [2]);
-    assert_eq!(store.commit(vec![put(key.clone(), Expect::Any, "3")]).await.unwrap(), [3]);
-    assert_eq!(value(store, &key).await, Some((3, b"3".to_vec())));
+    let first = commit(store, vec![put(key.clone(), Expect::Absent, "1")]).await.unwrap();
+    assert_eq!(value(store, &key).await, Some((first, b"1".to_vec())));
+    let writes = vec![put(key.clone(), Expect::Version(first), "2"), put(device("b"), Expect::Absent, "2")];
+    let second = commit(store, writes).await.unwrap();
+    assert_eq!(value(store, &device("b")).await.unwrap().0, second, "all that it writes");
+    let third = commit(store, vec![put(key.clone(), Expect::Any, "3")]).await.unwrap();
+    assert_eq!(value(store, &key).await, Some((third, b"3".to_vec())));
     assert_eq!(value(store, &Key::new(Table::Feed, "a")).await, None, "tables are apart");
-    assert!(store.commit(Vec::new()).await.unwrap().is_empty());
+    commit(store, Vec::new()).await.unwrap();
+    for table in Table::ALL {
+        commit(store, vec![put(Key::new(table, "each"), Expect::Absent, "x")]).await.unwrap();
+        assert!(store.get(&Key::new(table, "each")).await.unwrap().is_some());
+    }
 }
 
 async fn race(store: &Arc<dyn Store>, expect: Expect) -> Vec<usize> {
     let tasks: Vec<_> = (0..32_usize)
         .map(|n| {
             let store = Arc::clone(store);
-            tokio::spawn(async move { store.commit(vec![put(device("raced"), expect, n.to_string())]).await })
+            tokio::spawn(async move { commit(&*store, vec![put(device("raced"), expect, n.to_string())]).await })
         })
         .collect();
     let mut winners = Vec::new();
@@ -100,53 +149,185 @@ async fn race(store: &Arc<dyn Store>, expect: Expect) -> Vec<usize> {
 pub(crate) async fn of_many_that_create_one_key_one_wins(fixture: &Fixture) {
     let winners = race(&fixture.store, Expect::Absent).await;
     let [winner] = winners[..] else { panic!("{winners:?} won") };
-    assert_eq!(value(&*fixture.store, &device("raced")).await, Some((1, winner.to_string().into_bytes())));
+    assert_eq!(value(&*fixture.store, &device("raced")).await.unwrap().1, winner.to_string().into_bytes());
 }
 
 pub(crate) async fn of_many_that_change_one_version_one_wins(fixture: &Fixture) {
-    fixture.store.commit(vec![put(device("raced"), Expect::Absent, "first")]).await.unwrap();
-    let winners = race(&fixture.store, Expect::Version(1)).await;
+    let store = &fixture.store;
+    let first = commit(&**store, vec![put(device("raced"), Expect::Absent, "first")]).await.unwrap();
+    let winners = race(store, Expect::Version(first)).await;
     let [winner] = winners[..] else { panic!("{winners:?} won") };
-    assert_eq!(value(&*fixture.store, &device("raced")).await, Some((2, winner.to_string().into_bytes())));
-    assert!(race(&fixture.store, Expect::Version(0)).await.is_empty(), "version 0 names nothing");
+    assert_eq!(value(&**store, &device("raced")).await.unwrap().1, winner.to_string().into_bytes());
+    assert!(race(store, Expect::Version(first)).await.is_empty(), "that is gone");
+    assert!(race(store, Expect::Version(unnamed(Vec::new()).version)).await.is_empty(), "and that never was");
 }
 
 pub(crate) async fn one_broken_expectation_applies_nothing(fixture: &Fixture) {
     let store = &*fixture.store;
-    store.commit(vec![put(device("b"), Expect::Absent, "old")]).await.unwrap();
+    let old = commit(store, vec![put(device("b"), Expect::Absent, "old")]).await.unwrap();
+    let other = || Expect::Version(unnamed(Vec::new()).version);
     let writes = vec![
         put(device("a"), Expect::Absent, "new"),
         put(device("b"), Expect::Any, "new"),
-        put(device("c"), Expect::Version(7), "new"),
-        put(device("d"), Expect::Version(7), "new"),
+        put(device("c"), other(), "new"),
+        put(device("d"), other(), "new"),
     ];
-    let error = store.commit(writes).await.unwrap_err();
+    let error = commit(store, writes).await.unwrap_err();
     assert!(matches!(error, CommitError::Conflict { index: 2 }), "{error}");
     assert_eq!(value(store, &device("a")).await, None);
-    assert_eq!(value(store, &device("b")).await, Some((1, b"old".to_vec())));
-    let writes = vec![put(device("a"), Expect::Absent, "new"), put(device("b"), Expect::Version(1), "new")];
-    assert_eq!(store.commit(writes).await.unwrap(), [1, 2], "what was refused left nothing behind");
+    assert_eq!(value(store, &device("b")).await, Some((old, b"old".to_vec())));
+    let writes = vec![put(device("a"), Expect::Absent, "new"), put(device("b"), Expect::Version(old), "new")];
+    commit(store, writes).await.unwrap();
 }
 
-pub(crate) async fn a_key_named_twice_builds_on_itself(fixture: &Fixture) {
-    let (store, key) = (&*fixture.store, device("a"));
-    let writes = vec![put(key.clone(), Expect::Absent, "1"), put(key.clone(), Expect::Version(1), "2")];
-    assert_eq!(store.commit(writes).await.unwrap(), [1, 2]);
-    assert_eq!(value(store, &key).await, Some((2, b"2".to_vec())));
-    let writes = vec![put(key.clone(), Expect::Version(2), "3"), put(key.clone(), Expect::Version(2), "4")];
-    assert!(matches!(store.commit(writes).await, Err(CommitError::Conflict { index: 1 })));
-    assert_eq!(value(store, &key).await, Some((2, b"2".to_vec())));
+pub(crate) async fn a_guard_changes_nothing_and_has_to_hold(fixture: &Fixture) {
+    let store = &*fixture.store;
+    let guarded = commit(store, vec![put(device("a"), Expect::Absent, "guarded")]).await.unwrap();
+    let beside = |expect| vec![Write::keep(device("a"), expect), put(device("b"), Expect::Any, "x")];
+    for expect in [Expect::Version(guarded), Expect::Any] {
+        commit(store, beside(expect)).await.unwrap();
+        assert_eq!(value(store, &device("a")).await, Some((guarded, b"guarded".to_vec())));
+    }
+    commit(store, vec![Write::keep(device("nobody"), Expect::Absent)]).await.unwrap();
+    assert_eq!(value(store, &device("nobody")).await, None);
+    let kept = value(store, &device("b")).await;
+    let broken = commit(store, beside(Expect::Absent)).await;
+    assert!(matches!(broken, Err(CommitError::Conflict { index: 0 })), "{broken:?}");
+    let writes = vec![put(device("b"), Expect::Any, "y"), Write::keep(device("nobody"), Expect::Version(guarded))];
+    let broken = commit(store, writes).await;
+    assert!(matches!(broken, Err(CommitError::Conflict { index: 1 })), "{broken:?}");
+    assert_eq!(value(store, &device("b")).await, kept);
 }
 
-pub(crate) async fn a_deleted_key_begins_anew(fixture: &Fixture) {
+pub(crate) async fn no_value_is_taken_for_an_earlier_one_also_after_a_deletion(fixture: &Fixture) {
     let (store, key) = (&*fixture.store, device("a"));
-    store.commit(vec![put(key.clone(), Expect::Absent, "1")]).await.unwrap();
-    store.commit(vec![put(key.clone(), Expect::Any, "2")]).await.unwrap();
-    assert!(store.commit(vec![delete(key.clone(), Expect::Version(1))]).await.is_err());
-    assert_eq!(store.commit(vec![delete(key.clone(), Expect::Version(2))]).await.unwrap(), [0]);
+    let first = commit(store, vec![put(key.clone(), Expect::Absent, "1")]).await.unwrap();
+    let second = commit(store, vec![put(key.clone(), Expect::Any, "2")]).await.unwrap();
+    assert!(commit(store, vec![Write::delete(key.clone(), Expect::Version(first))]).await.is_err());
+    commit(store, vec![Write::delete(key.clone(), Expect::Version(second))]).await.unwrap();
     assert_eq!(value(store, &key).await, None);
-    assert_eq!(store.commit(vec![delete(key.clone(), Expect::Absent)]).await.unwrap(), [0]);
-    assert_eq!(store.commit(vec![put(key.clone(), Expect::Absent, "3")]).await.unwrap(), [1]);
+    commit(store, vec![Write::delete(key.clone(), Expect::Absent)]).await.unwrap();
+    let third = commit(store, vec![put(key.clone(), Expect::Absent, "1")]).await.unwrap();
+    for gone in [first, second] {
+        let late = commit(store, vec![put(key.clone(), Expect::Version(gone), "late")]).await;
+        assert!(matches!(late, Err(CommitError::Conflict { index: 0 })), "{late:?}");
+    }
+    assert_eq!(value(store, &key).await, Some((third, b"1".to_vec())));
+}
+
+/// Whoever did not hear of the end of its commit reads one of the keys that it wrote.
+pub(crate) async fn one_read_tells_whether_a_commit_happened(fixture: &Fixture) {
+    let store = &*fixture.store;
+    commit(store, vec![put(device("a"), Expect::Absent, "old")]).await.unwrap();
+    (fixture.hold)(true);
+    let unheard = unnamed(vec![put(device("a"), Expect::Any, "new")]);
+    let (version, mut commits) = (unheard.version, store.commit(unheard));
+    assert!(futures_util::poll!(&mut commits).is_pending());
+    drop(commits);
+    assert_ne!(value(store, &device("a")).await.unwrap().0, version);
+    (fixture.hold)(false);
+    // First in, first durable.
+    commit(store, vec![put(device("b"), Expect::Absent, "x")]).await.unwrap();
+    assert_eq!(value(store, &device("a")).await.unwrap().0, version, "it happened");
+    let lost = unnamed(vec![put(device("a"), Expect::Absent, "newer")]);
+    let version = lost.version;
+    assert!(store.commit(lost).await.is_err());
+    assert_ne!(value(store, &device("a")).await.unwrap().0, version, "it did not");
+    let survivor = (fixture.killed)();
+    assert_eq!(value(&*survivor, &device("a")).await.unwrap().1, b"new", "also for the next process");
+}
+
+pub(crate) async fn places_are_kept_beside_their_values(fixture: &Fixture) {
+    let store = &*fixture.store;
+    let (home, other) = (line("home"), line("other"));
+    let [number] = numbers(store, vec![join("a", &home, Expect::Absent)]).await[..] else { panic!("one number") };
+    let given = Place { class: Class::First, sequence: number };
+    assert_eq!(place(store, "a").await, Some(given));
+    let row = store.scan(Table::Device, None, 1).await.unwrap().remove(0);
+    assert_eq!((row.stored.place, row.stored.value.as_ref()), (Some(given), b"joined".as_slice()));
+    assert_eq!(store.last(Table::Device).await.unwrap().unwrap().stored.place, Some(given));
+    let at = |line: &InstanceName, place| {
+        let placing = Placing::At { line: line.clone(), place };
+        Write { key: device("a"), expect: Expect::Any, change: Change::Put { value: Bytes::new(), placing } }
+    };
+    for class in Class::ALL {
+        for sequence in [0, number, Sequence::MAX] {
+            let kept = Place { class, sequence };
+            assert!(numbers(store, vec![at(&other, kept)]).await.is_empty(), "it was given already");
+            assert_eq!(place(store, "a").await, Some(kept));
+        }
+    }
+    assert_eq!(place(&*(fixture.killed)(), "a").await, Some(Place { class: Class::Background, sequence: u64::MAX }));
+}
+
+pub(crate) async fn numbers_follow_the_order_of_the_commits(fixture: &Fixture) {
+    let store = &*fixture.store;
+    let (a, b) = (line("a"), line("b"));
+    let mut last = None;
+    for n in 0..20 {
+        let name = |what: &str| format!("{what}-{n}");
+        let writes = vec![
+            join(&name("first"), &a, Expect::Absent),
+            put(device(&name("nowhere")), Expect::Absent, "x"),
+            join(&name("other"), &b, Expect::Absent),
+            join(&name("second"), &a, Expect::Absent),
+        ];
+        let given = numbers(store, writes).await;
+        let [first, other, second] = given[..] else { panic!("{given:?}") };
+        assert!(last < Some(first) && first < second, "{first} and {second} after {last:?}");
+        for (what, number) in [("first", first), ("other", other), ("second", second)] {
+            assert_eq!(place(store, &name(what)).await.unwrap().sequence, number);
+        }
+        assert_eq!(place(store, &name("nowhere")).await, None);
+        last = Some(second);
+        // Whoever loses gets no number.
+        let lost =
+            commit(store, vec![join("lost", &a, Expect::Absent), join(&name("first"), &a, Expect::Absent)]).await;
+        assert!(matches!(lost, Err(CommitError::Conflict { index: 1 })), "{lost:?}");
+    }
+}
+
+pub(crate) async fn of_many_that_join_each_gets_its_own_number(fixture: &Fixture) {
+    let joins = (0..64).map(|task| {
+        let store = Arc::clone(&fixture.store);
+        tokio::spawn(async move {
+            let mut given = Vec::new();
+            for n in 0..40 {
+                given.extend(numbers(&*store, vec![join(&format!("{task}-{n}"), &line("a"), Expect::Absent)]).await);
+            }
+            given
+        })
+    });
+    let mut all = HashSet::new();
+    for task in joins.collect::<Vec<_>>() {
+        let given = task.await.unwrap();
+        assert!(given.len() == 40 && given.is_sorted(), "{given:?}");
+        all.extend(given);
+    }
+    assert_eq!(all.len(), 64 * 40, "no number is given twice");
+}
+
+pub(crate) async fn no_number_is_given_again_after_a_kill(fixture: &Fixture) {
+    let store = &*fixture.store;
+    let given = numbers(store, (0..5).map(|n| join(&n.to_string(), &line("a"), Expect::Absent)).collect()).await;
+    commit(store, vec![Write::delete(device("4"), Expect::Any)]).await.unwrap();
+    let survivor = (fixture.killed)();
+    let [next] = numbers(&*survivor, vec![join("5", &line("a"), Expect::Absent)]).await[..] else { panic!("a number") };
+    assert!(given.iter().all(|number| *number < next), "{next} after {given:?}");
+}
+
+pub(crate) async fn a_line_that_is_raised_goes_on_from_there(fixture: &Fixture) {
+    let (store, a) = (&*fixture.store, line("a"));
+    numbers(store, vec![join("1", &a, Expect::Absent)]).await;
+    store.raise_sequence(&a, 1_000_000).await.unwrap();
+    store.raise_sequence(&a, 7).await.unwrap();
+    store.raise_sequence(&line("other"), 70).await.unwrap();
+    assert_eq!(numbers(store, vec![join("2", &a, Expect::Absent)]).await, [1_000_000]);
+    let survivor = (fixture.killed)();
+    let [next] = numbers(&*survivor, vec![join("3", &a, Expect::Absent)]).await[..] else { panic!("a number") };
+    assert!(next > 1_000_000, "{next}");
+    let other = numbers(&*survivor, vec![join("4", &line("other"), Expect::Absent)]).await;
+    assert!(other[0] >= 70, "{other:?}: it is raised for good, also if no number was given since");
 }
 
 pub(crate) async fn a_scan_is_ordered_paged_and_bounded_to_its_table(fixture: &Fixture) {
@@ -154,10 +335,10 @@ pub(crate) async fn a_scan_is_ordered_paged_and_bounded_to_its_table(fixture: &F
     let mut writes: Vec<Write> =
         ["d", "b", "", "ab", "a", "c"].map(|name| put(device(name), Expect::Absent, name)).into();
     writes.push(put(Key::new(Table::Ledger, ""), Expect::Absent, "other"));
-    store.commit(writes).await.unwrap();
+    let version = commit(store, writes).await.unwrap();
     let all = store.scan(Table::Device, None, 4096).await.unwrap();
     assert_eq!(names(&all), ["", "a", "ab", "b", "c", "d"]);
-    assert!(all.iter().all(|row| row.stored.value == row.name && row.stored.version == 1));
+    assert!(all.iter().all(|row| row.stored.value == row.name && row.stored.version == version));
     let mut paged = Vec::new();
     loop {
         let after = paged.last().map(|row: &Row| row.name.clone());
@@ -179,10 +360,10 @@ pub(crate) async fn last_is_the_end_of_its_table(fixture: &Fixture) {
     let feed = |n: u64| Key::new(Table::Feed, n.to_be_bytes());
     assert_eq!(store.last(Table::Feed).await.unwrap(), None);
     for n in [1, 2, 256] {
-        store.commit(vec![put(feed(n), Expect::Absent, "x"), put(device("z"), Expect::Any, "x")]).await.unwrap();
+        commit(store, vec![put(feed(n), Expect::Absent, "x"), put(device("z"), Expect::Any, "x")]).await.unwrap();
         assert_eq!(store.last(Table::Feed).await.unwrap().unwrap().name, n.to_be_bytes());
     }
-    store.commit(vec![delete(feed(256), Expect::Any)]).await.unwrap();
+    commit(store, vec![Write::delete(feed(256), Expect::Any)]).await.unwrap();
     assert_eq!(store.last(Table::Feed).await.unwrap().unwrap().name, 2_u64.to_be_bytes());
     assert_eq!(store.last(Table::Ledger).await.unwrap(), None);
 }
@@ -190,31 +371,33 @@ pub(crate) async fn last_is_the_end_of_its_table(fixture: &Fixture) {
 pub(crate) async fn commits_become_durable_in_order(fixture: &Fixture) {
     let store = &*fixture.store;
     // Submitted together, each builds on the one before: they succeed only in this order.
-    let chain = (0..200).map(|n| {
-        let expect = if n == 0 { Expect::Absent } else { Expect::Version(n) };
-        store.commit(vec![put(device("a"), expect, n.to_string())])
+    let versions: Vec<Version> = (0..200).map(|_| unnamed(Vec::new()).version).collect();
+    let chain = versions.iter().enumerate().map(|(n, version)| {
+        let expect = n.checked_sub(1).map_or(Expect::Absent, |before| Expect::Version(versions[before]));
+        store.commit(Commit { version: *version, writes: vec![put(device("a"), expect, n.to_string())] })
     });
-    for (n, outcome) in (1..).zip(futures_util::future::join_all(chain).await) {
-        assert_eq!(outcome.unwrap(), [n]);
+    for outcome in futures_util::future::join_all(chain).await {
+        assert!(outcome.unwrap().is_empty());
     }
 }
 
 pub(crate) async fn nothing_is_visible_before_it_is_durable(fixture: &Fixture) {
     let store = &*fixture.store;
     let old = ["a", "c", "e"].map(|name| put(device(name), Expect::Absent, "old"));
-    store.commit(old.into()).await.unwrap();
+    let old = commit(store, old.into()).await.unwrap();
     (fixture.hold)(true);
     let writes = vec![
-        put(device("a"), Expect::Version(1), "new"),
+        put(device("a"), Expect::Version(old), "new"),
         put(device("b"), Expect::Absent, "new"),
-        delete(device("c"), Expect::Version(1)),
-        put(device("f"), Expect::Absent, "new"),
+        Write::delete(device("c"), Expect::Version(old)),
+        join("f", &line("a"), Expect::Absent),
     ];
-    let mut first = store.commit(writes);
+    let submitted = unnamed(writes);
+    let (new, mut first) = (submitted.version, store.commit(submitted));
     // Hundreds of looks while the writer works: whenever it applies, nothing of it may show.
     for _ in 0..300 {
         assert!(matches!(futures_util::poll!(&mut first), Poll::Pending));
-        assert_eq!(value(store, &device("a")).await, Some((1, b"old".to_vec())));
+        assert_eq!(value(store, &device("a")).await, Some((old, b"old".to_vec())));
         assert_eq!(value(store, &device("b")).await, None);
         assert_eq!(names(&store.scan(Table::Device, None, 2).await.unwrap()), ["a", "c"]);
         assert_eq!(names(&store.scan(Table::Device, Some(b"c"), 1).await.unwrap()), ["e"]);
@@ -222,11 +405,11 @@ pub(crate) async fn nothing_is_visible_before_it_is_durable(fixture: &Fixture) {
         assert_eq!(store.last(Table::Device).await.unwrap().unwrap().name, b"e");
         tokio::task::yield_now().await;
     }
-    let mut second = store.commit(vec![put(device("a"), Expect::Version(2), "newer")]);
+    let mut second = store.commit(unnamed(vec![put(device("a"), Expect::Version(new), "newer")]));
     assert!(matches!(futures_util::poll!(&mut second), Poll::Pending), "it builds on what is not durable yet");
     (fixture.hold)(false);
-    assert_eq!(first.await.unwrap(), [2, 1, 0, 1]);
-    assert_eq!(second.await.unwrap(), [3]);
+    assert_eq!(first.await.unwrap().len(), 1);
+    second.await.unwrap();
     assert_eq!(names(&store.scan(Table::Device, None, 100).await.unwrap()), ["a", "b", "e", "f"]);
     assert_eq!(store.last(Table::Device).await.unwrap().unwrap().name, b"f");
 }
@@ -236,7 +419,7 @@ pub(crate) async fn a_conflict_is_told_when_what_it_lost_to_can_be_read(fixture:
     hold(true);
     let create = || {
         let store = Arc::clone(store);
-        tokio::spawn(async move { store.commit(vec![put(device("contested"), Expect::Absent, "x")]).await })
+        tokio::spawn(async move { commit(&*store, vec![put(device("contested"), Expect::Absent, "x")]).await })
     };
     let creators = [create(), create()];
     tokio::task::yield_now().await;
@@ -255,12 +438,13 @@ pub(crate) async fn a_conflict_is_told_when_what_it_lost_to_can_be_read(fixture:
 pub(crate) async fn a_dropped_commit_is_applied_whole(fixture: &Fixture) {
     let store = &*fixture.store;
     (fixture.hold)(true);
-    let mut commit = store.commit(vec![put(device("a"), Expect::Any, "1"), put(device("b"), Expect::Any, "1")]);
-    assert!(futures_util::poll!(&mut commit).is_pending());
-    drop(commit);
+    let writes = vec![put(device("a"), Expect::Any, "1"), put(device("b"), Expect::Any, "1")];
+    let mut dropped = store.commit(unnamed(writes));
+    assert!(futures_util::poll!(&mut dropped).is_pending());
+    drop(dropped);
     (fixture.hold)(false);
     // First in, first durable: when the next one is, so is the dropped one.
-    store.commit(vec![put(device("c"), Expect::Any, "1")]).await.unwrap();
+    commit(store, vec![put(device("c"), Expect::Any, "1")]).await.unwrap();
     assert_eq!(names(&store.scan(Table::Device, None, 10).await.unwrap()), ["a", "b", "c"]);
 }
 
@@ -268,7 +452,7 @@ pub(crate) async fn large_values_come_back(fixture: &Fixture) {
     let store = &*fixture.store;
     for (name, size) in [("a", 0), ("b", 20_000), ("c", 300_000), ("d", MAX_VALUE)] {
         let bytes: Vec<u8> = (0..size).map(|n| (n % 251) as u8).collect();
-        store.commit(vec![put(device(name), Expect::Absent, &bytes)]).await.unwrap();
+        commit(store, vec![put(device(name), Expect::Absent, &bytes)]).await.unwrap();
         assert!(value(store, &device(name)).await.unwrap().1 == bytes, "{size} bytes");
     }
 }
@@ -276,7 +460,7 @@ pub(crate) async fn large_values_come_back(fixture: &Fixture) {
 pub(crate) async fn bounds_are_refused(fixture: &Fixture) {
     let store = &*fixture.store;
     let many = |count: usize| (0..count).map(|n| put(device(&n.to_string()), Expect::Absent, "x")).collect::<Vec<_>>();
-    assert_eq!(store.commit(many(MAX_WRITES)).await.unwrap().len(), MAX_WRITES);
+    commit(store, many(MAX_WRITES)).await.unwrap();
     assert_eq!(store.scan(Table::Device, None, 10_000).await.unwrap().len(), MAX_WRITES);
     let long = "n".repeat(MAX_NAME + 1);
     let large = vec![0; MAX_VALUE + 1];
@@ -284,21 +468,26 @@ pub(crate) async fn bounds_are_refused(fixture: &Fixture) {
         many(MAX_WRITES + 1),
         vec![put(device(&long), Expect::Any, "x")],
         vec![put(device("large"), Expect::Any, large)],
+        vec![put(device("twice"), Expect::Any, "1"), put(device("twice"), Expect::Any, "2")],
+        many(20).into_iter().chain([Write::keep(device("11"), Expect::Any)]).collect(),
+        vec![put(Key::new(Table::Meta, "store.id"), Expect::Any, "mine")],
     ];
     for writes in refused {
-        let error = store.commit(writes).await.unwrap_err();
+        let error = commit(store, writes).await.unwrap_err();
         assert!(matches!(error, CommitError::Refused(_)), "{error}");
     }
     assert_eq!(store.health(), Health::Writable, "the caller's mistake is not the store's");
-    store.commit(vec![put(device(&long[1..]), Expect::Absent, "x")]).await.unwrap();
+    commit(store, vec![put(device(&long[1..]), Expect::Absent, "x")]).await.unwrap();
 }
 
 pub(crate) async fn a_closed_store_takes_nothing(fixture: &Fixture) {
     let store = &*fixture.store;
-    let taken = store.commit(vec![put(device("a"), Expect::Absent, "x")]);
+    let taken = store.commit(unnamed(vec![put(device("a"), Expect::Absent, "x")]));
     let (taken, ()) = futures_util::future::join(taken, store.close()).await;
-    assert_eq!(taken.unwrap(), [1], "what was taken before the close is durable after it");
-    let error = store.commit(vec![put(device("b"), Expect::Absent, "x")]).await.unwrap_err();
+    taken.expect("what was taken before the close is durable after it");
+    let error = commit(store, vec![put(device("b"), Expect::Absent, "x")]).await.unwrap_err();
+    assert!(matches!(error, CommitError::ReadOnly(_)), "{error}");
+    let error = store.raise_sequence(&line("a"), 7).await.unwrap_err();
     assert!(matches!(error, CommitError::ReadOnly(_)), "{error}");
     assert!(store.get(&device("a")).await.is_err());
     assert!(store.scan(Table::Device, None, 1).await.is_err());

@@ -16,7 +16,12 @@ use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use super::{CommitError, Expect, Health, Key, ReadError, Row, Store, Stored, Table, Version, Write, validate};
+use super::numbers::{self, Given, Numbers};
+use super::{
+    Change, Commit, CommitError, Health, Key, Placing, ReadError, Row, Store, Stored, Table, Version, Write, validate,
+};
+use crate::ids::InstanceName;
+use crate::place::{Place, Sequence};
 
 /// A way for the next commit to fail.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +48,9 @@ struct Inner {
     durable: Layer<Stored>,
     /// What a crash may take: `None` is a deletion.
     volatile: Layer<Option<Stored>>,
+    numbers: Numbers,
+    /// Rows that were planted past every commit.
+    planted: u64,
     waiting: Vec<Waiting>,
     failures: VecDeque<Failure>,
     trouble: Option<Health>,
@@ -61,13 +69,16 @@ enum State {
     Crashed,
 }
 
+/// The numbers that a commit was given.
+type Outcome = Result<Vec<Sequence>, CommitError>;
+
 struct Waiting {
-    outcome: Result<Vec<Version>, CommitError>,
-    reply: oneshot::Sender<Result<Vec<Version>, CommitError>>,
+    outcome: Outcome,
+    reply: oneshot::Sender<Outcome>,
 }
 
 /// One ordered map per table, so that a lookup needs no owned key.
-struct Layer<T>([BTreeMap<Vec<u8>, T>; 4]);
+struct Layer<T>([BTreeMap<Vec<u8>, T>; Table::ALL.len()]);
 
 impl<T> Default for Layer<T> {
     fn default() -> Self {
@@ -77,28 +88,20 @@ impl<T> Default for Layer<T> {
 
 impl<T> Layer<T> {
     fn of(&self, table: Table) -> &BTreeMap<Vec<u8>, T> {
-        &self.0[index(table)]
+        &self.0[table as usize]
     }
 
     fn of_mut(&mut self, table: Table) -> &mut BTreeMap<Vec<u8>, T> {
-        &mut self.0[index(table)]
-    }
-}
-
-const fn index(table: Table) -> usize {
-    match table {
-        Table::Meta => 0,
-        Table::Device => 1,
-        Table::Ledger => 2,
-        Table::Feed => 3,
+        &mut self.0[table as usize]
     }
 }
 
 impl Inner {
-    fn version(&self, key: &Key) -> Version {
+    /// What the next commit finds under `key`, durable or not.
+    fn current(&self, key: &Key) -> Option<&Stored> {
         match self.volatile.of(key.table).get(&key.name) {
-            Some(changed) => changed.as_ref().map_or(0, |stored| stored.version),
-            None => self.durable.of(key.table).get(&key.name).map_or(0, |stored| stored.version),
+            Some(changed) => changed.as_ref(),
+            None => self.durable.of(key.table).get(&key.name),
         }
     }
 
@@ -122,37 +125,86 @@ impl Inner {
         }
     }
 
-    /// The versions the writes would leave, if every expectation holds.
-    fn check(&self, writes: &[Write]) -> Result<Vec<Version>, CommitError> {
-        let mut left: BTreeMap<&Key, Version> = BTreeMap::new();
-        let mut versions = Vec::with_capacity(writes.len());
-        for (index, write) in writes.iter().enumerate() {
-            let current = left.get(&write.key).copied().unwrap_or_else(|| self.version(&write.key));
-            let holds = match write.expect {
-                Expect::Absent => current == 0,
-                Expect::Version(version) => version != 0 && current == version,
-                Expect::Any => true,
-            };
-            if !holds {
-                return Err(CommitError::Conflict { index });
-            }
-            let next = if write.value.is_some() { current + 1 } else { 0 };
-            left.insert(&write.key, next);
-            versions.push(next);
-        }
-        Ok(versions)
+    fn check(&self, writes: &[Write]) -> Result<(), CommitError> {
+        let holds = |write: &Write| write.expect.holds(self.current(&write.key).map(|stored| stored.version));
+        writes.iter().position(|write| !holds(write)).map_or(Ok(()), |index| Err(CommitError::Conflict { index }))
     }
 
-    fn apply(&mut self, writes: Vec<Write>, versions: &[Version]) {
+    /// Applies a commit that was checked.
+    fn apply(&mut self, Commit { version, writes }: Commit) -> Vec<Sequence> {
         self.commits += 1;
-        for (write, version) in writes.into_iter().zip(versions) {
-            let stored = write.value.map(|value| Stored { version: *version, value });
-            self.volatile.of_mut(write.key.table).insert(write.key.name, stored);
+        let mut given = Vec::new();
+        for Write { key, change, .. } in writes {
+            let stored = match change {
+                Change::Keep => continue,
+                Change::Delete => None,
+                Change::Put { value, placing } => {
+                    let place = match placing {
+                        Placing::Nowhere => None,
+                        Placing::At { place, .. } => Some(place),
+                        Placing::Join { line, class } => {
+                            let sequence = self.give(&line, version);
+                            given.push(sequence);
+                            Some(Place { class, sequence })
+                        }
+                    };
+                    Some(Stored { version, place, value })
+                }
+            };
+            self.volatile.of_mut(key.table).insert(key.name, stored);
         }
+        given
+    }
+
+    /// The next number of `line`, in a commit of `version`.
+    fn give(&mut self, line: &InstanceName, version: Version) -> Sequence {
+        self.read_bound(line);
+        let Given { number, bound } = self.numbers.give(line);
+        if let Some(bound) = bound {
+            self.write_bound(line, bound, version);
+        }
+        number
+    }
+
+    fn read_bound(&mut self, line: &InstanceName) {
+        if !self.numbers.knows(line) {
+            let row = self.current(&Key::new(Table::Meta, numbers::row_name(line)));
+            let bound = row.and_then(|stored| numbers::decode(&stored.value)).unwrap_or(0);
+            self.numbers.read(line, bound);
+        }
+    }
+
+    fn write_bound(&mut self, line: &InstanceName, bound: Sequence, version: Version) {
+        let stored = Stored { version, place: None, value: numbers::encode(bound).into() };
+        self.volatile.of_mut(Table::Meta).insert(numbers::row_name(line), Some(stored));
+    }
+
+    /// Every number of `line` is at least `next` from now on.
+    fn raise(&mut self, line: &InstanceName, next: Sequence) -> Submitted {
+        self.numbers.raise(line, next);
+        if let Err(error) = self.writable() {
+            return Submitted::Done(Err(error));
+        }
+        self.read_bound(line);
+        if let Some(bound) = self.numbers.raised_bound(line) {
+            let version = self.plant();
+            self.write_bound(line, bound, version);
+            if self.hold {
+                return self.wait(Ok(Vec::new()));
+            }
+            self.sync();
+        }
+        Submitted::Done(Ok(Vec::new()))
+    }
+
+    /// A version for what no commit writes.
+    fn plant(&mut self) -> Version {
+        self.planted += 1;
+        Version(u128::from(self.planted).to_be_bytes())
     }
 
     fn make_durable(&mut self) {
-        for table in [Table::Meta, Table::Device, Table::Ledger, Table::Feed] {
+        for table in Table::ALL {
             let durable = self.durable.of_mut(table);
             for (name, changed) in std::mem::take(self.volatile.of_mut(table)) {
                 match changed {
@@ -171,15 +223,15 @@ impl Inner {
         }
     }
 
-    fn submit(&mut self, writes: Vec<Write>) -> Submitted {
-        match self.try_submit(writes) {
+    fn submit(&mut self, commit: Commit) -> Submitted {
+        match self.try_submit(commit) {
             Ok(submitted) => submitted,
             Err(error) => Submitted::Done(Err(error)),
         }
     }
 
-    fn try_submit(&mut self, writes: Vec<Write>) -> Result<Submitted, CommitError> {
-        validate(&writes)?;
+    fn try_submit(&mut self, commit: Commit) -> Result<Submitted, CommitError> {
+        validate(&commit.writes)?;
         self.writable()?;
         let failure = self.failures.pop_front();
         match failure {
@@ -187,16 +239,16 @@ impl Inner {
             Some(Failure::ReadOnly(why)) => return Err(CommitError::ReadOnly(why)),
             Some(Failure::Failed { .. }) | None => {}
         }
-        let versions = match self.check(&writes) {
-            Ok(versions) => versions,
+        match self.check(&commit.writes) {
+            Ok(()) => {}
             Err(lost) if self.hold => return Ok(self.wait(Err(lost))),
             Err(lost) => return Err(lost),
-        };
+        }
         if let Some(Failure::Failed { applied }) = failure {
             self.trouble = Some(Health::Failed("it failed while writing: open it again".into()));
             if applied {
                 self.volatile_survives = true;
-                self.apply(writes, &versions);
+                self.apply(commit);
             }
             // Whatever was not acknowledged never will be: the writer is gone.
             for waiting in self.waiting.drain(..) {
@@ -204,16 +256,16 @@ impl Inner {
             }
             return Err(CommitError::Failed("simulated".into()));
         }
-        self.apply(writes, &versions);
+        let given = self.apply(commit);
         if !self.hold {
             self.sync();
-            return Ok(Submitted::Done(Ok(versions)));
+            return Ok(Submitted::Done(Ok(given)));
         }
-        Ok(self.wait(Ok(versions)))
+        Ok(self.wait(Ok(given)))
     }
 
     /// The outcome is told at the next sync. That holds for a conflict too: what it lost to cannot be read before.
-    fn wait(&mut self, outcome: Result<Vec<Version>, CommitError>) -> Submitted {
+    fn wait(&mut self, outcome: Outcome) -> Submitted {
         let (reply, told) = oneshot::channel();
         self.waiting.push(Waiting { outcome, reply });
         Submitted::Waiting(told)
@@ -231,8 +283,17 @@ fn row(name: &[u8], stored: &Stored) -> Row {
 }
 
 enum Submitted {
-    Done(Result<Vec<Version>, CommitError>),
-    Waiting(oneshot::Receiver<Result<Vec<Version>, CommitError>>),
+    Done(Outcome),
+    Waiting(oneshot::Receiver<Outcome>),
+}
+
+impl Submitted {
+    async fn outcome(self) -> Outcome {
+        match self {
+            Self::Done(outcome) => outcome,
+            Self::Waiting(told) => told.await.unwrap_or_else(|_| Err(CommitError::Failed("it crashed".into()))),
+        }
+    }
 }
 
 impl Default for MemoryStore {
@@ -292,10 +353,10 @@ impl MemoryStore {
         if inner.volatile_survives {
             inner.make_durable();
         }
-        let durable = std::mem::take(&mut inner.durable);
+        let (durable, planted) = (std::mem::take(&mut inner.durable), inner.planted);
         // Dropping the senders is what the waiting commits notice.
         *inner = Inner { state: State::Crashed, ..Inner::default() };
-        Self { inner: Mutex::new(Inner { durable, ..Inner::default() }) }
+        Self { inner: Mutex::new(Inner { durable, planted, ..Inner::default() }) }
     }
 
     /// Lets the next commit that passes the bounds fail; called again, the one after that.
@@ -310,9 +371,13 @@ impl MemoryStore {
 
     /// Puts a durable row in place past every check; for tests that start from a given state.
     pub fn seed(&self, key: Key, value: impl Into<Bytes>) {
-        let mut inner = self.inner.lock();
-        let version = inner.version(&key) + 1;
-        inner.durable.of_mut(key.table).insert(key.name, Stored { version, value: value.into() });
+        let version = self.inner.lock().plant();
+        self.seed_stored(key, Stored { version, place: None, value: value.into() });
+    }
+
+    /// The same with version and place.
+    pub fn seed_stored(&self, key: Key, stored: Stored) {
+        self.inner.lock().durable.of_mut(key.table).insert(key.name, stored);
     }
 }
 
@@ -336,15 +401,18 @@ impl Store for MemoryStore {
         .boxed()
     }
 
-    fn commit(&self, writes: Vec<Write>) -> BoxFuture<'_, Result<Vec<Version>, CommitError>> {
+    fn commit(&self, commit: Commit) -> BoxFuture<'_, Result<Vec<Sequence>, CommitError>> {
         async move {
-            let submitted = self.inner.lock().submit(writes);
-            match submitted {
-                Submitted::Done(outcome) => outcome,
-                Submitted::Waiting(outcome) => {
-                    outcome.await.unwrap_or_else(|_| Err(CommitError::Failed("it crashed".into())))
-                }
-            }
+            let submitted = self.inner.lock().submit(commit);
+            submitted.outcome().await
+        }
+        .boxed()
+    }
+
+    fn raise_sequence<'a>(&'a self, line: &'a InstanceName, next: Sequence) -> BoxFuture<'a, Result<(), CommitError>> {
+        async move {
+            let submitted = self.inner.lock().raise(line, next);
+            submitted.outcome().await.map(|_| ())
         }
         .boxed()
     }
@@ -402,12 +470,18 @@ mod tests {
     use futures_util::poll;
 
     use super::*;
-    use crate::store::conformance::{Fixture, conformance, device, put};
+    use crate::store::Expect;
+    use crate::store::conformance::{Fixture, commit, conformance, device, join, put, unnamed};
 
     fn fixture() -> Fixture {
         let store = Arc::new(MemoryStore::new());
-        let gate = Arc::clone(&store);
-        Fixture { store, hold: Box::new(move |hold| gate.hold_acks(hold)), _keep: Box::new(()) }
+        let (gate, killed) = (Arc::clone(&store), Arc::clone(&store));
+        Fixture {
+            store,
+            hold: Box::new(move |hold| gate.hold_acks(hold)),
+            killed: Box::new(move || Arc::new(killed.crash())),
+            _keep: Box::new(()),
+        }
     }
 
     conformance!(fixture());
@@ -415,37 +489,37 @@ mod tests {
     #[tokio::test]
     async fn a_crash_keeps_what_was_synced_and_nothing_else() {
         let store = MemoryStore::new();
-        store.commit(vec![put(device("a"), Expect::Absent, "kept")]).await.unwrap();
+        let first = commit(&store, vec![put(device("a"), Expect::Absent, "kept")]).await.unwrap();
         store.hold_acks(true);
-        let mut synced = store.commit(vec![put(device("b"), Expect::Absent, "kept")]);
+        let mut synced = store.commit(unnamed(vec![put(device("b"), Expect::Absent, "kept")]));
         assert!(poll!(&mut synced).is_pending());
         store.sync();
         synced.await.unwrap();
-        let mut lost = store.commit(vec![put(device("a"), Expect::Version(1), "lost")]);
+        let mut lost = store.commit(unnamed(vec![put(device("a"), Expect::Version(first), "lost")]));
         assert!(poll!(&mut lost).is_pending());
         assert_eq!(store.held(), 1);
         let survivor = store.crash();
         assert!(matches!(lost.await, Err(CommitError::Failed(_))));
-        assert!(matches!(store.commit(Vec::new()).await, Err(CommitError::Failed(_))), "the killed cannot write");
+        assert!(matches!(commit(&store, Vec::new()).await, Err(CommitError::Failed(_))), "the killed cannot write");
         assert!(store.get(&device("a")).await.is_err());
         assert_eq!(survivor.rows(Table::Device), 2);
         assert_eq!(survivor.get(&device("a")).await.unwrap().unwrap().value, "kept");
-        assert_eq!(survivor.commit(vec![put(device("a"), Expect::Version(1), "next")]).await.unwrap(), [2]);
+        commit(&survivor, vec![put(device("a"), Expect::Version(first), "next")]).await.unwrap();
     }
 
     #[tokio::test]
     async fn an_injected_failure_is_the_next_commits_alone() {
         let store = MemoryStore::new();
-        let commit = || store.commit(vec![put(device("a"), Expect::Any, "x")]);
+        let commit = || commit(&store, vec![put(device("a"), Expect::Any, "x")]);
         store.fail_next_commit(Failure::Busy);
         store.fail_next_commit(Failure::ReadOnly("full".into()));
         assert!(matches!(commit().await, Err(CommitError::Busy)));
         assert!(matches!(commit().await, Err(CommitError::ReadOnly(_))));
-        assert_eq!(commit().await.unwrap(), [1]);
+        commit().await.unwrap();
         store.set_health(Health::ReadOnly("full".into()));
         assert!(matches!(commit().await, Err(CommitError::ReadOnly(_))));
         store.set_health(Health::Writable);
-        assert_eq!(commit().await.unwrap(), [2]);
+        commit().await.unwrap();
     }
 
     #[tokio::test]
@@ -453,15 +527,24 @@ mod tests {
         for applied in [false, true] {
             let store = MemoryStore::new();
             store.fail_next_commit(Failure::Failed { applied });
-            assert!(matches!(
-                store.commit(vec![put(device("a"), Expect::Absent, "x")]).await,
-                Err(CommitError::Failed(_))
-            ));
+            let failed = commit(&store, vec![put(device("a"), Expect::Absent, "x")]).await;
+            assert!(matches!(failed, Err(CommitError::Failed(_))));
             assert_eq!(store.get(&device("a")).await.unwrap(), None);
             assert!(matches!(store.health(), Health::Failed(_)));
             let survivor = store.crash();
             assert_eq!(survivor.get(&device("a")).await.unwrap().is_some(), applied);
             assert_eq!(survivor.health(), Health::Writable);
         }
+    }
+
+    #[tokio::test]
+    async fn a_line_is_raised_also_while_no_writes_are_taken() {
+        let store = MemoryStore::new();
+        let line = InstanceName::parse("a").unwrap();
+        store.set_health(Health::ReadOnly("full".into()));
+        assert!(matches!(store.raise_sequence(&line, 70).await, Err(CommitError::ReadOnly(_))));
+        store.set_health(Health::Writable);
+        let write = join("b", &line, Expect::Absent);
+        assert_eq!(store.commit(unnamed(vec![write])).await.unwrap(), [70]);
     }
 }

@@ -1,11 +1,11 @@
 //! The embedded store: sled 0.34 behind the rules under which it can be trusted.
 //!
 //! Invariants:
-//! - One thread writes ([`writer`]); it syncs the data files itself before it acknowledges, because sled's flush does not.
+//! - One thread decides ([`plan`]) and writes ([`writer`]); it syncs the data files itself before it acknowledges, because sled's flush does not.
 //! - Reads never wait for a sync and never show what is not synced: a value is looked up in sled first and then in the
 //!   overlay, which holds the durable value of every key that is being written. In this order no interleaving with the writer
 //!   can show an unsynced value.
-//! - Every value carries a checksum over key, version and payload: damage is reported, never served.
+//! - Every value carries a checksum over key, version, place and payload: damage is reported, never served.
 //! - No panic of sled leaves this module. At start it becomes an [`OpenError`], in a read a [`ReadError`], in a write the store
 //!   becomes read-only for good.
 //! - One sled tree holds all tables, so that a commit is within one `apply_batch`, which a crash cannot tear.
@@ -45,15 +45,20 @@ use sled::{Db, IVec};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{CommitError, Health, Key, ReadError, Row, Store, Stored, Table, Version, Write, validate};
+use super::numbers::Numbers;
+use super::{Commit, CommitError, Health, Key, ReadError, Row, Store, Stored, Table, validate};
+use crate::ids::InstanceName;
+use crate::place::Sequence;
 use disk::NotOurs;
 use opening::Opened;
+use plan::{Outcome, Work};
 use writer::{Message, Pending, Writer};
 
 mod codec;
 mod digest;
 mod disk;
 mod opening;
+mod plan;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -434,6 +439,7 @@ impl SledStore {
             files,
             head,
             digest,
+            numbers: Numbers::default(),
             lock,
             finished: finished_sender,
             names_seen: None,
@@ -471,18 +477,12 @@ impl SledStore {
         self.shared.space.observed.lock().at = None;
     }
 
-    async fn submit(&self, writes: Vec<Write>) -> Result<Vec<Version>, CommitError> {
-        validate(&writes)?;
-        for (index, write) in writes.iter().enumerate() {
-            if write.key.table == Table::Meta && write.key.name.starts_with(b"store.") {
-                return Err(CommitError::Refused(format!(
-                    "write {index}: names of Meta that begin with `store.` are reserved"
-                )));
-            }
-        }
-        self.shared.admits().map_err(CommitError::ReadOnly)?;
+    async fn submit(&self, work: Work) -> Outcome {
+        // A line is raised also where nothing can be written now.
+        let admitted = if matches!(work, Work::Raise { .. }) { Ok(()) } else { self.shared.admits() };
+        admitted.map_err(CommitError::ReadOnly)?;
         let (reply, outcome) = oneshot::channel();
-        let message = Message::Commit(Pending { writes, reply });
+        let message = Message::Work(Pending { work, reply });
         if let Err(refused) = self.inbox.try_send(message) {
             let TrySendError::Full(message) = refused else { return Err(self.closed()) };
             match tokio::time::timeout(self.inbox_wait, self.inbox.reserve()).await {
@@ -515,8 +515,16 @@ impl Store for SledStore {
         async move { self.shared.get(key) }.boxed()
     }
 
-    fn commit(&self, writes: Vec<Write>) -> BoxFuture<'_, Result<Vec<Version>, CommitError>> {
-        self.submit(writes).boxed()
+    fn commit(&self, commit: Commit) -> BoxFuture<'_, Result<Vec<Sequence>, CommitError>> {
+        async move {
+            validate(&commit.writes)?;
+            self.submit(Work::Commit(commit)).await
+        }
+        .boxed()
+    }
+
+    fn raise_sequence<'a>(&'a self, line: &'a InstanceName, next: Sequence) -> BoxFuture<'a, Result<(), CommitError>> {
+        async move { self.submit(Work::Raise { line: line.clone(), next }).await.map(|_| ()) }.boxed()
     }
 
     fn scan<'a>(

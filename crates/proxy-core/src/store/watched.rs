@@ -18,7 +18,9 @@ use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 
 use super::standstill::Standstill;
-use super::{CommitError, Health, Key, ReadError, Row, Store, Stored, Table, Version, Write};
+use super::{Commit, CommitError, Health, Key, ReadError, Row, Store, Stored, Table};
+use crate::ids::InstanceName;
+use crate::place::Sequence;
 use rate_control::time::{Clock, Mono, Now, WallTime};
 
 /// How often counts are told.
@@ -107,14 +109,20 @@ impl Watched {
         state.trouble.clone().map(|trouble| Trouble { refused, ..trouble })
     }
 
-    async fn submit(&self, writes: Vec<Write>) -> Result<Vec<Version>, CommitError> {
+    /// Waits for what is asked of the store, unless that stands still.
+    async fn submit<T>(&self, asked: BoxFuture<'_, Result<T, CommitError>>) -> Result<T, CommitError> {
+        let outcome = self.watch(asked).await;
+        outcome.inspect_err(|error| self.refuse(error))
+    }
+
+    async fn watch<T>(&self, asked: BoxFuture<'_, Result<T, CommitError>>) -> Result<T, CommitError> {
         if let Some(why) = self.standstill.why() {
             return Err(CommitError::ReadOnly(why.to_owned()));
         }
         let _waiting = self.standstill.wait();
         tokio::select! {
             biased;
-            outcome = self.inner.commit(writes) => {
+            outcome = asked => {
                 // That its inbox is full says nothing of what the store does.
                 if !matches!(outcome, Err(CommitError::Busy)) {
                     self.standstill.answered();
@@ -191,8 +199,12 @@ impl Store for Watched {
         self.inner.get(key)
     }
 
-    fn commit(&self, writes: Vec<Write>) -> BoxFuture<'_, Result<Vec<Version>, CommitError>> {
-        async move { self.submit(writes).await.inspect_err(|error| self.refuse(error)) }.boxed()
+    fn commit(&self, commit: Commit) -> BoxFuture<'_, Result<Vec<Sequence>, CommitError>> {
+        self.submit(self.inner.commit(commit)).boxed()
+    }
+
+    fn raise_sequence<'a>(&'a self, line: &'a InstanceName, next: Sequence) -> BoxFuture<'a, Result<(), CommitError>> {
+        self.submit(self.inner.raise_sequence(line, next)).boxed()
     }
 
     fn scan<'a>(
@@ -242,7 +254,7 @@ impl Store for Watched {
 mod tests {
     use super::*;
     use crate::store::Expect;
-    use crate::store::conformance::{device, put};
+    use crate::store::conformance::{commit, device, put, unnamed};
     use crate::store::memory::{Failure, MemoryStore};
     use rate_control::time::SystemClock;
 
@@ -254,7 +266,7 @@ mod tests {
     }
 
     async fn write(store: &Watched) -> bool {
-        store.commit(vec![put(device("a"), Expect::Any, "x")]).await.is_ok()
+        commit(store, vec![put(device("a"), Expect::Any, "x")]).await.is_ok()
     }
 
     #[tokio::test]
@@ -294,13 +306,13 @@ mod tests {
         let (store, watched) = watched();
         assert!(write(&watched).await);
         store.hold_acks(true);
-        let mut hanging = std::pin::pin!(watched.commit(vec![put(device("a"), Expect::Any, "y")]));
+        let mut hanging = std::pin::pin!(watched.commit(unnamed(vec![put(device("a"), Expect::Any, "y")])));
         assert!(hanging.as_mut().now_or_never().is_none());
         assert_eq!(watched.look_for_standstill(Duration::from_secs(60)), None);
         let why = watched.look_for_standstill(Duration::ZERO).unwrap();
         assert!(why.contains("no write has made progress"), "{why}");
         assert!(matches!(hanging.await, Err(CommitError::Failed(_))), "nobody knows what becomes of it");
-        assert!(matches!(watched.commit(vec![]).await, Err(CommitError::ReadOnly(_))));
+        assert!(matches!(commit(&watched, vec![]).await, Err(CommitError::ReadOnly(_))));
         let trouble = watched.trouble().unwrap();
         assert_eq!((trouble.why, trouble.lasting, trouble.refused), (why.clone(), true, 2));
         assert_eq!(watched.get(&device("a")).await.unwrap().unwrap().value, "x", "reads go on");
@@ -319,7 +331,15 @@ mod tests {
             self.0.get(key)
         }
 
-        fn commit(&self, _writes: Vec<Write>) -> BoxFuture<'_, Result<Vec<Version>, CommitError>> {
+        fn commit(&self, _commit: Commit) -> BoxFuture<'_, Result<Vec<Sequence>, CommitError>> {
+            std::future::pending().boxed()
+        }
+
+        fn raise_sequence<'a>(
+            &'a self,
+            _line: &'a InstanceName,
+            _next: Sequence,
+        ) -> BoxFuture<'a, Result<(), CommitError>> {
             std::future::pending().boxed()
         }
 

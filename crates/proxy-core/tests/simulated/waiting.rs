@@ -5,8 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::future::BoxFuture;
 use proxy_core::gateway::provision::Outcome;
+use proxy_core::ids::InstanceName;
+use proxy_core::place::Sequence;
 use proxy_core::store::memory::MemoryStore;
-use proxy_core::store::{CommitError, Health, Key, ReadError, Row, Store, Stored, Table, Version, Write};
+use proxy_core::store::{Commit, CommitError, Health, Key, ReadError, Row, Store, Stored, Table};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -31,8 +33,12 @@ impl Store for SlowRead {
         })
     }
 
-    fn commit(&self, writes: Vec<Write>) -> BoxFuture<'_, Result<Vec<Version>, CommitError>> {
-        self.store.commit(writes)
+    fn commit(&self, commit: Commit) -> BoxFuture<'_, Result<Vec<Sequence>, CommitError>> {
+        self.store.commit(commit)
+    }
+
+    fn raise_sequence<'a>(&'a self, line: &'a InstanceName, next: Sequence) -> BoxFuture<'a, Result<(), CommitError>> {
+        self.store.raise_sequence(line, next)
     }
 
     fn scan<'a>(

@@ -2,9 +2,9 @@
 //! more often than not, a volume that is not mounted.
 
 use anyhow::bail;
-use bytes::Bytes;
 use proxy_core::store::sled_store::SledStore;
-use proxy_core::store::{CommitError, Expect, Key, Store, Table, Write};
+use proxy_core::store::{CommitError, Expect, Key, Store, Table, Versions, Write};
+use rate_control::entropy::Entropy;
 use rate_control::time::{SystemClock, WallTime};
 
 use crate::config::{StoreBackend, StoreSettings};
@@ -48,8 +48,8 @@ pub(super) async fn began(
         "a new, empty store begins here: no device is known. If there should be records, stop the service and check that the \
          volume is mounted and store.path is right; store.create = false refuses to begin a new one"
     );
-    let write = Write { key, expect: Expect::Any, value: Some(Bytes::from(now.to_string())) };
-    match store.commit(vec![write]).await {
+    let write = Write::put(key, Expect::Any, now.to_string());
+    match store.commit(Versions::new(Entropy::from_system()).commit(vec![write])).await {
         // On a full disk the store opens all the same and takes no writes; the gateway says so.
         Ok(_) | Err(CommitError::ReadOnly(_)) => Ok(Some(now)),
         Err(error) => Err(error.into()),

@@ -47,7 +47,7 @@ impl Attempt {
                 Ok(_) => return true,
                 Err(ChangeError::Unknown | ChangeError::Refused(_)) => {
                     if !more.is_empty() {
-                        let _ = self.gateway.store.commit(more).await;
+                        let _ = self.gateway.store.commit(self.gateway.versions.commit(more)).await;
                     }
                     return false;
                 }

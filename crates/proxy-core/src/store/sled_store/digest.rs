@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! key    0xFF
-//! value  the envelope of `codec`, its version counting the batches | rows, big-endian (8) | sum of their hashes, big-endian (8)
+//! value  a counted envelope of `codec`, counting the batches | rows, big-endian (8) | sum of their hashes, big-endian (8)
 //! ```
 
 use sled::Db;
@@ -68,11 +68,11 @@ impl Digest {
     pub(super) fn encode(self) -> Vec<u8> {
         let mut payload = self.rows.to_be_bytes().to_vec();
         payload.extend_from_slice(&self.sum.to_be_bytes());
-        codec::encode(&DIGEST_KEY, self.sequence, &payload)
+        codec::encode_counted(&DIGEST_KEY, self.sequence, &payload)
     }
 
     pub(super) fn decode(raw: &[u8]) -> Result<Self, String> {
-        let (sequence, payload) = codec::open(&DIGEST_KEY, raw)?;
+        let (sequence, payload) = codec::open_counted(&DIGEST_KEY, raw)?;
         let [rows, sum] = payload.as_chunks::<8>().0 else { return Err("it has another length".into()) };
         Ok(Self { sequence, rows: u64::from_be_bytes(*rows), sum: u64::from_be_bytes(*sum) })
     }
@@ -80,8 +80,7 @@ impl Digest {
 
 /// Hash of a row by its key and the head of its envelope, whose checksum stands for the payload. Part of the format.
 pub(super) fn hash(key: &[u8], raw: &[u8]) -> u64 {
-    let head = raw.get(..codec::HEADER).unwrap_or(raw);
-    [key, head].iter().fold(0, |state, bytes| {
+    [key, codec::head(raw)].iter().fold(0, |state, bytes| {
         let state = bytes
             .chunks(8)
             .fold(state, |state, chunk| mix(state, chunk.iter().fold(0, |word, byte| word << 8 | u64::from(*byte))));
@@ -103,7 +102,8 @@ mod tests {
     use super::*;
 
     fn row(key: &str, version: u64, payload: &str) -> Option<u64> {
-        Some(hash(key.as_bytes(), &codec::encode(key.as_bytes(), version, payload.as_bytes())))
+        let version = crate::store::Version(u128::from(version).to_be_bytes());
+        Some(hash(key.as_bytes(), &codec::encode(key.as_bytes(), version, None, payload.as_bytes())))
     }
 
     #[test]

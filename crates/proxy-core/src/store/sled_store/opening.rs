@@ -20,8 +20,9 @@ use super::disk::{self, DataFiles, Head, Noted};
 use super::{OpenError, codec, panic_text};
 use crate::store::Table;
 
-/// The layout of keys and envelopes. A store written by a newer one is refused.
-const SCHEMA: u32 = 1;
+/// The layout of keys and envelopes. A store written by a newer one is refused; one of schema 1 becomes one of schema 2 when it is opened, and
+/// each of its values does when it is written next.
+const SCHEMA: u32 = 2;
 pub(super) const SCHEMA_NAME: &[u8] = b"store.schema";
 pub(super) const ID_NAME: &[u8] = b"store.id";
 
@@ -134,7 +135,12 @@ fn prepare(path: &Path, db: &Db, existed: bool, vouched: Vouched) -> Result<Prep
             if disk::marked_id(path).map_err(io)?.is_some_and(|marked| marked != id) {
                 return Err(damaged(path, "its identity is not the one in the file `identity`"));
             }
-            (id, verify(path, db, vouched)?)
+            let mut digest = verify(path, db, vouched)?;
+            if found < SCHEMA {
+                take_over(path, db, &mut digest, found)?;
+                files.sync().map_err(io)?;
+            }
+            (id, digest)
         }
         (None, None) if db.is_empty() => {
             // A sled that lost its head opens as if it were new.
@@ -200,16 +206,33 @@ fn verify(path: &Path, db: &Db, vouched: Vouched) -> Result<Digest, OpenError> {
 fn meta(path: &Path, db: &Db, name: &[u8]) -> Result<Option<String>, OpenError> {
     let key = codec::raw_name(Table::Meta, name);
     let Some(raw) = db.get(&key).map_err(|error| sled_error(path, error))? else { return Ok(None) };
-    let (_, payload) = codec::open(&key, &raw).map_err(|why| damaged(path, &why))?;
-    let text = str::from_utf8(payload).map_err(|_| damaged(path, "its identity is not text"))?;
+    let opened = codec::open(&key, &raw).map_err(|why| damaged(path, &why))?;
+    let text = str::from_utf8(opened.payload).map_err(|_| damaged(path, "its identity is not text"))?;
     Ok(Some(text.to_owned()))
+}
+
+/// Makes a store of an earlier schema one of ours, so that no earlier release opens it any more and meets values that it cannot read. The
+/// schema itself stays in a format that it can.
+fn take_over(path: &Path, db: &Db, digest: &mut Digest, found: u32) -> Result<(), OpenError> {
+    let sled = |error| sled_error(path, error);
+    let key = codec::raw_name(Table::Meta, SCHEMA_NAME);
+    let old = db.get(&key).map_err(sled)?;
+    let new = codec::encode_counted(&key, 1, SCHEMA.to_string().as_bytes());
+    digest.replace(old.map(|old| digest::hash(&key, &old)), Some(digest::hash(&key, &new)));
+    digest.sequence += 1;
+    let mut batch = sled::Batch::default();
+    batch.insert(key, new);
+    batch.insert(&DIGEST_KEY, digest.encode());
+    db.apply_batch(batch).map_err(sled)?;
+    db.flush().map_err(sled)?;
+    tracing::info!(path = %path.display(), found, schema = SCHEMA, "the store was written by an earlier release, which cannot open it any more");
+    Ok(())
 }
 
 fn create(path: &Path, db: &Db) -> Result<(String, Digest), OpenError> {
     let mut random = [0; 16];
-    OsRng
-        .try_fill_bytes(&mut random)
-        .map_err(|error| OpenError::Io { path: path.to_owned(), source: io::Error::other(error.to_string()) })?;
+    let filled = OsRng.try_fill_bytes(&mut random);
+    filled.map_err(|error| OpenError::Io { path: path.to_owned(), source: io::Error::other(error.to_string()) })?;
     let id = random.iter().fold(String::new(), |mut id, byte| {
         // Writing to a string does not fail.
         let _ = write!(id, "{byte:02x}");
@@ -218,7 +241,8 @@ fn create(path: &Path, db: &Db) -> Result<(String, Digest), OpenError> {
     let (mut batch, mut digest) = (sled::Batch::default(), Digest { sequence: 1, ..Digest::default() });
     for (name, text) in [(SCHEMA_NAME, SCHEMA.to_string()), (ID_NAME, id.clone())] {
         let key = codec::raw_name(Table::Meta, name);
-        let value = codec::encode(&key, 1, text.as_bytes());
+        // So that every release can read which schema it is.
+        let value = codec::encode_counted(&key, 1, text.as_bytes());
         digest.replace(None, Some(digest::hash(&key, &value)));
         batch.insert(key, value);
     }

@@ -13,21 +13,20 @@
 //! - After the first failure to write, nothing is ever written or acknowledged again, and the overlay stays: an fsync that
 //!   failed must not be repeated, because the kernel may have dropped the pages. Sled is then not even closed.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sled::{Batch, Db, IVec};
+use sled::{Batch, Db};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::digest::{self, DIGEST_KEY, Digest};
 use super::disk::{self, DataFiles, Head};
-use super::{Shared, codec, panic_text};
-use crate::store::{CommitError, Expect, Version, Write};
-
-type Outcome = Result<Vec<Version>, CommitError>;
+use super::plan::{Outcome, Plan, Source, Work};
+use super::{Shared, panic_text};
+use crate::store::CommitError;
+use crate::store::numbers::Numbers;
 
 /// How long it holds that the files were found under their names.
 const NAMES_EVERY: Duration = Duration::from_millis(10);
@@ -52,19 +51,16 @@ const NAMES_EVERY: Duration = Duration::from_millis(10);
 /// Handing over many commits at once also costs sled less: each of its batches is two writes to the file, however small.
 const GROUP_BYTES_MAX: usize = 16 * 1024;
 
-/// So many keys are looked up before sled has to have written what that brought about.
-const LOOKUPS_MAX: usize = 16;
-
 /// What a row costs in sled's log beside its key and value.
 const ROW_BYTES: usize = 32;
 
 pub(super) enum Message {
-    Commit(Pending),
+    Work(Pending),
     Close,
 }
 
 pub(super) struct Pending {
-    pub(super) writes: Vec<Write>,
+    pub(super) work: Work,
     pub(super) reply: oneshot::Sender<Outcome>,
 }
 
@@ -76,28 +72,11 @@ pub(super) struct Writer {
     pub(super) head: Head,
     /// Of what sled holds.
     pub(super) digest: Digest,
+    pub(super) numbers: Numbers,
     pub(super) lock: File,
     pub(super) finished: watch::Sender<bool>,
     /// When the files were last found under their names.
     pub(super) names_seen: Option<Instant>,
-}
-
-/// What a key holds as the next commit of the batch will find it, and what it held when the batch began.
-struct Slot {
-    durable: Option<IVec>,
-    current: Result<Version, String>,
-    /// The hash of what sled holds, as it goes.
-    hash: Option<u64>,
-}
-
-/// The batch as it is decided, before anything of it is written.
-#[derive(Default)]
-struct Plan {
-    slots: HashMap<Vec<u8>, Slot>,
-    apply: Vec<Applied>,
-    acks: Vec<(oneshot::Sender<Outcome>, Outcome)>,
-    /// A damaged row goes, and nobody knows what the digest counted for it.
-    recount: bool,
 }
 
 /// Writes that sled gets as one batch.
@@ -108,9 +87,6 @@ struct Group {
     /// How many commits they are.
     commits: u64,
 }
-
-/// The writes of one commit, in sled's form.
-type Applied = Vec<(Vec<u8>, Option<Vec<u8>>)>;
 
 impl Writer {
     pub(super) fn run(mut self) {
@@ -128,7 +104,7 @@ impl Writer {
         let mut next = Some(first);
         while let Some(message) = next {
             match message {
-                Message::Commit(pending) => batch.push(pending),
+                Message::Work(pending) => batch.push(pending),
                 // What is already inside is still served; nothing more comes in.
                 Message::Close => self.inbox.close(),
             }
@@ -138,8 +114,11 @@ impl Writer {
 
     fn process(&mut self, batch: Vec<Pending>) {
         if let Err(why) = self.shared.writable().and_then(|()| self.still_named()) {
-            for pending in batch {
-                let _ = pending.reply.send(Err(CommitError::ReadOnly(why.clone())));
+            for Pending { work, reply } in batch {
+                if let Work::Raise { line, next } = work {
+                    self.numbers.raise(&line, next);
+                }
+                let _ = reply.send(Err(CommitError::ReadOnly(why.clone())));
             }
             return;
         }
@@ -172,10 +151,11 @@ impl Writer {
 
     fn write(&mut self, batch: Vec<Pending>, plan: &mut Plan) -> Result<(), String> {
         let db = self.shared.db.read().clone().ok_or("the store is closed")?;
+        let from = Source { shared: &self.shared, db: &db };
         let mut broken = None;
         for pending in batch {
             let outcome = match broken.clone() {
-                None => plan.decide(&self.shared, &db, pending.writes).unwrap_or_else(|why| {
+                None => plan.decide(from, &mut self.numbers, pending.work).unwrap_or_else(|why| {
                     broken = Some(why.clone());
                     Err(CommitError::Failed(why))
                 }),
@@ -310,79 +290,4 @@ impl Writer {
 
 fn bytes_of((key, value): &(Vec<u8>, Option<Vec<u8>>)) -> usize {
     ROW_BYTES + key.len() + value.as_ref().map_or(0, Vec::len)
-}
-
-impl Plan {
-    /// `Err` if sled cannot be read at all.
-    fn decide(&mut self, shared: &Shared, db: &Db, writes: Vec<Write>) -> Result<Outcome, String> {
-        let mut undo: Vec<(Vec<u8>, Result<Version, String>)> = Vec::with_capacity(writes.len());
-        let mut versions = Vec::with_capacity(writes.len());
-        let mut applied = Applied::with_capacity(writes.len());
-        for (index, write) in writes.into_iter().enumerate() {
-            let key = codec::raw_key(&write.key);
-            let slot = self.slot(shared, db, &key)?;
-            let next = match next_version(index, slot, &write) {
-                Ok(next) => next,
-                Err(refused) => {
-                    self.restore(undo);
-                    return Ok(Err(refused));
-                }
-            };
-            let damaged = slot.current.is_err();
-            undo.push((key.clone(), std::mem::replace(&mut slot.current, Ok(next))));
-            versions.push(next);
-            self.recount |= damaged;
-            let value = write.value.map(|payload| codec::encode(&key, next, &payload));
-            applied.push((key, value));
-        }
-        self.apply.push(applied);
-        Ok(Ok(versions))
-    }
-
-    fn slot(&mut self, shared: &Shared, db: &Db, key: &[u8]) -> Result<&mut Slot, String> {
-        if !self.slots.contains_key(key) {
-            if self.slots.len() % LOOKUPS_MAX == LOOKUPS_MAX - 1 {
-                shared.flush_after_reads(db);
-            }
-            let durable = db.get(key).map_err(|error| error.to_string())?;
-            let current = match &durable {
-                None => Ok(0),
-                Some(raw) => codec::open(key, raw).map(|(version, _)| version),
-            };
-            let hash = durable.as_ref().map(|raw| digest::hash(key, raw));
-            self.slots.insert(key.to_vec(), Slot { durable, current, hash });
-        }
-        self.slots.get_mut(key).ok_or_else(|| "a planned key is gone".to_owned())
-    }
-
-    fn restore(&mut self, undo: Vec<(Vec<u8>, Result<Version, String>)>) {
-        // Backwards, so that a key written twice gets its first value back.
-        for (key, current) in undo.into_iter().rev() {
-            if let Some(slot) = self.slots.get_mut(&key) {
-                slot.current = current;
-            }
-        }
-    }
-}
-
-fn next_version(index: usize, slot: &Slot, write: &Write) -> Result<Version, CommitError> {
-    let deletes = write.value.is_none();
-    let current = match (&slot.current, write.expect) {
-        (Ok(current), _) => *current,
-        // The one way to get rid of a damaged value.
-        (Err(_), Expect::Any) if deletes => return Ok(0),
-        (Err(why), _) => {
-            return Err(CommitError::Refused(format!("write {index} builds on a damaged value: {why}")));
-        }
-    };
-    let holds = match write.expect {
-        Expect::Absent => current == 0,
-        Expect::Version(version) => version != 0 && current == version,
-        Expect::Any => true,
-    };
-    match (holds, deletes) {
-        (false, _) => Err(CommitError::Conflict { index }),
-        (true, true) => Ok(0),
-        (true, false) => Ok(current.saturating_add(1)),
-    }
 }
