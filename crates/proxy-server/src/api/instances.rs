@@ -19,14 +19,14 @@ pub struct Instances {
 }
 
 mirrored! {
-    /// Where the limit stands. `quota`: it is the quota. `held`: DPS throttled, and it came down. `growing`: it goes up again, every minute.
-    /// `off`: it does not adapt.
+    /// State of the adaptive limit. `quota`: it is the quota. `held`: DPS throttled, and the limit was lowered. `growing`: it rises every
+    /// minute until DPS throttles. `off`: it does not adapt.
     LimitState of adaptive_limit::LimitState {
         /// It is the quota.
         Quota,
-        /// DPS throttled, and it came down.
+        /// DPS throttled, and the limit was lowered.
         Held,
-        /// It goes up again, every minute.
+        /// It rises every minute until DPS throttles.
         Growing,
         /// It does not adapt.
         Off,
@@ -34,13 +34,14 @@ mirrored! {
 }
 
 mirrored! {
-    /// Whether calls go through. `closed`: they do. `open`: they fail, and nobody goes until `pausedUntil`. `half-open`: one device tries.
+    /// State of the circuit breaker. `closed`: calls go through. `open`: calls fail, and none is sent until `pausedUntil`. `half-open`: one
+    /// trial request is out.
     Breaker of CircuitState {
         /// Calls go through.
         Closed,
-        /// Nobody goes.
+        /// Calls fail, and none is sent.
         Open,
-        /// One device tries.
+        /// One trial request is out.
         HalfOpen,
     }
 }
@@ -48,18 +49,18 @@ mirrored! {
 mirrored! {
     /// What holds the front of the line. `nothing`; `pace`: the quota is spread over the minute; `quota`: this minute's is used;
     /// `concurrency`: as many calls are out as the rate needs; `throttled-by-dps`: DPS asked us to wait; `after-throttling`: few calls at
-    /// the same time for a while; `instance-failing`: calls fail; `ramping-up`: they go through again, few at first; `in-flight-max`,
+    /// once for a while; `instance-failing`: calls fail; `ramping-up`: they succeed again, and few are sent at once at first; `in-flight-max`,
     /// `connections-max`: the bound of that name; `store`: it takes no writes.
     Holding of line::Holding {
         /// Nothing.
         Nothing,
         /// DPS asked us to wait.
         ThrottledByDps,
-        /// Few calls at the same time for a while.
+        /// Few calls at once for a while.
         AfterThrottling,
         /// Calls fail.
         InstanceFailing,
-        /// Calls go through again, few at first.
+        /// Calls succeed again, and few are sent at once at first.
         RampingUp,
         /// This minute's quota is used.
         Quota,
@@ -88,7 +89,7 @@ pub struct Instance {
     pub quota_per_minute: u32,
     /// Registrations per minute that may leave: the adaptive limit, at most the quota.
     pub limit_per_minute: u32,
-    /// Where the limit stands.
+    /// State of the adaptive limit.
     pub limit_state: LimitState,
     /// When the limit grows next, while it is below the quota.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -122,11 +123,11 @@ pub struct Instance {
     pub tenants: Vec<TenantLine>,
     /// What holds the front of the line.
     pub holding: Holding,
-    /// Until when nobody goes.
+    /// Nothing is sent before this moment.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub paused_until: Option<Moment>,
-    /// Whether calls go through.
+    /// State of the circuit breaker.
     pub breaker: Breaker,
     /// Failures in a row.
     pub consecutive_failures: u32,

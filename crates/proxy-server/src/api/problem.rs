@@ -166,7 +166,7 @@ codes! {
     LineFull = "line-full",
     /// a row does not end within the bound; what stood before is on the list
     LineTooLong = "line-too-long",
-    /// the changes since the list was begun are not kept any more: begin it anew
+    /// the changes since the list was begun are no longer kept: start over from the first page
     ListOutdated = "list-outdated",
     /// the path has no such method; see `Allow`
     MethodNotAllowed = "method-not-allowed",

@@ -472,7 +472,7 @@ impl From<device::Pending> for Pending {
     }
 }
 
-/// Where a device stood before it was booked on another instance; it comes back there if that is sooner.
+/// Its place before it was booked on another instance; it returns there if that is sooner.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Home {
