@@ -24,8 +24,7 @@ use futures_util::future::BoxFuture;
 use crate::ids::InstanceName;
 use crate::place::{Class, Place, Sequence};
 
-#[cfg(test)]
-pub(crate) mod conformance;
+pub mod conformance;
 pub mod memory;
 mod numbers;
 #[expect(
@@ -52,8 +51,11 @@ pub const MAX_VALUE: usize = 1024 * 1024;
 /// Names of [`Table::Meta`] that begin so are the backend's own.
 pub(crate) const RESERVED: &[u8] = b"store.";
 
-/// Refuses what no backend can hold, before it costs anything.
-pub(crate) fn validate(writes: &[Write]) -> Result<(), CommitError> {
+/// Refuses what no backend can hold, before it costs anything. For backends.
+///
+/// # Errors
+/// [`CommitError::Refused`], which names the write and the bound.
+pub fn validate(writes: &[Write]) -> Result<(), CommitError> {
     if writes.len() > MAX_WRITES {
         return Err(CommitError::Refused(format!("{} writes in one commit; at most {MAX_WRITES}", writes.len())));
     }

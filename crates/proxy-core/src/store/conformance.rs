@@ -1,4 +1,9 @@
-//! One suite for every backend: what the core relies on, and nothing more.
+//! One suite for every backend: what the core relies on, and nothing more. Public for backends that live in crates of their own.
+#![expect(
+    clippy::unwrap_used,
+    missing_docs,
+    reason = "it is run by tests only, and the names of its cases say what holds"
+)]
 
 use std::collections::HashSet;
 use std::sync::{Arc, LazyLock};
@@ -15,17 +20,18 @@ use crate::place::{Class, Place, Sequence};
 use rate_control::entropy::Entropy;
 
 /// A store and the means to stall what makes commits durable.
-pub(crate) struct Fixture {
-    pub(crate) store: Arc<dyn Store>,
-    pub(crate) hold: Box<dyn Fn(bool) + Send + Sync>,
+pub struct Fixture {
+    pub store: Arc<dyn Store>,
+    pub hold: Box<dyn Fn(bool) + Send + Sync>,
     /// What a process finds that starts when this one is killed.
-    pub(crate) killed: Box<dyn Fn() -> Arc<dyn Store> + Send + Sync>,
+    pub killed: Box<dyn Fn() -> Arc<dyn Store> + Send + Sync>,
     /// What has to outlive the store.
-    pub(crate) _keep: Box<dyn std::any::Any>,
+    pub _keep: Box<dyn std::any::Any>,
 }
 
-/// Runs the whole suite on what `$make` constructs.
-macro_rules! conformance {
+/// Runs the whole suite on what `$make` constructs: a test per case, in a crate that has `tokio` with its macros.
+#[macro_export]
+macro_rules! store_conformance {
     ($make:expr) => {
         $crate::store::conformance::conformance!($make;
             a_value_carries_the_version_of_its_commit
@@ -61,30 +67,30 @@ macro_rules! conformance {
         )+
     };
 }
-pub(crate) use conformance;
+pub use crate::store_conformance as conformance;
 
-pub(crate) fn device(name: &str) -> Key {
+pub fn device(name: &str) -> Key {
     Key::new(Table::Device, name)
 }
 
-pub(crate) fn put(key: Key, expect: Expect, value: impl AsRef<[u8]>) -> Write {
+pub fn put(key: Key, expect: Expect, value: impl AsRef<[u8]>) -> Write {
     Write::put(key, expect, Bytes::copy_from_slice(value.as_ref()))
 }
 
 /// A device that joins `line`.
-pub(crate) fn join(name: &str, line: &InstanceName, expect: Expect) -> Write {
+pub fn join(name: &str, line: &InstanceName, expect: Expect) -> Write {
     let placing = Placing::Join { line: line.clone(), class: Class::First };
     Write { key: device(name), expect, change: Change::Put { value: Bytes::from_static(b"joined"), placing } }
 }
 
 /// A commit of a version that no other has.
-pub(crate) fn unnamed(writes: Vec<Write>) -> Commit {
+pub fn unnamed(writes: Vec<Write>) -> Commit {
     static VERSIONS: LazyLock<Versions> = LazyLock::new(|| Versions::new(Entropy::from_system()));
     VERSIONS.commit(writes)
 }
 
 /// Commits, and gives the version that the values carry from then on.
-pub(crate) async fn commit(store: &dyn Store, writes: Vec<Write>) -> Result<Version, CommitError> {
+pub async fn commit(store: &dyn Store, writes: Vec<Write>) -> Result<Version, CommitError> {
     let commit = unnamed(writes);
     let version = commit.version;
     store.commit(commit).await.map(|_| version)
@@ -110,7 +116,7 @@ fn names(rows: &[Row]) -> Vec<String> {
     rows.iter().map(|row| String::from_utf8(row.name.clone()).unwrap()).collect()
 }
 
-pub(crate) async fn a_value_carries_the_version_of_its_commit(fixture: &Fixture) {
+pub async fn a_value_carries_the_version_of_its_commit(fixture: &Fixture) {
     let (store, key) = (&*fixture.store, device("a"));
     assert_eq!(value(store, &key).await, None);
     let first = commit(store, vec![put(key.clone(), Expect::Absent, "1")]).await.unwrap();
@@ -146,13 +152,13 @@ async fn race(store: &Arc<dyn Store>, expect: Expect) -> Vec<usize> {
     winners
 }
 
-pub(crate) async fn of_many_that_create_one_key_one_wins(fixture: &Fixture) {
+pub async fn of_many_that_create_one_key_one_wins(fixture: &Fixture) {
     let winners = race(&fixture.store, Expect::Absent).await;
     let [winner] = winners[..] else { panic!("{winners:?} won") };
     assert_eq!(value(&*fixture.store, &device("raced")).await.unwrap().1, winner.to_string().into_bytes());
 }
 
-pub(crate) async fn of_many_that_change_one_version_one_wins(fixture: &Fixture) {
+pub async fn of_many_that_change_one_version_one_wins(fixture: &Fixture) {
     let store = &fixture.store;
     let first = commit(&**store, vec![put(device("raced"), Expect::Absent, "first")]).await.unwrap();
     let winners = race(store, Expect::Version(first)).await;
@@ -162,7 +168,7 @@ pub(crate) async fn of_many_that_change_one_version_one_wins(fixture: &Fixture) 
     assert!(race(store, Expect::Version(unnamed(Vec::new()).version)).await.is_empty(), "and that never was");
 }
 
-pub(crate) async fn one_broken_expectation_applies_nothing(fixture: &Fixture) {
+pub async fn one_broken_expectation_applies_nothing(fixture: &Fixture) {
     let store = &*fixture.store;
     let old = commit(store, vec![put(device("b"), Expect::Absent, "old")]).await.unwrap();
     let other = || Expect::Version(unnamed(Vec::new()).version);
@@ -180,7 +186,7 @@ pub(crate) async fn one_broken_expectation_applies_nothing(fixture: &Fixture) {
     commit(store, writes).await.unwrap();
 }
 
-pub(crate) async fn a_guard_changes_nothing_and_has_to_hold(fixture: &Fixture) {
+pub async fn a_guard_changes_nothing_and_has_to_hold(fixture: &Fixture) {
     let store = &*fixture.store;
     let guarded = commit(store, vec![put(device("a"), Expect::Absent, "guarded")]).await.unwrap();
     let beside = |expect| vec![Write::keep(device("a"), expect), put(device("b"), Expect::Any, "x")];
@@ -199,7 +205,7 @@ pub(crate) async fn a_guard_changes_nothing_and_has_to_hold(fixture: &Fixture) {
     assert_eq!(value(store, &device("b")).await, kept);
 }
 
-pub(crate) async fn no_value_is_taken_for_an_earlier_one_also_after_a_deletion(fixture: &Fixture) {
+pub async fn no_value_is_taken_for_an_earlier_one_also_after_a_deletion(fixture: &Fixture) {
     let (store, key) = (&*fixture.store, device("a"));
     let first = commit(store, vec![put(key.clone(), Expect::Absent, "1")]).await.unwrap();
     let second = commit(store, vec![put(key.clone(), Expect::Any, "2")]).await.unwrap();
@@ -216,7 +222,7 @@ pub(crate) async fn no_value_is_taken_for_an_earlier_one_also_after_a_deletion(f
 }
 
 /// Whoever did not hear of the end of its commit reads one of the keys that it wrote.
-pub(crate) async fn one_read_tells_whether_a_commit_happened(fixture: &Fixture) {
+pub async fn one_read_tells_whether_a_commit_happened(fixture: &Fixture) {
     let store = &*fixture.store;
     commit(store, vec![put(device("a"), Expect::Absent, "old")]).await.unwrap();
     (fixture.hold)(true);
@@ -237,7 +243,7 @@ pub(crate) async fn one_read_tells_whether_a_commit_happened(fixture: &Fixture) 
     assert_eq!(value(&*survivor, &device("a")).await.unwrap().1, b"new", "also for the next process");
 }
 
-pub(crate) async fn places_are_kept_beside_their_values(fixture: &Fixture) {
+pub async fn places_are_kept_beside_their_values(fixture: &Fixture) {
     let store = &*fixture.store;
     let (home, other) = (line("home"), line("other"));
     let [number] = numbers(store, vec![join("a", &home, Expect::Absent)]).await[..] else { panic!("one number") };
@@ -260,7 +266,7 @@ pub(crate) async fn places_are_kept_beside_their_values(fixture: &Fixture) {
     assert_eq!(place(&*(fixture.killed)(), "a").await, Some(Place { class: Class::Background, sequence: u64::MAX }));
 }
 
-pub(crate) async fn numbers_follow_the_order_of_the_commits(fixture: &Fixture) {
+pub async fn numbers_follow_the_order_of_the_commits(fixture: &Fixture) {
     let store = &*fixture.store;
     let (a, b) = (line("a"), line("b"));
     let mut last = None;
@@ -287,7 +293,7 @@ pub(crate) async fn numbers_follow_the_order_of_the_commits(fixture: &Fixture) {
     }
 }
 
-pub(crate) async fn of_many_that_join_each_gets_its_own_number(fixture: &Fixture) {
+pub async fn of_many_that_join_each_gets_its_own_number(fixture: &Fixture) {
     let joins = (0..64).map(|task| {
         let store = Arc::clone(&fixture.store);
         tokio::spawn(async move {
@@ -307,7 +313,7 @@ pub(crate) async fn of_many_that_join_each_gets_its_own_number(fixture: &Fixture
     assert_eq!(all.len(), 64 * 40, "no number is given twice");
 }
 
-pub(crate) async fn no_number_is_given_again_after_a_kill(fixture: &Fixture) {
+pub async fn no_number_is_given_again_after_a_kill(fixture: &Fixture) {
     let store = &*fixture.store;
     let given = numbers(store, (0..5).map(|n| join(&n.to_string(), &line("a"), Expect::Absent)).collect()).await;
     commit(store, vec![Write::delete(device("4"), Expect::Any)]).await.unwrap();
@@ -316,7 +322,7 @@ pub(crate) async fn no_number_is_given_again_after_a_kill(fixture: &Fixture) {
     assert!(given.iter().all(|number| *number < next), "{next} after {given:?}");
 }
 
-pub(crate) async fn a_line_that_is_raised_goes_on_from_there(fixture: &Fixture) {
+pub async fn a_line_that_is_raised_goes_on_from_there(fixture: &Fixture) {
     let (store, a) = (&*fixture.store, line("a"));
     numbers(store, vec![join("1", &a, Expect::Absent)]).await;
     store.raise_sequence(&a, 1_000_000).await.unwrap();
@@ -330,7 +336,7 @@ pub(crate) async fn a_line_that_is_raised_goes_on_from_there(fixture: &Fixture) 
     assert!(other[0] >= 70, "{other:?}: it is raised for good, also if no number was given since");
 }
 
-pub(crate) async fn a_scan_is_ordered_paged_and_bounded_to_its_table(fixture: &Fixture) {
+pub async fn a_scan_is_ordered_paged_and_bounded_to_its_table(fixture: &Fixture) {
     let store = &*fixture.store;
     let mut writes: Vec<Write> =
         ["d", "b", "", "ab", "a", "c"].map(|name| put(device(name), Expect::Absent, name)).into();
@@ -355,7 +361,7 @@ pub(crate) async fn a_scan_is_ordered_paged_and_bounded_to_its_table(fixture: &F
     assert!(store.scan(Table::Feed, None, 10).await.unwrap().is_empty());
 }
 
-pub(crate) async fn last_is_the_end_of_its_table(fixture: &Fixture) {
+pub async fn last_is_the_end_of_its_table(fixture: &Fixture) {
     let store = &*fixture.store;
     let feed = |n: u64| Key::new(Table::Feed, n.to_be_bytes());
     assert_eq!(store.last(Table::Feed).await.unwrap(), None);
@@ -368,7 +374,7 @@ pub(crate) async fn last_is_the_end_of_its_table(fixture: &Fixture) {
     assert_eq!(store.last(Table::Ledger).await.unwrap(), None);
 }
 
-pub(crate) async fn commits_become_durable_in_order(fixture: &Fixture) {
+pub async fn commits_become_durable_in_order(fixture: &Fixture) {
     let store = &*fixture.store;
     // Submitted together, each builds on the one before: they succeed only in this order.
     let versions: Vec<Version> = (0..200).map(|_| unnamed(Vec::new()).version).collect();
@@ -381,7 +387,7 @@ pub(crate) async fn commits_become_durable_in_order(fixture: &Fixture) {
     }
 }
 
-pub(crate) async fn nothing_is_visible_before_it_is_durable(fixture: &Fixture) {
+pub async fn nothing_is_visible_before_it_is_durable(fixture: &Fixture) {
     let store = &*fixture.store;
     let old = ["a", "c", "e"].map(|name| put(device(name), Expect::Absent, "old"));
     let old = commit(store, old.into()).await.unwrap();
@@ -414,7 +420,7 @@ pub(crate) async fn nothing_is_visible_before_it_is_durable(fixture: &Fixture) {
     assert_eq!(store.last(Table::Device).await.unwrap().unwrap().name, b"f");
 }
 
-pub(crate) async fn a_conflict_is_told_when_what_it_lost_to_can_be_read(fixture: &Fixture) {
+pub async fn a_conflict_is_told_when_what_it_lost_to_can_be_read(fixture: &Fixture) {
     let Fixture { store, hold, .. } = fixture;
     hold(true);
     let create = || {
@@ -435,7 +441,7 @@ pub(crate) async fn a_conflict_is_told_when_what_it_lost_to_can_be_read(fixture:
     assert_eq!(lost, 1);
 }
 
-pub(crate) async fn a_dropped_commit_is_applied_whole(fixture: &Fixture) {
+pub async fn a_dropped_commit_is_applied_whole(fixture: &Fixture) {
     let store = &*fixture.store;
     (fixture.hold)(true);
     let writes = vec![put(device("a"), Expect::Any, "1"), put(device("b"), Expect::Any, "1")];
@@ -448,7 +454,7 @@ pub(crate) async fn a_dropped_commit_is_applied_whole(fixture: &Fixture) {
     assert_eq!(names(&store.scan(Table::Device, None, 10).await.unwrap()), ["a", "b", "c"]);
 }
 
-pub(crate) async fn large_values_come_back(fixture: &Fixture) {
+pub async fn large_values_come_back(fixture: &Fixture) {
     let store = &*fixture.store;
     for (name, size) in [("a", 0), ("b", 20_000), ("c", 300_000), ("d", MAX_VALUE)] {
         let bytes: Vec<u8> = (0..size).map(|n| (n % 251) as u8).collect();
@@ -457,7 +463,7 @@ pub(crate) async fn large_values_come_back(fixture: &Fixture) {
     }
 }
 
-pub(crate) async fn bounds_are_refused(fixture: &Fixture) {
+pub async fn bounds_are_refused(fixture: &Fixture) {
     let store = &*fixture.store;
     let many = |count: usize| (0..count).map(|n| put(device(&n.to_string()), Expect::Absent, "x")).collect::<Vec<_>>();
     commit(store, many(MAX_WRITES)).await.unwrap();
@@ -480,7 +486,7 @@ pub(crate) async fn bounds_are_refused(fixture: &Fixture) {
     commit(store, vec![put(device(&long[1..]), Expect::Absent, "x")]).await.unwrap();
 }
 
-pub(crate) async fn a_closed_store_takes_nothing(fixture: &Fixture) {
+pub async fn a_closed_store_takes_nothing(fixture: &Fixture) {
     let store = &*fixture.store;
     let taken = store.commit(unnamed(vec![put(device("a"), Expect::Absent, "x")]));
     let (taken, ()) = futures_util::future::join(taken, store.close()).await;
