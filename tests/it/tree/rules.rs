@@ -21,10 +21,11 @@ const LONGER: [(&str, usize); 4] = [
 
 /// Which crates of ours each crate may depend on, beside those it tests with. The emulator and the core share nothing, so that one can convict the
 /// other; the black-box tests know the service by its sockets only.
-const CRATES: [(&str, &[&str]); 7] = [
+const CRATES: [(&str, &[&str]); 8] = [
     ("crates/rate-control", &[]),
     ("crates/dps-emulator", &[]),
     ("crates/proxy-core", &["rate-control"]),
+    ("crates/store-postgresql", &["proxy-core"]),
     ("crates/storm-sim", &["proxy-core", "rate-control"]),
     ("crates/proxy-sim", &["dps-emulator", "proxy-core", "rate-control"]),
     ("crates/proxy-server", &["dps-emulator", "proxy-core", "rate-control", "storm-sim"]),
