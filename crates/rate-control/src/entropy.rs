@@ -28,12 +28,12 @@ impl Entropy {
         Self(ChaCha8Rng::from_seed(seed))
     }
 
-    /// A stream of its own, that begins where this one is and has nothing in common with it afterwards.
+    /// The second stream of the same seed, which has nothing in common with this one; always the same. Takes nothing from this one.
     #[must_use]
-    pub fn fork(&mut self) -> Self {
-        let mut seed = [0; 32];
-        self.0.fill_bytes(&mut seed);
-        Self(ChaCha8Rng::from_seed(seed))
+    pub fn fork(&self) -> Self {
+        let mut second = self.0.clone();
+        second.set_stream(1);
+        Self(second)
     }
 
     /// A uniform number.
