@@ -1,16 +1,18 @@
-//! What one decision costs, without disk or network: tokens, the ledger, a place in line.
+//! What one decision costs, without disk or network: tokens, the ledger, a place in line, a record that is read.
 
 use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
+use proxy_core::device::Record;
 use proxy_core::ids::{RegistrationId, TenantName};
 use proxy_core::line::lane::{JobKind, Waiting};
 use proxy_core::line::scheduler::{FairScheduler, Fairness};
 use proxy_core::place::{Class, Place};
 use proxy_core::sas::{self, SasToken};
 use proxy_core::secret::SymmetricKey;
+use proxy_core::store::{Stored, Version};
 use rate_control::ledger::Ledger;
 use rate_control::time::Mono;
 
@@ -92,5 +94,42 @@ fn line(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, tokens, ledger, line);
+/// A start reads every record once: one that waits, one that is assigned, and the first with what a newer version has added.
+fn records(criterion: &mut Criterion) {
+    let waits = serde_json::json!({
+        "registrationId": "sn-007-888-abc-mac-a1-b2-c3-d4-e5-f6", "hardwareId": "SN-007-888-ABC-mac-a1-b2-c3-d4-e5-f6",
+        "tenant": "default", "enrollment": "plant", "footprint": ["eu-1"],
+        "pending": {
+            "instance": "eu-1", "place": { "class": "first", "sequence": 123_456 }, "reason": "first",
+            "joinedAt": "2026-11-24T12:00:00.000Z[_boot=00c0ffee00c0ffee-5000]", "stage": { "at": "waiting" },
+            "firstThere": true, "requestId": "0190c0ffee00", "payload": { "model": "th-1" }
+        },
+        "timeline": [{ "at": "2026-11-24T12:00:00.000Z", "what": "joined the line of eu-1 (it has no assignment yet)" }]
+    });
+    let assigned = serde_json::json!({
+        "registrationId": "sn-007-888-abc-mac-a1-b2-c3-d4-e5-f6", "tenant": "default", "enrollment": "plant", "footprint": ["eu-1"],
+        "assignment": {
+            "hub": "hub-eu-1.azure-devices.net", "deviceId": "sn-007-888-abc-mac-a1-b2-c3-d4-e5-f6", "instance": "eu-1",
+            "state": "confirmed", "substatus": "initialAssignment", "assignedAt": "2026-11-24T12:00:05.000Z",
+            "confirmedAt": "2026-11-24T12:00:05.000Z", "revision": 1, "dpsEtag": "0190c0ffee", "dpsLastUpdated": "2026-11-24T12:00:04.000Z"
+        },
+        "lastSent": "2026-11-24T12:00:03.000Z[_boot=00c0ffee00c0ffee-8000]",
+        "lastRegistrationBegun": "2026-11-24T12:00:03.000Z[_boot=00c0ffee00c0ffee-8000]",
+        "timeline": [
+            { "at": "2026-11-24T12:00:00.000Z", "what": "joined the line of eu-1 (it has no assignment yet)" },
+            { "at": "2026-11-24T12:00:03.000Z", "what": "registration 1 sent to eu-1" },
+            { "at": "2026-11-24T12:00:05.000Z", "what": "assigned to hub-eu-1.azure-devices.net by eu-1" }
+        ]
+    });
+    let mut newer = waits.clone();
+    newer["pending"]["owner"] = "gateway-2".into();
+    for (name, value) in [("waits", waits), ("is assigned", assigned), ("waits, written by a newer version", newer)] {
+        let stored = Stored { version: Version([1; 16]), place: None, value: value.to_string().into() };
+        criterion.bench_function(&format!("record: read one that {name}"), |bench| {
+            bench.iter(|| Record::decode(black_box(&stored)).expect("a record"));
+        });
+    }
+}
+
+criterion_group!(benches, tokens, ledger, line, records);
 criterion_main!(benches);

@@ -7,7 +7,8 @@
 //! - A record is stored by compare-and-set only: a [`Draft`] remembers the version that it began from.
 //!
 //! The parts: `record` (what is known, and reading it), `assignment` and `pending` (what DPS decided; the place in line), `command` (what
-//! can happen) and `apply` (what that does), `effects`, `draft` (a change on its way to the store), `timeline`.
+//! can happen) and `apply` (what that does), `effects`, `draft` (a change on its way to the store), `timeline`, `unknown` (what a newer
+//! version wrote, which is kept).
 
 mod apply;
 mod assignment;
@@ -17,6 +18,7 @@ mod effects;
 mod pending;
 mod record;
 mod timeline;
+mod unknown;
 
 #[cfg(test)]
 mod tests;
@@ -28,3 +30,4 @@ pub use effects::{Effects, Outline, Standing};
 pub use pending::{Home, Pending, Reason, Stage};
 pub use record::{Blocked, Listed, Record, Refusal, UnreadableRecord, Versioned};
 pub use timeline::TimelineEvent;
+pub use unknown::Unknown;

@@ -259,10 +259,7 @@ impl Gateway {
 
     async fn load(&self, id: &RegistrationId) -> Result<Option<Versioned>, ReadError> {
         let stored = self.store.get(&Record::key(id)).await?;
-        stored.map(|stored| Record::decode(&stored)).transpose().map_err(|error| ReadError::Corrupt {
-            table: crate::store::Table::Device,
-            detail: format!("registration {id}: {error}"),
-        })
+        stored.map(|stored| Record::decode(&stored)).transpose().map_err(|error| error.into_read_error(id.as_str()))
     }
 
     /// Begins to change a record that was read.

@@ -29,6 +29,7 @@ impl Class {
 
 /// A place in the line of one instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Place {
     /// The class.
     pub class: Class,

@@ -277,6 +277,16 @@ pub enum ReadError {
         /// What does not fit, and the way out.
         detail: String,
     },
+    /// The value is sound, and a newer version of this service wrote something into it that this one would have to understand.
+    #[error(
+        "the store holds what a newer version has written, in table {table:?}, and this one cannot read it: {detail}"
+    )]
+    Newer {
+        /// The table of the value.
+        table: Table,
+        /// What is new.
+        detail: String,
+    },
     /// The backend did not answer.
     #[error("the store cannot be read: {0}")]
     Unavailable(String),

@@ -13,6 +13,7 @@ use super::effects::Effects;
 use super::pending::{Home, Pending, Reason, Stage};
 use super::record::{Blocked, Listed, Record, Refusal};
 use super::timeline;
+use super::unknown::Unknown;
 use crate::ids::{HubName, InstanceName};
 use crate::place::Place;
 use rate_control::time::{Now, StoredMoment, WallTime};
@@ -55,13 +56,20 @@ struct Joining {
     payload: Option<Value>,
     home: Option<Home>,
     rebooked: u32,
+    unknown: Unknown,
 }
 
 impl Joining {
+    /// Anew.
+    fn new(reason: Reason, joined_at: StoredMoment, payload: Option<Value>) -> Self {
+        let unknown = Unknown::default();
+        Self { reason, joined_at, reprovision: false, payload, home: None, rebooked: 0, unknown }
+    }
+
     /// As it joined the place that it leaves.
     fn again(left: Pending, joined_at: StoredMoment) -> Self {
-        let Pending { reason, reprovision, payload, home, rebooked, .. } = left;
-        Self { reason, joined_at, reprovision, payload, home, rebooked }
+        let Pending { reason, reprovision, payload, home, rebooked, unknown, .. } = left;
+        Self { reason, joined_at, reprovision, payload, home, rebooked, unknown }
     }
 }
 
@@ -122,7 +130,8 @@ impl Change<'_> {
             record.hardware_id = claim.spelling;
         }
         (record.tenant, record.enrollment, record.unclaimed) = (claim.tenant, claim.enrollment, false);
-        record.listed = Some(Listed { batch, key, at: self.now.wall });
+        let unknown = record.listed.take().map(|listed| listed.unknown).unwrap_or_default();
+        record.listed = Some(Listed { batch, key, at: self.now.wall, unknown });
         Ok(())
     }
 
@@ -142,7 +151,7 @@ impl Change<'_> {
             return Err(Rejected::HasPlace);
         }
         let joined_at = StoredMoment::of(self.now);
-        self.take(seat, Joining { reason, joined_at, reprovision, payload, home: None, rebooked: 0 });
+        self.take(seat, Joining { reprovision, ..Joining::new(reason, joined_at, payload) });
         Ok(())
     }
 
@@ -154,7 +163,12 @@ impl Change<'_> {
             "calls to {} fail, and nothing was sent there: booked on another instance, {}, which has it sooner",
             left.instance, seat.instance
         ));
-        let stood = Home { instance: left.instance.clone(), place: left.place, joined_at: left.joined_at };
+        let stood = Home {
+            instance: left.instance.clone(),
+            place: left.place,
+            joined_at: left.joined_at,
+            unknown: Unknown::default(),
+        };
         let home = left.home.clone().unwrap_or(stood);
         let request_id = left.request_id.clone().or(seat.request_id);
         let rebooked = left.rebooked + 1;
@@ -190,8 +204,7 @@ impl Change<'_> {
         self.note(format!("an operator moves the device to {}", seat.instance));
         self.record.moving_to = Some(seat.instance.clone());
         let joined_at = StoredMoment::of(self.now);
-        let reason = Reason::Moved;
-        self.take(seat, Joining { reason, joined_at, reprovision: false, payload, home: None, rebooked: 0 });
+        self.take(seat, Joining::new(Reason::Moved, joined_at, payload));
         Ok(())
     }
 
@@ -219,19 +232,19 @@ impl Change<'_> {
             Step::Send { dps_time } => self.send(dps_time)?,
             Step::NothingLeft { why, sent_before } => {
                 let pending = self.under_way()?;
-                pending.stage = Stage::Waiting;
+                pending.come_to(Stage::Waiting);
                 pending.attempts = pending.attempts.saturating_sub(1);
                 self.record.last_sent = sent_before;
                 self.note(why);
             }
             Step::Assigning { operation_id } => {
                 let (time, what) = (self.now.wall, format!("{instance} works on it (operation {operation_id})"));
-                self.under_way()?.stage = Stage::Assigning { operation_id, time };
+                self.under_way()?.come_to(Stage::Assigning { operation_id, time });
                 self.note(what);
             }
             Step::Back { why, fruitless } => {
                 if let Some(pending) = &mut self.record.pending {
-                    pending.stage = Stage::Waiting;
+                    pending.come_to(Stage::Waiting);
                     pending.fruitless = pending.fruitless.saturating_add(fruitless.into());
                 }
                 self.note(why);
@@ -251,7 +264,7 @@ impl Change<'_> {
         let now = self.now;
         let pending = self.waiting()?;
         pending.attempts = pending.attempts.saturating_add(1);
-        pending.stage = Stage::Sent { time: now.wall, dps_time };
+        pending.come_to(Stage::Sent { time: now.wall, dps_time });
         let what = format!("registration {} sent to {}", pending.attempts, pending.instance);
         self.record.last_sent = Some(StoredMoment::of(now));
         self.note(what);
@@ -278,6 +291,7 @@ impl Change<'_> {
             revision: earlier.as_ref().map_or(1, |earlier| earlier.revision + 1),
             dps_etag,
             dps_last_updated,
+            unknown: stays.map(|earlier| earlier.unknown.clone()).unwrap_or_default(),
             hub,
         });
         record.refusal = None;
@@ -331,7 +345,8 @@ impl Change<'_> {
         let why = reason.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default();
         let what = format!("blocked by operator {by}{why}");
         let at = before.map_or(self.now.wall, |blocked| blocked.at);
-        let blocked = Some(Blocked { reason, by: Some(by), at });
+        let unknown = before.map(|blocked| blocked.unknown.clone()).unwrap_or_default();
+        let blocked = Some(Blocked { reason, by: Some(by), at, unknown });
         if self.record.blocked != blocked {
             self.record.blocked = blocked;
             self.note(what);
@@ -370,7 +385,7 @@ impl Change<'_> {
     /// Takes a place.
     fn take(&mut self, seat: Seat, joining: Joining) {
         let Seat { instance, place, request_id } = seat;
-        let Joining { reason, joined_at, reprovision, payload, home, rebooked } = joining;
+        let Joining { reason, joined_at, reprovision, payload, home, rebooked, unknown } = joining;
         let first_there = self.record.footprint.insert(instance.clone());
         self.record.refusal = None;
         self.note(format!("joined the line of {instance} ({})", reason_words(reason)));
@@ -387,6 +402,8 @@ impl Change<'_> {
             payload,
             home: home.filter(|home| home.instance != instance),
             rebooked,
+            unknown,
+            unknown_of_stage: Unknown::default(),
             instance,
         });
     }

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::unknown::Unknown;
 use crate::ids::{DeviceId, HubName, InstanceName};
 use rate_control::time::WallTime;
 
@@ -22,7 +23,7 @@ pub enum AssignmentState {
 
 /// What DPS decided.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Assignment {
     /// The hub.
     pub hub: HubName,
@@ -53,4 +54,7 @@ pub struct Assignment {
     /// DPS's `lastUpdatedDateTimeUtc` of the registration.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dps_last_updated: Option<WallTime>,
+    /// What a newer version wrote beside this.
+    #[serde(flatten, skip_deserializing)]
+    pub(super) unknown: Unknown,
 }

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::unknown::{Members, Unknown};
 use crate::ids::{InstanceName, OperationId};
 use crate::place::Place;
 use rate_control::time::{StoredMoment, WallTime};
@@ -23,7 +24,7 @@ pub enum Reason {
 
 /// How far the registration of a device in line has come.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", tag = "at")]
+#[serde(rename_all = "kebab-case", tag = "at", try_from = "StoredStage")]
 pub enum Stage {
     /// Nothing that counts has left.
     Waiting,
@@ -46,9 +47,51 @@ pub enum Stage {
     },
 }
 
+/// A [`Stage`] as it is read: all of its members at once, as a tagged one would be copied first.
+#[derive(Deserialize)]
+#[serde(rename = "Stage", rename_all = "camelCase", deny_unknown_fields)]
+struct StoredStage {
+    at: StageName,
+    time: Option<WallTime>,
+    dps_time: Option<WallTime>,
+    operation_id: Option<OperationId>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum StageName {
+    Waiting,
+    Sent,
+    Assigning,
+}
+
+impl TryFrom<StoredStage> for Stage {
+    type Error = &'static str;
+
+    fn try_from(stored: StoredStage) -> Result<Self, Self::Error> {
+        let StoredStage { at, time, dps_time, operation_id } = stored;
+        match (at, time, dps_time, operation_id) {
+            (StageName::Waiting, None, None, None) => Ok(Self::Waiting),
+            (StageName::Sent, Some(time), dps_time, None) => Ok(Self::Sent { time, dps_time }),
+            (StageName::Assigning, Some(time), None, Some(operation_id)) => Ok(Self::Assigning { operation_id, time }),
+            _ => Err("the stage of a registration has members of another stage, or lacks its own"),
+        }
+    }
+}
+
+/// Which members a stage of this kind has; `None` for everything that is no stage, or one that this version does not know.
+pub(super) fn fields_of(type_name: &str, members: &Members) -> Option<&'static [&'static str]> {
+    match members.get("at")?.as_str().filter(|_| type_name == "Stage")? {
+        "waiting" => Some(&["at"]),
+        "sent" => Some(&["at", "time", "dpsTime"]),
+        "assigning" => Some(&["at", "time", "operationId"]),
+        _ => None,
+    }
+}
+
 /// A place in line.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Pending {
     /// Whose line.
     pub instance: InstanceName,
@@ -84,6 +127,22 @@ pub struct Pending {
     /// How often it was booked on another instance for that reason.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub rebooked: u32,
+    /// What a newer version wrote beside this.
+    #[serde(flatten, skip_deserializing)]
+    pub(super) unknown: Unknown,
+    /// What a newer version wrote into the stage; put there when the record is stored.
+    #[serde(skip)]
+    pub(super) unknown_of_stage: Unknown,
+}
+
+impl Pending {
+    /// Its registration comes to another stage. What is unknown of a stage goes with it.
+    pub(super) fn come_to(&mut self, stage: Stage) {
+        if self.stage != stage {
+            self.stage = stage;
+            self.unknown_of_stage = Unknown::default();
+        }
+    }
 }
 
 const fn is_zero(number: &u32) -> bool {
@@ -92,7 +151,7 @@ const fn is_zero(number: &u32) -> bool {
 
 /// Where a device stood before it was booked on another instance, because its own failed; it comes back there if that is sooner.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Home {
     /// Whose line.
     pub instance: InstanceName,
@@ -100,4 +159,7 @@ pub struct Home {
     pub place: Place,
     /// Since when it had that.
     pub joined_at: StoredMoment,
+    /// What a newer version wrote beside this.
+    #[serde(flatten, skip_deserializing)]
+    pub(super) unknown: Unknown,
 }

@@ -13,11 +13,12 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::assignment::{Assignment, AssignmentState};
-use super::pending::{Pending, Stage};
+use super::pending::{self, Pending, Stage};
 use super::timeline::TimelineEvent;
+use super::unknown::{self, Misread, Unknown};
 use crate::ids::{EnrollmentName, InstanceName, RegistrationId, TenantName};
 use crate::place::Place;
-use crate::store::{Key, Stored, Table, Version};
+use crate::store::{Key, ReadError, Stored, Table, Version};
 use rate_control::failpoint::Failpoint;
 use rate_control::time::{Now, StoredMoment, WallTime};
 
@@ -30,7 +31,7 @@ const RETURNS_MAX: u32 = 3;
 
 /// Everything we durably know of one device.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Record {
     /// Who.
     pub(super) registration_id: RegistrationId,
@@ -86,11 +87,14 @@ pub struct Record {
     /// What happened to it, oldest first, bounded.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) timeline: Vec<TimelineEvent>,
+    /// What a newer version wrote beside this.
+    #[serde(flatten, skip_deserializing)]
+    pub(super) unknown: Unknown,
 }
 
 /// An allow-list entry.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Listed {
     /// The delivery it came with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -100,6 +104,9 @@ pub struct Listed {
     pub key: Option<String>,
     /// When it was listed.
     pub at: WallTime,
+    /// What a newer version wrote beside this.
+    #[serde(flatten, skip_deserializing)]
+    pub(super) unknown: Unknown,
 }
 
 impl std::fmt::Debug for Listed {
@@ -113,7 +120,7 @@ impl std::fmt::Debug for Listed {
 
 /// DPS refused the device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Refusal {
     /// Our stable code for the kind of refusal.
     pub code: String,
@@ -134,6 +141,9 @@ pub struct Refusal {
     /// Names the settings under which it was given. New ones, also those of a new process, may have mended its cause.
     #[serde(default)]
     pub settings_mark: u64,
+    /// What a newer version wrote beside this.
+    #[serde(flatten, skip_deserializing)]
+    pub unknown: Unknown,
 }
 
 impl Refusal {
@@ -152,6 +162,7 @@ impl Refusal {
 
 /// An operator keeps the device out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Blocked {
     /// In the operator's words; the latest ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -161,12 +172,33 @@ pub struct Blocked {
     pub by: Option<String>,
     /// Since when.
     pub at: WallTime,
+    /// What a newer version wrote beside this.
+    #[serde(flatten, skip_deserializing)]
+    pub(super) unknown: Unknown,
 }
 
-/// The bytes under a key are not a record.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("a device record cannot be read: {0}")]
-pub struct UnreadableRecord(String);
+/// The bytes under a key are no record that this version can read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UnreadableRecord {
+    /// They are no record.
+    #[error("a device record cannot be read: {0}")]
+    Damaged(String),
+    /// A newer version wrote something that this one would have to understand.
+    #[error("{0}")]
+    Newer(String),
+}
+
+impl UnreadableRecord {
+    /// What it means for whoever reads the record of `name`.
+    #[must_use]
+    pub fn into_read_error(self, name: &str) -> ReadError {
+        let (table, detail) = (Table::Device, format!("registration {name}: {self}"));
+        match self {
+            Self::Damaged(_) => ReadError::Corrupt { table, detail },
+            Self::Newer(_) => ReadError::Newer { table, detail },
+        }
+    }
+}
 
 /// A record and the version to name when it is changed.
 #[derive(Debug, Clone, PartialEq)]
@@ -201,6 +233,7 @@ impl Record {
             reprovision_told: None,
             credential_claimed: None,
             timeline: Vec::new(),
+            unknown: Unknown::default(),
         }
     }
 
@@ -367,19 +400,81 @@ impl Record {
         Key::new(Table::Device, registration_id.as_str())
     }
 
-    /// Reads what [`encode`](Self::encode) wrote.
+    /// Reads what [`encode`](Self::encode) wrote, in this version or another one. What this version does not know is kept.
     ///
     /// # Errors
-    /// [`UnreadableRecord`] if the bytes are not a record of this schema.
+    /// [`UnreadableRecord`] if the bytes are no record, or hold what this version would have to understand.
     pub fn decode(stored: &Stored) -> Result<Versioned, UnreadableRecord> {
-        let record = serde_json::from_slice(&stored.value).map_err(|error| UnreadableRecord(error.to_string()))?;
+        // Nearly every record has only what this version knows, and that is found out by the way.
+        let record = match serde_json::from_slice(&stored.value) {
+            Ok(record) => record,
+            Err(error) => Self::decode_newer(&stored.value, &error)?,
+        };
         Ok(Versioned { record, version: stored.version })
+    }
+
+    /// Reads a record into which a newer version may have written what this one does not know; `error` is why it was not read strictly.
+    fn decode_newer(bytes: &[u8], error: &serde_json::Error) -> Result<Self, UnreadableRecord> {
+        let damaged = |error: &dyn std::fmt::Display| UnreadableRecord::Damaged(error.to_string());
+        let value = serde_json::from_slice(bytes).map_err(|error| damaged(&error))?;
+        let read = unknown::read(value, pending::fields_of).map_err(|misread| match misread {
+            Misread::NewValue(what) => UnreadableRecord::Newer(what),
+            Misread::Wrong(why) => UnreadableRecord::Damaged(why),
+        });
+        let (mut record, mut aside): (Self, unknown::Aside) = read?;
+        if aside.is_empty() {
+            return Err(damaged(error));
+        }
+        record.each_unknown(|at, unknown| *unknown = aside.remove(at).map(Unknown::of).unwrap_or_default());
+        match aside.pop_first() {
+            None => Ok(record),
+            Some((at, members)) => Err(UnreadableRecord::Newer(format!(
+                "{at} has members that this version does not know and cannot keep: {}",
+                members.keys().map(String::as_str).collect::<Vec<_>>().join(", ")
+            ))),
+        }
+    }
+
+    /// Every part that may hold what this version does not know, by the way to it.
+    fn each_unknown(&mut self, mut visit: impl FnMut(&str, &mut Unknown)) {
+        visit("", &mut self.unknown);
+        if let Some(listed) = &mut self.listed {
+            visit("/listed", &mut listed.unknown);
+        }
+        if let Some(assignment) = &mut self.assignment {
+            visit("/assignment", &mut assignment.unknown);
+        }
+        if let Some(pending) = &mut self.pending {
+            visit("/pending", &mut pending.unknown);
+            visit("/pending/stage", &mut pending.unknown_of_stage);
+            if let Some(home) = &mut pending.home {
+                visit("/pending/home", &mut home.unknown);
+            }
+        }
+        if let Some(refusal) = &mut self.refusal {
+            visit("/refusal", &mut refusal.unknown);
+        }
+        if let Some(blocked) = &mut self.blocked {
+            visit("/blocked", &mut blocked.unknown);
+        }
+        for (number, event) in self.timeline.iter_mut().enumerate() {
+            visit(&format!("/timeline/{number}"), &mut event.unknown);
+        }
     }
 
     /// The bytes to store.
     #[must_use]
     pub fn encode(&self) -> Bytes {
-        Bytes::from(serde_json::to_vec(self).expect("a record has string keys only"))
+        let of_stage = self.pending.as_ref().map(|pending| &pending.unknown_of_stage);
+        let bytes = match of_stage.filter(|unknown| !unknown.is_empty()) {
+            None => serde_json::to_vec(self),
+            Some(unknown) => serde_json::to_value(self).and_then(|mut whole| {
+                let stage = whole.pointer_mut("/pending/stage").and_then(serde_json::Value::as_object_mut);
+                stage.into_iter().for_each(|stage| unknown.put_into(stage));
+                serde_json::to_vec(&whole)
+            }),
+        };
+        Bytes::from(bytes.expect("a record has string keys only"))
     }
 
     /// Whether anything was ever done for or to the device, other than to list it: from then on its ID belongs to its tenant.
@@ -411,9 +506,10 @@ impl Record {
         self.refusal.as_ref().filter(|refusal| refusal.left(now).is_some())
     }
 
-    /// The same record for people: without secrets, every moment by the wall clock alone.
+    /// The same record for people: without secrets and without what this version does not know, every moment by the wall clock alone.
     #[must_use]
     pub fn shown(mut self, now: Now) -> Self {
+        self.each_unknown(|_, unknown| *unknown = Unknown::default());
         if let Some(listed) = &mut self.listed {
             listed.key = None;
         }

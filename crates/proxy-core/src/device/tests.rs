@@ -12,6 +12,8 @@ use crate::place::{Class, Place};
 use crate::store::{Stored, Version};
 use rate_control::time::{BootId, BootTag, Mono, Now, Process, StoredMoment, WallTime};
 
+mod newer;
+
 const TIMELINE_MAX: usize = 8;
 
 fn instance(name: &str) -> InstanceName {
@@ -76,6 +78,7 @@ fn refuse() -> Command {
         at: StoredMoment::of(now()),
         until: now().wall.after(Duration::from_secs(60)),
         settings_mark: 7,
+        unknown: Unknown::default(),
     })))
 }
 

@@ -321,10 +321,8 @@ impl Scan<'_> {
         self.after = Some(last.name.clone());
         let mut records = Vec::with_capacity(rows.len());
         for row in &rows {
-            let decoded = Record::decode(&row.stored).map_err(|error| ReadError::Corrupt {
-                table: Table::Device,
-                detail: format!("{}: {error}", String::from_utf8_lossy(&row.name)),
-            })?;
+            let decoded = Record::decode(&row.stored)
+                .map_err(|error| error.into_read_error(&String::from_utf8_lossy(&row.name)))?;
             records.push(decoded.record);
         }
         // Others take turns, also where reading never waits.

@@ -18,7 +18,7 @@ use super::dispatch::{Connection, Dispatcher, count};
 use super::task_names::NOTES;
 use super::{ChangeError, Gateway, about};
 use crate::attestation::Signer;
-use crate::device::{Decision, Draft, Record, Refusal, Rejected, Stage, Step};
+use crate::device::{Decision, Draft, Record, Refusal, Rejected, Stage, Step, Unknown};
 use crate::ids::{OperationId, RegistrationId};
 use crate::line::lane::JobKind;
 use crate::line::{Admission, Departure, Holding};
@@ -545,6 +545,7 @@ impl Attempt {
             at: StoredMoment::of(now),
             until: now.wall.after(self.gateway.settings().registration.refusal_ttl),
             settings_mark: self.gateway.settings_mark(),
+            unknown: Unknown::default(),
         };
         let stored = self.take_step(settled, Step::Refuse(Box::new(refusal))).await;
         if stored {

@@ -526,10 +526,9 @@ async fn derive(store: &dyn Store, settings: &Settings, now: rate_control::time:
         let Some(last) = rows.last() else { return Ok(derived) };
         after = Some(last.name.clone());
         for row in &rows {
-            let Versioned { record, .. } = Record::decode(&row.stored).map_err(|error| ReadError::Corrupt {
-                table: Table::Device,
-                detail: format!("{}: {error}", String::from_utf8_lossy(&row.name)),
-            })?;
+            let Versioned { record, .. } =
+                Record::decode(&row.stored)
+                    .map_err(|error| error.into_read_error(&String::from_utf8_lossy(&row.name)))?;
             derived.add(&record, settings, now);
         }
     }

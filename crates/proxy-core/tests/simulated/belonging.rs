@@ -20,17 +20,17 @@ use proxy_core::settings::{
     UpstreamAttestation,
 };
 use proxy_core::store::memory::MemoryStore;
-use proxy_core::store::{Health, ReadError};
+use proxy_core::store::{Health, ReadError, Store as _};
 use proxy_core::upstream::{Connect, Upstream};
 use rate_control::entropy::Entropy;
 use rate_control::time::Clock as _;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::clock::TestClock;
 use crate::support::dps::{Call, Dps, Fate, Network, Process};
 use crate::support::{
-    AUDIENCE, Ask, World, enrollment, enrollment_name, group_key, id, individual, instance, name, seconds, settings,
-    sleep,
+    AUDIENCE, Ask, World, enrollment, enrollment_name, group_key, id, individual, instance, millis, name, seconds,
+    settings, sleep,
 };
 
 const FIXED: Fixed = Fixed { parked_max: 10, repeat_burst: 5, repeat_interval: Duration::from_secs(1) };
@@ -379,6 +379,80 @@ async fn a_damaged_record_is_told_to_its_own_device_only() {
         let refused = matches!(&answered, Err(ProvisionError::NotBelieved(not_believed)) if not_believed.told() == Told::Unauthorized);
         assert!(refused, "{answered:?}");
     }
+}
+
+/// Another version changes what is stored of a device.
+async fn rewrite(world: &World, device: &str, change: impl FnOnce(&mut Value)) {
+    let key = Record::key(&id(device));
+    let stored = world.store.get(&key).await.unwrap().unwrap();
+    let mut value = serde_json::from_slice(&stored.value).unwrap();
+    change(&mut value);
+    world.store.seed(key, value.to_string());
+}
+
+async fn stored(world: &World, device: &str) -> Value {
+    let stored = world.store.get(&Record::key(&id(device))).await.unwrap().unwrap();
+    serde_json::from_slice(&stored.value).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_newer_version_wrote_of_a_device_is_there_when_this_one_has_served_it() {
+    let mut inventory = settings(&[("a", 60), ("b", 60)]);
+    inventory.registration.timeline_max = 100;
+    let mut world = World::new(inventory).await;
+    world.dps("a").reachable(false);
+    world.dps("b").reachable(false);
+    world.queue("device-1").await;
+    sleep(millis(500)).await;
+    rewrite(&world, "device-1", |record| {
+        record["owner"] = json!({ "since": 7, "name": "fleet" });
+        record["pending"]["ticket"] = json!(1);
+        record["timeline"][0]["by"] = json!("release-next");
+    })
+    .await;
+    world.gateway.expedite(&id("device-1")).await.unwrap();
+    assert_eq!(stored(&world, "device-1").await["pending"]["ticket"], 1, "its place was exchanged, and it still waits");
+    world.kill().await;
+    world.dps("a").reachable(true);
+    world.dps("b").reachable(true);
+    world.settle(world.ask("device-1")).await;
+    rewrite(&world, "device-1", |record| record["assignment"]["lease"] = json!([1, 2])).await;
+    world.gateway.block(&id("device-1"), "ops", Some("stolen")).await.unwrap();
+    rewrite(&world, "device-1", |record| record["blocked"]["case"] = json!("c-1")).await;
+    world.gateway.block(&id("device-1"), "ops", Some("lost")).await.unwrap();
+    assert_eq!(stored(&world, "device-1").await["blocked"]["case"], "c-1");
+    world.gateway.unblock(&id("device-1"), "ops").await.unwrap();
+    world.kill().await;
+    sleep(seconds(1000)).await;
+    world.settle(world.ask("device-1").reprovision()).await;
+    let renewed = stored(&world, "device-1").await;
+    assert_eq!((&renewed["assignment"]["revision"], &renewed["assignment"]["lease"]), (&json!(2), &json!([1, 2])));
+    let other = if renewed["assignment"]["instance"] == "a" { "b" } else { "a" };
+    world.gateway.move_to(&id("device-1"), &name(other)).await.unwrap();
+    sleep(seconds(60)).await;
+    let moved = stored(&world, "device-1").await;
+    assert_eq!(moved["assignment"]["instance"], other);
+    assert_eq!(moved["assignment"].get("lease"), None, "DPS decided anew");
+    assert_eq!(moved["owner"], json!({ "since": 7, "name": "fleet" }));
+    assert_eq!(moved["timeline"][0]["by"], "release-next");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_only_a_newer_version_understands_is_told_to_its_own_device_and_to_whoever_starts() {
+    let world = World::new(settings(&[("a", 60)])).await;
+    for device in ["device-1", "device-2"] {
+        world.settle(world.ask(device)).await;
+    }
+    rewrite(&world, "device-1", |record| record["assignment"]["state"] = json!("leased")).await;
+    let answered = world.provision(world.ask("device-1")).await;
+    let refused = matches!(&answered, Err(ProvisionError::Store(StoreError::Read(ReadError::Newer { .. }))));
+    assert!(refused, "{answered:?}");
+    world.hub("device-2").await;
+    world.gateway.stop(Duration::ZERO).await;
+    let store = Arc::new(world.store.crash());
+    let error = open(&world, &store, settings(&[("a", 60)])).await.map(drop).unwrap_err().to_string();
+    let told = ["newer version", "registration device-1", "leased"].iter().all(|word| error.contains(word));
+    assert!(told, "{error}");
 }
 
 #[tokio::test(start_paused = true)]

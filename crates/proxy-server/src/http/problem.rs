@@ -262,7 +262,7 @@ fn refused(refusal: &Refusal) -> Problem {
 fn store_problem(error: &StoreError) -> Problem {
     match error {
         // These are about one device, or ours to mend.
-        StoreError::Read(ReadError::Corrupt { .. })
+        StoreError::Read(ReadError::Corrupt { .. } | ReadError::Newer { .. })
         | StoreError::Commit(CommitError::Refused(_) | CommitError::Conflict { .. }) => {
             tracing::error!(%error, "the store failed while a request was served");
         }
@@ -278,6 +278,10 @@ fn store_problem(error: &StoreError) -> Problem {
         StoreError::Read(ReadError::Corrupt { .. }) | StoreError::Commit(CommitError::Refused(_)) => {
             (Code::StoreDamaged, "the stored record of this device cannot be read; an operator has to repair the store")
         }
+        StoreError::Read(ReadError::Newer { .. }) => (
+            Code::StoreUnavailable,
+            "a newer version of this service has written what is stored of this device, and this one cannot read it",
+        ),
         StoreError::Read(ReadError::Unavailable(_)) => (Code::StoreUnavailable, "the store cannot be read now"),
         StoreError::Commit(CommitError::Busy) | StoreError::Contended => {
             (Code::StoreBusy, "the store is busy; try again")
@@ -373,6 +377,7 @@ impl From<OperatorError> for Problem {
 #[cfg(test)]
 mod tests {
     use proxy_core::attestation::{NotBelieved, Reason};
+    use proxy_core::device::Unknown;
     use proxy_core::ids::{InstanceName, RegistrationId};
     use proxy_core::line::LineFull;
     use proxy_core::placement::NoRoom;
@@ -390,12 +395,14 @@ mod tests {
             at: server_time().into(),
             until: server_time().after(left),
             settings_mark: 0,
+            unknown: Unknown::default(),
         }
     }
 
     fn store_errors() -> Vec<StoreError> {
         vec![
             ReadError::Corrupt { table: Table::Device, detail: "checksum".to_owned() }.into(),
+            ReadError::Newer { table: Table::Device, detail: "a stage".to_owned() }.into(),
             ReadError::Unavailable("gone".to_owned()).into(),
             CommitError::Conflict { index: 0 }.into(),
             CommitError::ReadOnly("full".to_owned()).into(),
