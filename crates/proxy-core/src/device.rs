@@ -6,7 +6,8 @@
 //! - What a change asks of others (lines, counts, names, the feed) is in its [`Effects`]. They count once the change is on disk.
 //! - A record is stored by compare-and-set only: a [`Draft`] remembers the version that it began from.
 //!
-//! The parts: `record` (what is known, and reading it), `assignment` and `pending` (what DPS decided; the place in line), `command` (what
+//! The parts: `record` (what is known, and reading it), `assignment`, `pending` and `flight` (what DPS decided; the place in line; the call
+//! that may be on its way), `command` (what
 //! can happen) and `apply` (what that does), `effects`, `draft` (a change on its way to the store), `timeline`, `unknown` (what a newer
 //! version wrote, which is kept).
 
@@ -15,6 +16,7 @@ mod assignment;
 mod command;
 mod draft;
 mod effects;
+mod flight;
 mod pending;
 mod record;
 mod timeline;
@@ -27,6 +29,7 @@ pub use assignment::{Assignment, AssignmentState};
 pub use command::{Claim, Command, Decision, Listing, Rejected, Seat, Step};
 pub use draft::Draft;
 pub use effects::{Effects, Outline, Standing};
+pub use flight::{Flight, Sender};
 pub use pending::{Home, Pending, Reason, Stage};
 pub use record::{Blocked, Listed, Record, Refusal, UnreadableRecord, Versioned};
 pub use timeline::TimelineEvent;

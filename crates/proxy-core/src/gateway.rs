@@ -5,7 +5,8 @@
 //!
 //! Invariants:
 //! - Durable before told: a place before its 202, an assignment before its 200, a *sent* mark before its call.
-//! - A device has at most one registration under way, because only its own place's departure may send one.
+//! - A device has at most one registration under way, because only its own place's departure may send one, and none that was sent from an
+//!   earlier place may still be on its way.
 //! - Locks are never held across an await. The decisions are in [`crate::line`], [`crate::placement`], [`crate::attestation`]
 //!   and [`crate::upstream::verdict`]; here they are carried out.
 //!
@@ -15,7 +16,7 @@
 //! `register` (one registration, from departure to its end), `restore` (what an earlier process left), `tasks` (what runs, and what is
 //! done when a task dies; `task_names`: what they are called), `about` (what log lines carry).
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -98,8 +99,8 @@ pub struct Gateway {
     entropy: Mutex<Entropy>,
     /// Names the settings in force: refusals given under others are not believed.
     settings_mark: AtomicU64,
-    /// Devices with a registration on the wire. An operator may move or delete one meanwhile: the next one waits for the answer.
-    on_the_wire: Mutex<BTreeSet<RegistrationId>>,
+    /// Who sends, and since when: what is on its way by an earlier process is over some time after that.
+    flights: register::Flights,
     /// Devices that wait at another instance because their own fails. Follows the records.
     away: Mutex<Away>,
     /// Device IDs whose assignment is being written.

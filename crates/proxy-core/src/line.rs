@@ -544,6 +544,12 @@ impl Line {
         }
     }
 
+    /// Until when `slot` is held; `None` if it is free, or if its call is out.
+    #[must_use]
+    pub fn held_until(&self, slot: SlotId) -> Option<Mono> {
+        self.gate.held_until(slot)
+    }
+
     fn call_ended(&mut self, place: Place) {
         if let Some(under_way) = self.under_way.get_mut(&place)
             && std::mem::take(&mut under_way.calling)

@@ -186,6 +186,7 @@ impl Disk {
             if record["pending"].is_object() && record["pending"]["stage"]["at"] != "waiting" {
                 record["pending"]["stage"] = json!({ "at": "waiting" });
                 record["pending"]["attempts"] = json!(0);
+                record["flight"] = Value::Null;
                 let line = record["pending"]["instance"].as_str().and_then(|name| InstanceName::parse(name).ok());
                 let standing = row.stored.place.zip(line);
                 let placing = standing.map_or(Placing::Nowhere, |(place, line)| Placing::At { line, place });
@@ -212,8 +213,9 @@ impl Disk {
 /// Whether a record says that a registration may have left, or how it ended.
 pub(crate) fn says_sent(stored: &Stored) -> bool {
     let record: Value = serde_json::from_slice(&stored.value).unwrap_or_default();
-    let waits =
-        record["pending"]["stage"]["at"] == "waiting" && record["pending"]["attempts"].as_u64().unwrap_or(0) == 0;
+    let waits = record["pending"]["stage"]["at"] == "waiting"
+        && record["pending"]["attempts"].as_u64().unwrap_or(0) == 0
+        && record["flight"].is_null();
     !waits || !record["assignment"].is_null()
 }
 

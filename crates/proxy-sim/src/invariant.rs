@@ -9,7 +9,8 @@ pub enum Invariant {
     Quota,
     /// After a quota was lowered, nothing is sent while the window ending at that send holds the new quota.
     LoweredQuota,
-    /// Never two register calls of one device on the wire at once from one process.
+    /// Never two register calls of one device on the wire at once: not from one process, nor one that leaves while that of a process which
+    /// has ended is yet to arrive.
     OneAtOnce,
     /// No device is told two hubs without a recorded cause, nor a hub that DPS has not given it.
     OneHub,

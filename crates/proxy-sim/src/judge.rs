@@ -118,8 +118,10 @@ struct Judge<'a> {
     devices: Vec<Seen>,
     by_id: BTreeMap<String, usize>,
     sent: BTreeMap<u64, Sent>,
-    /// Register calls on the wire, by process and device.
+    /// Register calls on the wire, by process and device. Those of a process that has ended stay.
     on_the_wire: BTreeMap<(u32, String), u64>,
+    /// The latest register call of each device.
+    latest: BTreeMap<String, u64>,
     out: BTreeMap<(u32, InstanceName), Out>,
     counted: BTreeMap<InstanceName, Counted>,
     /// By instance: a pause outlives the process that heard of it.
@@ -139,6 +141,7 @@ pub(crate) fn judge(scenario: &Scenario, log: &[Entry]) -> Vec<Violation> {
         by_id: scenario.devices.iter().enumerate().map(by_id).collect(),
         sent: BTreeMap::new(),
         on_the_wire: BTreeMap::new(),
+        latest: BTreeMap::new(),
         out: BTreeMap::new(),
         counted: BTreeMap::new(),
         pauses: BTreeMap::new(),
@@ -265,11 +268,12 @@ impl Judge<'_> {
             }
         }
         self.goes_out(at, number, &sent);
-        if sent.call == Call::Register
-            && let Some(other) = self.on_the_wire.insert((sent.process, sent.id.clone()), number)
-        {
-            let detail = format!("calls {other} and {number} of {}", sent.id);
-            self.convict(Invariant::OneAtOnce, at, detail);
+        if sent.call == Call::Register {
+            self.latest.insert(sent.id.clone(), number);
+            if let Some(other) = self.on_the_wire.insert((sent.process, sent.id.clone()), number) {
+                let detail = format!("calls {other} and {number} of {}", sent.id);
+                self.convict(Invariant::OneAtOnce, at, detail);
+            }
         }
         if sent.call != Call::Poll
             && let Some(pause) = self.pauses.get(&sent.instance).copied()
@@ -327,6 +331,17 @@ impl Judge<'_> {
         if self.draws_on_quota(sent.call) {
             let counted = self.counted.entry(sent.instance.clone()).or_default();
             counted.arrivals.push((at, sent.at));
+        }
+        let unheard = self.on_the_wire.get(&(sent.process, sent.id.clone())) == Some(&number);
+        let later = self.latest.get(&sent.id).copied().filter(|&latest| unheard && latest > number);
+        if let Some(latest) =
+            later.filter(|latest| self.sent.get(latest).is_some_and(|later| later.process > sent.process))
+        {
+            let detail = format!(
+                "call {number} of {}, whose process {} has ended, arrived after call {latest} had left",
+                sent.id, sent.process
+            );
+            self.convict(Invariant::OneAtOnce, at, detail);
         }
     }
 

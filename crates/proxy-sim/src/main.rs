@@ -165,6 +165,7 @@ fn mutants(seeds: u64) -> bool {
             println!("{:<22} exists in debug builds only", mutant.to_string());
             continue;
         }
+        let seeds = seeds.saturating_mul(mutant.rarity());
         let found = (1..=seeds).find_map(|seed| {
             let report = Run::breaking(mutant, seed).make();
             let named = |violation: &&proxy_sim::Violation| mutant.breaks().contains(&violation.invariant);

@@ -92,7 +92,7 @@ fn are_caught(quarter: usize) {
         .iter()
         .skip(quarter)
         .step_by(4)
-        .filter(|mutant| mutant.exists())
+        .filter(|mutant| mutant.exists() && mutant.rarity() == 1)
         .for_each(|mutant| is_caught(*mutant));
 }
 

@@ -19,6 +19,8 @@ pub enum Failpoint {
     RebookedAfterSent,
     /// A device that was booked elsewhere is never brought home.
     NeverHome,
+    /// A registration leaves although an earlier one of the device may still be on its way.
+    FlightForgotten,
 }
 
 thread_local! {

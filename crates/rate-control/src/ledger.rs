@@ -78,8 +78,9 @@ pub enum Settlement {
     NeverLeft,
 }
 
-/// How long a send is held after its answer was given up.
-fn abandoned_hold(longest_delay: Duration) -> Duration {
+/// How long a send is held after its answer was given up: until then it may arrive, and a window more it counts.
+#[must_use]
+pub fn abandoned_hold(longest_delay: Duration) -> Duration {
     longest_delay + WINDOW + DRIFT_GUARD
 }
 
@@ -283,6 +284,12 @@ impl Ledger {
         if self.unanswered.remove(&slot).is_some() {
             self.free.insert(slot);
         }
+    }
+
+    /// Until when `slot` is held; `None` if it is free, or if its send has no end yet.
+    #[must_use]
+    pub fn held_until(&self, slot: SlotId) -> Option<Mono> {
+        self.held.iter().find(|(_, held)| *held == slot).map(|(until, _)| *until)
     }
 
     /// When the `rank`-th further send (from 0) would have a slot, if every answer takes `latency` and the pace lets the sends that find

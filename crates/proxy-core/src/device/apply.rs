@@ -4,18 +4,20 @@
 //! - Every function here checks first and changes afterwards: a rejected command leaves the record as it was.
 //! - A device has one place at most, and its instance is in the footprint from the moment the place is taken.
 //! - An instance leaves the footprint only with a place from which nothing was ever sent.
-//! - A registration is sent from a place where none is under way.
+//! - A registration is sent from a place where none is under way, and while none from another place may be on its way.
 //! - The revision of an assignment grows with every change that a backend could care about, and never shrinks.
 
 use super::assignment::{Assignment, AssignmentState};
 use super::command::{Claim, Command, Decision, Listing, Rejected, Seat, Step};
 use super::effects::Effects;
+use super::flight::{Flight, Sender};
 use super::pending::{Home, Pending, Reason, Stage};
 use super::record::{Blocked, Listed, Record, Refusal};
 use super::timeline;
 use super::unknown::Unknown;
 use crate::ids::{HubName, InstanceName};
 use crate::place::Place;
+use rate_control::ledger::SlotId;
 use rate_control::time::{Now, StoredMoment, WallTime};
 use serde_json::Value;
 
@@ -37,12 +39,13 @@ impl Record {
             Command::Reseat { place, why } => change.reseat(place, why),
             Command::Ask { spelling, payload, reprovision } => change.ask(spelling, payload, reprovision),
             Command::Attempt { instance, place, step } => change.attempt(&instance, place, step),
+            Command::Land { call } => change.land(&call),
             Command::Tell { reprovision, credential } => change.tell(reprovision, credential),
             Command::Contradict { hub, reason } => change.contradict(hub.as_ref(), &reason),
             Command::Block { by, reason } => change.block(by, reason),
             Command::Unblock { by } => change.unblock(&by),
             Command::Retry => change.retry(),
-            Command::Retire => change.retire(),
+            Command::Retire { kept } => change.retire(kept),
         }?;
         Ok(Effects { before: Some(before), after: Some(self.outline()) })
     }
@@ -229,11 +232,12 @@ impl Change<'_> {
             return Err(Rejected::Elsewhere);
         }
         match step {
-            Step::Send { dps_time } => self.send(dps_time)?,
+            Step::Send { dps_time, slot, sender, over } => self.send(dps_time, slot, sender, over.as_ref())?,
             Step::NothingLeft { why, sent_before } => {
                 let pending = self.under_way()?;
                 pending.come_to(Stage::Waiting);
                 pending.attempts = pending.attempts.saturating_sub(1);
+                self.record.flight = None;
                 self.record.last_sent = sent_before;
                 self.note(why);
             }
@@ -260,15 +264,31 @@ impl Change<'_> {
         Ok(())
     }
 
-    fn send(&mut self, dps_time: Option<WallTime>) -> Result<(), Rejected> {
+    fn send(
+        &mut self,
+        dps_time: Option<WallTime>,
+        slot: Option<SlotId>,
+        sender: Sender,
+        over: Option<&Flight>,
+    ) -> Result<(), Rejected> {
         let now = self.now;
+        self.waiting()?;
+        if self.record.flight.as_ref().is_some_and(|flight| over.is_none_or(|over| !flight.is(over))) {
+            return Err(Rejected::InFlight);
+        }
         let pending = self.waiting()?;
         pending.attempts = pending.attempts.saturating_add(1);
         pending.come_to(Stage::Sent { time: now.wall, dps_time });
-        let what = format!("registration {} sent to {}", pending.attempts, pending.instance);
-        self.record.last_sent = Some(StoredMoment::of(now));
+        let (instance, sent) = (pending.instance.clone(), StoredMoment::of(now));
+        let what = format!("registration {} sent to {instance}", pending.attempts);
+        self.record.flight = Some(Flight { instance, slot, sent, sender, unknown: Unknown::default() });
+        self.record.last_sent = Some(sent);
         self.note(what);
         Ok(())
+    }
+
+    fn land(&mut self, call: &Flight) -> Result<(), Rejected> {
+        self.record.flight.take_if(|flight| flight.is(call)).map(drop).ok_or(Rejected::NoFlight)
     }
 
     fn assign(&mut self, instance: &InstanceName, decision: Decision) {
@@ -368,17 +388,17 @@ impl Change<'_> {
         Ok(())
     }
 
-    fn retire(&mut self) -> Result<(), Rejected> {
+    fn retire(&mut self, kept: Option<String>) -> Result<(), Rejected> {
         self.leave();
-        if self.record.retired.is_some() {
-            return Ok(());
+        if self.record.retired.is_none() {
+            self.record.retired = Some(self.now.wall);
+            if let Some(assignment) = &mut self.record.assignment {
+                assignment.state = AssignmentState::Retired;
+                assignment.revision += 1;
+            }
+            self.note("retired by an operator");
         }
-        self.record.retired = Some(self.now.wall);
-        if let Some(assignment) = &mut self.record.assignment {
-            assignment.state = AssignmentState::Retired;
-            assignment.revision += 1;
-        }
-        self.note("retired by an operator");
+        kept.into_iter().for_each(|why| self.note(why));
         Ok(())
     }
 

@@ -2,10 +2,12 @@
 
 use serde_json::Value;
 
+use super::flight::{Flight, Sender};
 use super::pending::Reason;
 use super::record::Refusal;
 use crate::ids::{DeviceId, EnrollmentName, HubName, InstanceName, OperationId, TenantName};
 use crate::place::Place;
+use rate_control::ledger::SlotId;
 use rate_control::time::{StoredMoment, WallTime};
 
 /// One thing that happens to a device. [`Record::apply`](super::Record::apply) says what it does.
@@ -63,6 +65,11 @@ pub enum Command {
         /// What happened.
         step: Step,
     },
+    /// A registration of it has ended, whatever came of it, and wherever the device is by now.
+    Land {
+        /// Which one.
+        call: Flight,
+    },
     /// It is told its hub.
     Tell {
         /// And with that, that the reprovisioning it asked for is done.
@@ -92,7 +99,10 @@ pub enum Command {
     /// An operator gives it another try: its refusal is forgotten, and a credential may be handed out again.
     Retry,
     /// An operator deletes it.
-    Retire,
+    Retire {
+        /// Why it cannot be forgotten yet, if it should be.
+        kept: Option<String>,
+    },
 }
 
 /// A place in the line of an instance, given in memory and not on disk yet.
@@ -141,6 +151,12 @@ pub enum Step {
     Send {
         /// The latest that DPS's own clock can read now; `None` before DPS was ever heard of.
         dps_time: Option<WallTime>,
+        /// Its slot in the ledger, if it has one.
+        slot: Option<SlotId>,
+        /// By whom.
+        sender: Sender,
+        /// The registration that was sent before and cannot arrive any more, if its end was never heard of.
+        over: Option<Flight>,
     },
     /// It has not left after all: everything is as before [`Send`](Self::Send).
     NothingLeft {
@@ -206,6 +222,12 @@ pub enum Rejected {
     /// Something may have left for it.
     #[error("the device is under way already")]
     UnderWay,
+    /// Another registration of it may be on its way.
+    #[error("an earlier registration of the device may still be on its way to DPS")]
+    InFlight,
+    /// It has none on its way, or another one.
+    #[error("no such call of the device is out")]
+    NoFlight,
     /// No registration has left from its place.
     #[error("no registration of the device was sent")]
     NotSent,

@@ -3,6 +3,8 @@
 //! Invariants:
 //! - `footprint` names every instance that may hold a registration of the device at DPS. It is what capacity is counted from, and an
 //!   instance leaves it only before anything was sent there, or when an operator confirms the deletion at DPS.
+//! - `flight` names the one registration that may be on its way to DPS. It outlives the place that it was sent from, and no other one is sent
+//!   beside it.
 //! - The timeline is bounded; it never holds a secret.
 //! - A moment that something is measured from is a [`StoredMoment`]; one that people only read is a [`WallTime`].
 
@@ -13,6 +15,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::assignment::{Assignment, AssignmentState};
+use super::flight::Flight;
 use super::pending::{self, Pending, Stage};
 use super::timeline::TimelineEvent;
 use super::unknown::{self, Misread, Unknown};
@@ -54,6 +57,9 @@ pub struct Record {
     /// What it waits for, if it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) pending: Option<Pending>,
+    /// The registration that may be on its way to DPS. It is not the place's: it stays when the device leaves that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) flight: Option<Flight>,
     /// The last refusal by DPS, until it expires or is cleared.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) refusal: Option<Refusal>,
@@ -222,6 +228,7 @@ impl Record {
             listed: None,
             assignment: None,
             pending: None,
+            flight: None,
             refusal: None,
             blocked: None,
             retired: None,
@@ -297,6 +304,13 @@ impl Record {
     #[must_use]
     pub const fn pending(&self) -> Option<&Pending> {
         self.pending.as_ref()
+    }
+
+    /// The registration that may be on its way to DPS, from wherever the device stood then. Whether it still may is for those to tell who
+    /// know the process that sent it.
+    #[must_use]
+    pub const fn flight(&self) -> Option<&Flight> {
+        self.flight.as_ref()
     }
 
     /// The last refusal by DPS, believed or not.
@@ -451,6 +465,9 @@ impl Record {
                 visit("/pending/home", &mut home.unknown);
             }
         }
+        if let Some(flight) = &mut self.flight {
+            visit("/flight", &mut flight.unknown);
+        }
         if let Some(refusal) = &mut self.refusal {
             visit("/refusal", &mut refusal.unknown);
         }
@@ -518,6 +535,9 @@ impl Record {
             if let Some(home) = &mut pending.home {
                 home.joined_at = home.joined_at.shown();
             }
+        }
+        if let Some(flight) = &mut self.flight {
+            flight.sent = flight.sent.shown();
         }
         self.refusal = self.refusal.map(|refusal| refusal.shown(now));
         for moment in [&mut self.last_sent, &mut self.last_registration_begun, &mut self.reprovision_told] {

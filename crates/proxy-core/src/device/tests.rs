@@ -10,8 +10,10 @@ use super::*;
 use crate::ids::{DeviceId, EnrollmentName, HubName, InstanceName, OperationId, RegistrationId, TenantName};
 use crate::place::{Class, Place};
 use crate::store::{Stored, Version};
+use rate_control::ledger::SlotId;
 use rate_control::time::{BootId, BootTag, Mono, Now, Process, StoredMoment, WallTime};
 
+mod flight;
 mod newer;
 
 const TIMELINE_MAX: usize = 8;
@@ -53,8 +55,31 @@ fn at_a(step: Step) -> Command {
     Command::Attempt { instance: instance("a"), place: place(1), step }
 }
 
+const SENDER: Sender = Sender(1);
+
+/// A registration leaves, under this slot.
+fn sending(slot: u32, over: Option<Flight>) -> Step {
+    Step::Send { dps_time: None, slot: Some(SlotId(slot)), sender: SENDER, over }
+}
+
 fn send() -> Command {
-    at_a(Step::Send { dps_time: None })
+    at_a(sending(1, None))
+}
+
+/// Where a device is that was moved.
+fn at_b(step: Step) -> Command {
+    Command::Attempt { instance: instance("b"), place: place(2), step }
+}
+
+/// What [`send`] sends.
+fn flight(slot: u32) -> Flight {
+    let (sent, unknown) = (StoredMoment::of(now()), Unknown::default());
+    Flight { instance: instance("a"), slot: Some(SlotId(slot)), sent, sender: SENDER, unknown }
+}
+
+/// Its call has ended.
+fn land() -> Command {
+    Command::Land { call: flight(1) }
 }
 
 fn assign() -> Command {
@@ -104,6 +129,10 @@ fn commands() -> Vec<(&'static str, Command)> {
         ("reseat", Command::Reseat { place: Place { class: Class::Expedited, sequence: 1 }, why: "expedited" }),
         ("ask", Command::Ask { spelling: None, payload: Some(serde_json::json!({"a": 1})), reprovision: true }),
         ("send", send()),
+        ("send at b", at_b(sending(2, None))),
+        ("send at b, a is over", at_b(sending(2, Some(flight(1))))),
+        ("land", land()),
+        ("land another", Command::Land { call: flight(2) }),
         ("nothing left", at_a(Step::NothingLeft { why: why(), sent_before: None })),
         ("assigning", at_a(Step::Assigning { operation_id: OperationId::parse("5.1").unwrap() })),
         ("back", at_a(Step::Back { why: why(), fruitless: true })),
@@ -117,7 +146,8 @@ fn commands() -> Vec<(&'static str, Command)> {
         ("block", block()),
         ("unblock", Command::Unblock { by: "ops".to_owned() }),
         ("retry", Command::Retry),
-        ("retire", Command::Retire),
+        ("retire", Command::Retire { kept: None }),
+        ("retire, kept", Command::Retire { kept: Some(why()) }),
     ]
 }
 
@@ -136,7 +166,7 @@ fn after(mut record: Record, commands: impl IntoIterator<Item = Command>) -> Rec
 
 fn states() -> Vec<(&'static str, Record)> {
     let first = || join(Reason::First);
-    let assigned = || vec![first(), send(), assign()];
+    let assigned = || vec![first(), send(), land(), assign()];
     let and = |mut commands: Vec<Command>, more: Vec<Command>| {
         commands.extend(more);
         after(fresh(), commands)
@@ -147,21 +177,26 @@ fn states() -> Vec<(&'static str, Record)> {
         ("waits", after(fresh(), [first()])),
         ("away", after(fresh(), [first(), Command::Rebook { seat: seat("b", 1) }])),
         ("sent", after(fresh(), [first(), send()])),
+        ("lost", after(fresh(), [first(), send(), land()])),
+        ("moved", after(fresh(), [first(), send(), Command::Move { seat: seat("b", 2) }])),
         (
             "polled",
             after(
                 fresh(),
-                [first(), send(), at_a(Step::Assigning { operation_id: OperationId::parse("5.1").unwrap() })],
+                [first(), send(), land(), at_a(Step::Assigning { operation_id: OperationId::parse("5.1").unwrap() })],
             ),
         ),
-        ("again", after(fresh(), [first(), send(), at_a(Step::Back { why: "why".to_owned(), fruitless: false })])),
+        (
+            "again",
+            after(fresh(), [first(), send(), land(), at_a(Step::Back { why: "why".to_owned(), fruitless: false })]),
+        ),
         ("assigned", and(assigned(), vec![])),
         ("renews", and(assigned(), vec![join(Reason::Reprovision)])),
         ("suspect", and(assigned(), vec![contradict(None)])),
-        ("refused", after(fresh(), [first(), send(), refuse()])),
+        ("refused", after(fresh(), [first(), send(), land(), refuse()])),
         ("unknown", after(Record::unclaimed(RegistrationId::parse("sn-1").unwrap()), [block()])),
         ("blocked", and(assigned(), vec![block()])),
-        ("retired", and(assigned(), vec![Command::Retire])),
+        ("retired", and(assigned(), vec![Command::Retire { kept: None }])),
     ]
 }
 
@@ -211,7 +246,7 @@ fn a_place_that_is_left_before_anything_was_sent_gives_the_instance_free_and_any
     assert_eq!(footprint(&after(waits.clone(), [Command::Rebook { seat: seat("b", 1) }])), ["b"]);
     assert_eq!(footprint(&after(waits.clone(), [Command::Move { seat: seat("b", 2) }])), ["b"]);
     let sent = after(waits, [send()]);
-    assert_eq!(footprint(&after(sent.clone(), [Command::Retire])), ["a"]);
+    assert_eq!(footprint(&after(sent.clone(), [Command::Retire { kept: None }])), ["a"]);
     assert_eq!(footprint(&after(sent.clone(), [Command::Move { seat: seat("b", 2) }])), ["a", "b"]);
     let back = after(sent, [at_a(Step::Back { why: "why".to_owned(), fruitless: false })]);
     assert_eq!(footprint(&after(back, [refuse()])), ["a"], "something was sent once");
@@ -232,9 +267,9 @@ fn a_device_that_comes_home_has_the_place_and_the_waiting_time_that_it_had() {
 
 #[test]
 fn a_renewed_assignment_keeps_what_was_handed_out_only_at_the_same_hub() {
-    let assigned = after(fresh(), [join(Reason::First), send(), assign()]);
+    let assigned = after(fresh(), [join(Reason::First), send(), land(), assign()]);
     let claimed = after(assigned, [Command::Tell { reprovision: false, credential: true }]);
-    let renewed = after(claimed.clone(), [join(Reason::Reprovision), send(), assign()]);
+    let renewed = after(claimed.clone(), [join(Reason::Reprovision), send(), land(), assign()]);
     assert_eq!(renewed.credential_claimed(), claimed.credential_claimed());
     assert!(renewed.reprovisioned_untold());
     assert_eq!(renewed.assignment().unwrap().revision, 2);
@@ -261,6 +296,9 @@ fn check_invariants(record: &Record, earlier: &Record) {
         let unsent = pending.stage == Stage::Waiting;
         assert!(unsent || pending.attempts > 0, "what was sent is counted");
         assert!(pending.home.as_ref().is_none_or(|home| home.instance != pending.instance), "home is elsewhere");
+    }
+    if let Some(flight) = record.flight() {
+        assert!(names.contains(&flight.instance), "an instance that may still hear of the device is counted");
     }
     if let Some(assignment) = record.assignment() {
         assert!(names.contains(&assignment.instance), "an instance that decided is counted");

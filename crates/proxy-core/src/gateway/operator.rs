@@ -492,7 +492,8 @@ impl Gateway {
     }
 
     /// Retires a device. While an instance may still hold its registration, a tombstone stays and counts against the
-    /// capacity; `dps_record_deleted` says that none does, and forgets the device wholly. Returns what is left.
+    /// capacity; `dps_record_deleted` says that none does, and forgets the device wholly, unless a registration of it may be on its way
+    /// right now. Returns what is left.
     ///
     /// # Errors
     /// [`OperatorError::Unknown`], or the store's.
@@ -503,10 +504,15 @@ impl Gateway {
     ) -> Result<Option<Record>, OperatorError> {
         for _ in 0..CAS_ATTEMPTS_MAX {
             let old = self.load(id).await.map_err(StoreError::from)?.ok_or(OperatorError::Unknown)?;
-            let mut draft = self.draft(old, self.now());
-            draft.apply(Command::Retire)?;
+            let now = self.now();
+            let mut draft = self.draft(old, now);
+            let on_its_way = self.on_its_way(draft.record(), now.mono).map(|other| other.flight.instance.clone());
+            let kept = on_its_way.as_ref().filter(|_| dps_record_deleted).map(|instance| {
+                format!("not forgotten yet: a registration of it is on its way to {instance}, or may be; delete it again later")
+            });
+            draft.apply(Command::Retire { kept })?;
             let retired = draft.record().clone();
-            let forget = dps_record_deleted || retired.footprint().is_empty();
+            let forget = on_its_way.is_none() && (dps_record_deleted || retired.footprint().is_empty());
             let done = if forget { self.forget(draft).await } else { self.commit(draft, Vec::new()).await };
             match done {
                 Ok(()) => return Ok((!forget).then_some(retired)),

@@ -2,13 +2,14 @@
 //!
 //! Invariants:
 //! - The ledger's slot and the *sent* mark are durable in one commit before the call; the answer's time goes to disk with the next commit.
-//! - A record that is no longer at this departure's place (blocked, moved, deleted meanwhile) is left alone; the answer is dropped.
+//! - A record that is no longer at this departure's place (blocked, moved, deleted meanwhile) is left alone; the answer is dropped. All that
+//!   it hears is that the call has ended.
 //! - However a call ends, its slot is settled exactly once and the place is finished or back in line exactly once.
 //! - What a call's end is evidence of is decided in [`crate::upstream::evidence`] alone, and acted upon in `trouble` alone.
 //!
 //! What follows from the end of a call is decided in [`crate::registration`]; this is the one driver that carries it out. Here: departure,
-//! the call, and doing what was decided. The rest: `poll`, `claim` (one device ID, one registration), `trouble` (calls fail, or go
-//! through again), `durable` (how the record changes, and how the line is left).
+//! the call, and doing what was decided. The rest: `poll`, `claim` (one device ID, one registration), `flight` (what may still be on its way),
+//! `trouble` (calls fail, or go through again), `durable` (how the record changes, and how the line is left).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +19,7 @@ use super::dispatch::{Connection, Dispatcher, count};
 use super::task_names::NOTES;
 use super::{ChangeError, Gateway, about};
 use crate::attestation::Signer;
-use crate::device::{Decision, Draft, Record, Refusal, Rejected, Stage, Step, Unknown};
+use crate::device::{Decision, Draft, Flight, Record, Refusal, Rejected, Stage, Step, Unknown};
 use crate::ids::{OperationId, RegistrationId};
 use crate::line::lane::JobKind;
 use crate::line::{Admission, Departure, Holding};
@@ -35,11 +36,12 @@ use rate_control::time::{Mono, Now, StoredMoment, WallTime};
 
 mod claim;
 mod durable;
+mod flight;
 mod poll;
 mod trouble;
 
-/// Until a device is tried again whose earlier registration, from a place it was moved away from, is still on the wire.
-const OTHER_CALL_WAIT: Duration = Duration::from_secs(1);
+pub(super) use flight::Flights;
+use flight::OTHER_CALL_WAIT;
 
 /// A call that could not be signed any more when it was to leave, in words for its timeline.
 const TIME_UNKNOWN: &str = "DPS's clock was no longer known when the call was about to be sent";
@@ -55,6 +57,8 @@ enum NotGoing {
     Blocked,
     /// A registration from this place has left already, and its outcome is not known.
     UnderWay,
+    /// A registration from another place, or of an earlier process, may be on its way: until then, if that is known.
+    InFlight(Option<Mono>),
     /// What time it is at DPS is not known, so nothing can be signed.
     NoTime,
     /// It cannot be proven to DPS.
@@ -65,6 +69,7 @@ impl From<Rejected> for NotGoing {
     fn from(rejected: Rejected) -> Self {
         match rejected {
             Rejected::UnderWay => Self::UnderWay,
+            Rejected::InFlight => Self::InFlight(None),
             _ => Self::Elsewhere,
         }
     }
@@ -97,6 +102,8 @@ struct Settled {
     write: Option<Write>,
     /// A slot that nothing was sent under. It is free for others only after that is on disk: a late deletion must not hit theirs.
     free_after: Option<SlotId>,
+    /// The registration that is not on its way any more.
+    landed: Option<Flight>,
 }
 
 /// What an answer shows of the quota.
@@ -116,26 +123,6 @@ struct Attempt {
     dispatcher: Arc<Dispatcher>,
     id: RegistrationId,
     place: Place,
-}
-
-/// A device has a registration on the wire as long as this lives.
-struct OnTheWire {
-    gateway: Arc<Gateway>,
-    id: RegistrationId,
-}
-
-impl OnTheWire {
-    /// `None` if it has one already.
-    fn begin(gateway: &Arc<Gateway>, id: &RegistrationId) -> Option<Self> {
-        let begun = gateway.on_the_wire.lock().insert(id.clone());
-        begun.then(|| Self { gateway: Arc::clone(gateway), id: id.clone() })
-    }
-}
-
-impl Drop for OnTheWire {
-    fn drop(&mut self) {
-        self.gateway.on_the_wire.lock().remove(&self.id);
-    }
 }
 
 impl Gateway {
@@ -180,14 +167,10 @@ impl Attempt {
     }
 
     async fn register(self, departure: Departure, connection: Connection) {
-        let Some(on_the_wire) = OnTheWire::begin(&self.gateway, &self.id) else {
-            self.dispatcher.line.lock().never_left(departure.slot);
-            return self.come_back(departure.job, self.now().mono.after(OTHER_CALL_WAIT));
-        };
         let mut ready = match self.mark_sent(&departure).await {
             Ok(ready) => ready,
             Err(error) => {
-                drop((connection, on_the_wire));
+                drop(connection);
                 return self.not_going(&departure, error).await;
             }
         };
@@ -203,7 +186,7 @@ impl Attempt {
             }
             Err(held) => Err(held),
         };
-        drop((connection, on_the_wire));
+        drop(connection);
         self.ended(Call::Register, &departure, &ready, sent, result).await;
     }
 
@@ -236,7 +219,8 @@ impl Attempt {
     /// A call that had a slot of the quota has ended.
     async fn ended(self, call: Call, departure: &Departure, ready: &Ready, sent: Mono, result: CallResult) {
         let evidence = self.learn_from(call, &result);
-        let settled = self.settle(departure, sent, &result, evidence);
+        let landed = ready.record.flight().filter(|_| call == Call::Register).cloned();
+        let settled = Settled { landed, ..self.settle(departure, sent, &result, evidence) };
         let next = self.decide(call, ready, &result, evidence, 0);
         if let Some((operation_id, wait)) = self.follow(next, settled).await {
             self.poll(operation_id, wait).await;
@@ -252,7 +236,11 @@ impl Attempt {
             self.slot_writes(departure, |boot| SlotRecord { boot, sent: now.mono, answered: None, abandoned: None });
         let send = |draft: &mut Draft| {
             let ready = self.prepare(&settings, draft.record(), now)?;
-            draft.apply(self.command(Step::Send { dps_time }))?;
+            if let Some(other) = self.gateway.on_its_way(draft.record(), now.mono) {
+                return Err(NotGoing::InFlight(other.until));
+            }
+            let (sender, over) = (self.gateway.flights.sender, draft.record().flight().cloned());
+            draft.apply(self.command(Step::Send { dps_time, slot: departure.slot, sender, over }))?;
             Ok(Ready { record: draft.record().clone(), ..ready })
         };
         self.gateway.change(&self.id, now, &slot, send).await.map(|(ready, _)| ready)
@@ -311,6 +299,7 @@ impl Attempt {
         match error {
             ChangeError::Unknown | ChangeError::Refused(NotGoing::Elsewhere) => self.finish(false),
             ChangeError::Refused(NotGoing::NoTime) => self.come_back(departure.job, self.now().mono),
+            ChangeError::Refused(NotGoing::InFlight(until)) => self.wait_for_flight(departure.job, until).await,
             // Never a second one beside it: DPS is asked what became of the first.
             ChangeError::Refused(NotGoing::UnderWay) => self.come_back(JobKind::Lookup, self.now().mono),
             ChangeError::Refused(NotGoing::Refused(words)) => self.refuse(words, Settled::default()).await,
@@ -348,7 +337,7 @@ impl Attempt {
                 let write = self
                     .slot_writes(departure, |boot| SlotRecord { boot, sent, answered: Some(now), abandoned: None })
                     .pop();
-                Settled { spent_at, write, free_after: None }
+                Settled { spent_at, write, ..Settled::default() }
             }
             Ok(_) | Err(NoAnswer::Lost(_) | NoAnswer::OldConnection(_)) => {
                 line.abandoned(self.place, departure.slot, now);
@@ -360,7 +349,7 @@ impl Attempt {
                 let write = self
                     .slot_writes(departure, |boot| SlotRecord { boot, sent, answered: None, abandoned: Some(now) })
                     .pop();
-                Settled { spent_at, write, free_after: None }
+                Settled { spent_at, write, ..Settled::default() }
             }
             Err(no_answer @ (NoAnswer::NeverLeft(_) | NoAnswer::NoMeans(_) | NoAnswer::Withheld(_))) => {
                 drop(line);

@@ -109,6 +109,9 @@ impl Gateway {
             Ok(()) | Err(CommitError::ReadOnly(_)) => {}
             Err(error) => return Err(StoreError::from(error).into()),
         }
+        let repeat = RepeatGuard::new(fixed.repeat_burst, fixed.repeat_interval, entropy.next_u64());
+        let settings_mark = entropy.next_u64();
+        let flights = super::register::Flights::begin(clock.now().mono, settings_mark);
         let gateway = Arc::new(Self {
             store,
             watched,
@@ -122,9 +125,9 @@ impl Gateway {
             aliases: RwLock::new(derived.aliases),
             feed,
             waiters: Waiters::new(fixed.parked_max),
-            repeat: RepeatGuard::new(fixed.repeat_burst, fixed.repeat_interval, entropy.next_u64()),
-            settings_mark: AtomicU64::new(entropy.next_u64()),
-            on_the_wire: Mutex::default(),
+            repeat,
+            settings_mark: AtomicU64::new(settings_mark),
+            flights,
             away: Mutex::new(derived.away),
             claims: Mutex::default(),
             agreed_time: super::clock::Agreed::default(),
@@ -526,9 +529,8 @@ async fn derive(store: &dyn Store, settings: &Settings, now: rate_control::time:
         let Some(last) = rows.last() else { return Ok(derived) };
         after = Some(last.name.clone());
         for row in &rows {
-            let Versioned { record, .. } =
-                Record::decode(&row.stored)
-                    .map_err(|error| error.into_read_error(&String::from_utf8_lossy(&row.name)))?;
+            let Versioned { record, .. } = Record::decode(&row.stored)
+                .map_err(|error| error.into_read_error(&String::from_utf8_lossy(&row.name)))?;
             derived.add(&record, settings, now);
         }
     }

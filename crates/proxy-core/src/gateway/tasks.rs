@@ -150,6 +150,7 @@ impl Gateway {
         let Held { id, place, slot } = held;
         tracing::error!(registration_id = %id, instance = %dispatcher.name, "the task of a registration panicked; the device keeps its place and is tried again in a minute");
         dispatcher.line.lock().deserted(place, slot, self.now().mono);
+        self.land_deserted(dispatcher, &id, slot).await;
         let stage = match self.load(&id).await {
             Ok(found) => found
                 .filter(|found| found.record.stands_at(&dispatcher.name, place))

@@ -262,6 +262,11 @@ impl Gate {
         self.concurrency.ended(slot);
     }
 
+    /// Until when `slot` is held; `None` if it is free, or if its call is out.
+    pub(super) fn held_until(&self, slot: SlotId) -> Option<Mono> {
+        self.ledger.held_until(slot)
+    }
+
     /// DPS throttled a call: nobody goes before `until`. If it would have spent a registration at `spent_at`, the limit may come down.
     pub(super) fn throttled(&mut self, spent_at: Option<Mono>, until: Mono, now: Mono) {
         self.throttled_until = self.throttled_until.max(until);

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::*;
-use crate::device::{Command, Reason, Seat};
+use crate::device::{Command, Reason, Seat, Sender};
 use crate::ids::{EnrollmentName, TenantName};
 use crate::place::{Class, Place};
 use crate::upstream::Progress;
@@ -65,14 +65,16 @@ fn sent(attempts: u32, fruitless: u32, age: Duration) -> Record {
         TenantName::parse("default").unwrap(),
         EnrollmentName::parse("fleet").unwrap(),
     );
-    let mut apply = |command| record.apply(command, then, 32).map(drop).unwrap();
+    let apply = |record: &mut Record, command| record.apply(command, then, 32).map(drop).unwrap();
     let seat = Seat { instance: instance(), place, request_id: None };
-    apply(Command::Join { seat, reason: Reason::First, payload: None, reprovision: false });
+    apply(&mut record, Command::Join { seat, reason: Reason::First, payload: None, reprovision: false });
     for attempt in 1..=attempts {
-        apply(Command::Attempt { instance: instance(), place, step: Step::Send { dps_time: Some(then.wall) } });
+        let over = record.flight().cloned();
+        let send = Step::Send { dps_time: Some(then.wall), slot: None, sender: Sender(1), over };
+        apply(&mut record, Command::Attempt { instance: instance(), place, step: send });
         if attempt < attempts {
             let step = Step::Back { why: "why".to_owned(), fruitless: attempt <= fruitless };
-            apply(Command::Attempt { instance: instance(), place, step });
+            apply(&mut record, Command::Attempt { instance: instance(), place, step });
         }
     }
     record

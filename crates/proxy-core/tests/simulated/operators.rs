@@ -108,7 +108,8 @@ async fn a_moved_device_waits_at_its_new_instance_and_is_told_that_hub_only() {
     assert!(matches!(world.provision(world.ask("device-1")).await, Ok(Outcome::Queued(_))));
     world.kill().await;
     world.dps("b").reachable(true);
-    sleep(seconds(30)).await;
+    // Nobody knows that the call of the process that died has not left: it could arrive for that long.
+    sleep(seconds(95)).await;
     assert_eq!(world.hub("device-1").await, "hub-b.azure-devices.net");
     assert_eq!((registered(&world, "a"), registered(&world, "b")), (1, 1), "both may hold a record of it");
     assert_eq!(world.dps("b").count(Call::Register), 1);
@@ -467,4 +468,86 @@ async fn a_device_that_is_moved_while_its_registration_is_on_the_wire_is_not_reg
     };
     let (first, second) = (spans(at.as_str()), spans(other));
     assert!(second.0 >= first.1, "{first:?} and {second:?} overlap");
+}
+
+/// A device whose registration is on its way to `at`, where it arrives after 20 s, and which an operator has moved to `other` meanwhile.
+async fn moved_in_flight() -> (World, String, String) {
+    let world = World::new(settings(&[("a", 60), ("b", 60)])).await;
+    for side in ["a", "b"] {
+        let slow = Fate::Answered { there: seconds(20), back: seconds(3), reply: Reply::Serve };
+        world.dps(side).next_of(Call::Register, "device-1", slow);
+    }
+    world.queue("device-1").await;
+    let at = world.record("device-1").await.unwrap().pending().unwrap().instance.to_string();
+    let other = if at == "a" { "b" } else { "a" };
+    sleep(millis(500)).await;
+    world.gateway.move_to(&id("device-1"), &name(other)).await.unwrap();
+    (world, at, other.to_owned())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_device_that_is_moved_in_flight_is_not_registered_elsewhere_before_its_call_cannot_arrive_although_the_process_dies()
+ {
+    for starts in 1..3 {
+        let (mut world, at, other) = moved_in_flight().await;
+        world.kill().await;
+        let killed = world.clock.elapsed();
+        for _ in 1..starts {
+            sleep(seconds(10)).await;
+            world.kill().await;
+        }
+        sleep(seconds(5)).await;
+        let why = world.gateway.registration(&id("device-1")).await.unwrap();
+        assert!(why.record.timeline().iter().any(|event| event.what.contains("may still arrive")), "{why:?}");
+        sleep(seconds(120)).await;
+        assert_eq!(world.hub("device-1").await, format!("hub-{other}.azure-devices.net"));
+        let (first, second) = (world.dps(&at).arrivals(), world.dps(&other).sent());
+        let registered: Vec<_> = first.iter().filter(|arrival| arrival.call == Call::Register).collect();
+        let sent: Vec<_> = second.iter().filter(|sent| sent.call == Call::Register).collect();
+        assert_eq!((registered.len(), sent.len()), (1, 1), "one here, and one there");
+        assert!(sent[0].at > registered[0].at, "{:?} and {:?}", registered[0], sent[0]);
+        // As long as the ledger holds the slot: the longest delay, a window and the guard, from the first start on.
+        let waited = sent[0].at - killed;
+        assert!((millis(90_100)..seconds(92)).contains(&waited), "{starts} starts: {waited:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lookup_goes_at_once_after_a_crash_and_another_registration_only_when_the_first_one_cannot_arrive() {
+    let mut world = World::new(settings(&[("a", 60)])).await;
+    let never = Fate::Lost { gives_up: seconds(30), arrives: None };
+    world.dps("a").next_of(Call::Register, "device-1", never);
+    world.queue("device-1").await;
+    sleep(millis(500)).await;
+    world.kill().await;
+    let killed = world.clock.elapsed();
+    world.settle(world.ask("device-1")).await;
+    let sent = world.dps("a").sent();
+    let after = |call: Call| {
+        let later = sent.iter().filter(|sent| sent.call == call && sent.at >= killed);
+        later.map(|sent| sent.at - killed).collect::<Vec<_>>()
+    };
+    assert!(after(Call::Lookup)[0] < seconds(5));
+    let registered = after(Call::Register);
+    assert!(matches!(registered[..], [at] if (millis(90_100)..seconds(92)).contains(&at)), "{registered:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_device_is_not_forgotten_while_its_registration_is_on_its_way() {
+    for dies in [false, true] {
+        let (mut world, at, other) = moved_in_flight().await;
+        if dies {
+            world.kill().await;
+        }
+        let kept = world.gateway.retire(&id("device-1"), true).await.unwrap().unwrap();
+        let last = &kept.timeline().last().unwrap().what;
+        assert!(last.contains("not forgotten yet") && last.contains(&at), "{last}");
+        assert!(matches!(world.provision(world.ask("device-1")).await, Err(ProvisionError::Retired)));
+        sleep(seconds(if dies { 95 } else { 25 })).await;
+        assert_eq!(world.record("device-1").await.unwrap().flight().is_some(), dies, "its call has ended");
+        assert!(world.gateway.retire(&id("device-1"), true).await.unwrap().is_none());
+        world.settle(world.ask("device-1")).await;
+        let calls = [&at, &other].map(|side| world.dps(side).count_of(Call::Register, "device-1"));
+        assert_eq!(calls.iter().sum::<usize>(), 2, "the one that it was deleted with, and a new one");
+    }
 }

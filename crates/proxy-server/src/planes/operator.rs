@@ -292,7 +292,7 @@ async fn registration(app: web::Data<App>, request: HttpRequest) -> Result<HttpR
 /// Retires a device.
 ///
 /// While an instance may still hold its registration, a tombstone stays and counts against capacity; `dpsRecordDeleted=true` says that none
-/// does, and forgets it.
+/// does, and forgets it. While a registration of it may be on its way, the tombstone stays, and the device is to be deleted again later.
 #[utoipa::path(
     delete,
     path = REGISTRATION,

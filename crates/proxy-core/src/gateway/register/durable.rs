@@ -2,14 +2,26 @@
 
 use std::time::Duration;
 
-use super::{Attempt, Settled};
-use crate::device::{Command, Step};
-use crate::gateway::ChangeError;
+use super::{Attempt, OTHER_CALL_WAIT, Settled};
+use crate::device::{Command, Flight, Step};
 use crate::gateway::dispatch::count;
+use crate::gateway::{ChangeError, Gateway};
 use crate::line::lane::JobKind;
 use crate::store::Write;
 use rate_control::retry;
 use rate_control::time::Mono;
+
+impl Gateway {
+    /// Waits before the store is tried again that failed so many times in a row. False if the service stops.
+    pub(super) async fn wait_for_the_store(&self, failures: u32) -> bool {
+        let wait = retry::ceiling(failures, Duration::from_millis(200), Duration::from_secs(10));
+        tokio::select! {
+            biased;
+            () = self.stopping.cancelled() => false,
+            () = tokio::time::sleep(wait) => true,
+        }
+    }
+}
 
 impl Attempt {
     /// The step as a command for the record: it is rejected if the record is not at this attempt's place any more.
@@ -29,12 +41,26 @@ impl Attempt {
     /// Takes a step while the record is at this attempt's place, and does not give up while the store cannot write: what DPS said must not
     /// be lost to a full disk. False if the record is elsewhere or the service stops.
     pub(super) async fn take_step(&self, settled: Settled, step: Step) -> bool {
-        let taken = self.keep_trying(settled.write, step).await;
-        self.dispatcher.line.lock().never_left(settled.free_after);
+        let Settled { write, free_after, landed, spent_at: _ } = settled;
+        let taken = self.keep_trying(write, landed, step).await;
+        self.dispatcher.line.lock().never_left(free_after);
         taken
     }
 
-    async fn keep_trying(&self, slot_write: Option<Write>, step: Step) -> bool {
+    /// Waits until the registration that is on its way has ended, or until then.
+    pub(super) async fn wait_for_flight(&self, job: JobKind, until: Option<Mono>) {
+        let now = self.now();
+        let Some(until) = until else { return self.come_back(job, now.mono.after(OTHER_CALL_WAIT)) };
+        let why = format!(
+            "a registration that an earlier process sent may still arrive at DPS: no other one leaves before {}",
+            now.wall_at(until)
+        );
+        if self.take_step_or_finish(Settled::default(), Step::Event { why }).await {
+            self.come_back(job, until);
+        }
+    }
+
+    async fn keep_trying(&self, slot_write: Option<Write>, landed: Option<Flight>, step: Step) -> bool {
         // The slot's end goes with the first try only: by a later one the slot may be another send's. Without it, the slot is held
         // longer after a restart, which is safe.
         let mut more: Vec<Write> = slot_write.into_iter().collect();
@@ -42,9 +68,14 @@ impl Attempt {
         let (now, command) = (self.now(), self.command(step));
         let mut failures = 0;
         loop {
-            let edited = self.gateway.change(&self.id, now, &more, |draft| draft.apply(command.clone())).await;
-            let error = match edited {
-                Ok(_) => return true,
+            let edited = self.gateway.change(&self.id, now, &more, |draft| {
+                // Wherever the device is by now, its call has ended.
+                let lands = landed.clone().is_some_and(|call| draft.apply(Command::Land { call }).is_ok());
+                let taken = draft.apply(command.clone());
+                if lands { Ok(taken.is_ok()) } else { taken.map(|()| true) }
+            });
+            let error = match edited.await {
+                Ok((taken, _)) => return taken,
                 Err(ChangeError::Unknown | ChangeError::Refused(_)) => {
                     if !more.is_empty() {
                         let _ = self.gateway.store.commit(self.gateway.versions.commit(more)).await;
@@ -65,12 +96,7 @@ impl Attempt {
     }
 
     pub(super) async fn wait_for_the_store(&self, failures: u32) -> bool {
-        let wait = retry::ceiling(failures, Duration::from_millis(200), Duration::from_secs(10));
-        tokio::select! {
-            biased;
-            () = self.gateway.stopping.cancelled() => false,
-            () = tokio::time::sleep(wait) => true,
-        }
+        self.gateway.wait_for_the_store(failures).await
     }
 
     pub(super) fn come_back(&self, job: JobKind, not_before: Mono) {

@@ -104,7 +104,7 @@ impl Attempt {
             Ok(ready) => ready,
             Err(NotGoing::NoTime) => return Polled::Again(POLL_WAIT_MIN),
             Err(NotGoing::Refused(words)) => return Polled::Next(Next::Refuse { words, by_dps: false }),
-            Err(NotGoing::Elsewhere | NotGoing::Blocked | NotGoing::UnderWay) => {
+            Err(NotGoing::Elsewhere | NotGoing::Blocked | NotGoing::UnderWay | NotGoing::InFlight(_)) => {
                 self.finish(false);
                 return Polled::Over;
             }
