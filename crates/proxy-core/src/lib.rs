@@ -4,16 +4,20 @@
 //! of the repository has the map and the invariants.
 
 pub mod attestation;
+pub mod base;
 pub mod device;
 pub mod dialect;
 pub mod dps_clock;
 pub mod feed;
 pub mod gateway;
 pub mod ids;
+mod joining;
 pub mod line;
+pub mod line_owner;
+mod owner;
 pub mod place;
 pub mod placement;
-
+mod records;
 pub mod registration;
 pub mod repeat;
 pub mod sas;
@@ -22,4 +26,5 @@ pub mod settings;
 pub mod store;
 pub mod supervise;
 pub mod upstream;
+pub mod use_cases;
 pub mod waiters;

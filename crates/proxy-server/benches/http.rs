@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use actix_web::{HttpResponse, HttpServer, web};
 use anyhow::Context as _;
 use dps_emulator::TestCa;
-use proxy_core::device::{Command, Decision, Draft, Reason, Record, Seat, Step};
+use proxy_core::device::{Command, Decision, Draft, Reason, Record, Seat, Sender, Step};
 use proxy_core::ids::{DeviceId, EnrollmentName, HubName, InstanceName, RegistrationId, TenantName};
 use proxy_core::place::{Class, Place};
 use proxy_core::sas;
@@ -169,7 +169,7 @@ async fn seed(path: &Path) -> anyhow::Result<()> {
                 (Seat { instance: instance.clone(), place, request_id: None }, Step::Assign(decision.into()));
             let mut draft = Draft::new(record, now, 1);
             draft.apply(Command::Join { seat, reason: Reason::First, payload: None, reprovision: false })?;
-            for step in [Step::Send { dps_time: None }, step] {
+            for step in [Step::Send { dps_time: None, slot: None, sender: Sender(1), over: None }, step] {
                 draft.apply(Command::Attempt { instance: instance.clone(), place, step })?;
             }
             writes.push(draft.write());

@@ -17,9 +17,9 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 use proxy_core::attestation::Reason;
 use proxy_core::gateway::Gateway;
-use proxy_core::gateway::operator::InstanceView;
 use proxy_core::store::Health;
 use proxy_core::upstream::evidence::Blame;
+use proxy_core::use_cases::operator::InstanceView;
 use rate_control::adaptive_limit::LimitState;
 use rate_control::circuit_breaker::CircuitState;
 use rate_control::time::WallTime;
@@ -139,11 +139,11 @@ impl Metrics {
 
     /// Everything, in the text format `format`.
     #[must_use]
-    pub fn encode(&self, gateway: &Gateway, server: ServerFacts, format: TextFormat) -> String {
+    pub async fn encode(&self, gateway: &Gateway, server: ServerFacts, format: TextFormat) -> String {
         let mut core = Registry::with_prefix("dps_proxy");
         core.register_collector(Box::new(Core {
             now: gateway.now().wall,
-            instances: gateway.instances(),
+            instances: gateway.instances().await,
             parked: gateway.parked(),
             store_writable: gateway.store_health() == Health::Writable,
             store_refused: gateway.store_refused(),

@@ -21,7 +21,7 @@ use proxy_core::store::{
 use rate_control::entropy::Entropy;
 use serde_json::{Value, json};
 
-use crate::dice::Dice;
+use crate::delay::Delay;
 use crate::mutant::Mutant;
 
 /// How many commits a hasty disk acknowledges before it makes them durable.
@@ -46,37 +46,6 @@ pub(crate) struct Slow {
     pub(crate) reads: Option<Arc<Delay>>,
     /// To hear that a commit is durable, after it is: of two, the later one may be heard of first.
     pub(crate) acks: Option<Arc<Delay>>,
-}
-
-/// A time that is another one whenever it is taken. Some runs know short ones only, others have some of seconds.
-#[derive(Debug)]
-pub(crate) struct Delay {
-    dice: Mutex<Dice>,
-    most_millis: u64,
-}
-
-impl Delay {
-    pub(crate) fn new(mut dice: Dice) -> Self {
-        let most_millis = dice.pick(&[40, 400, 4_000]);
-        Self { dice: Mutex::new(dice), most_millis }
-    }
-
-    /// Mostly none, else a part of the longest one, and now and then as long as that.
-    async fn pass(&self) {
-        let wait = {
-            let mut dice = self.dice.lock();
-            match dice.below(20) {
-                0..10 => return,
-                10..14 => None,
-                14..19 => Some(dice.millis(1, self.most_millis / 10)),
-                _ => Some(dice.millis(1, self.most_millis)),
-            }
-        };
-        match wait {
-            Some(wait) => tokio::time::sleep(wait).await,
-            None => tokio::task::yield_now().await,
-        }
-    }
 }
 
 /// What is really durable of a disk that acknowledges too early.

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use proxy_core::attestation::{Presented, Proof, Selector};
 use proxy_core::dialect::Dialect;
-use proxy_core::gateway::provision::{Intent, Outcome, ProvisionError, ProvisionRequest};
 use proxy_core::sas;
 use proxy_core::secret::SymmetricKey;
+use proxy_core::use_cases::provision::{Intent, Outcome, ProvisionError, ProvisionRequest};
 use serde_json::json;
 
 use crate::dice::Dice;

@@ -24,8 +24,10 @@ use rate_control::failpoint::Failpoint;
 use sha2::{Digest as _, Sha256};
 
 mod clock;
+mod delay;
 mod dice;
 mod disk;
+mod far_owner;
 mod fleet;
 mod invariant;
 mod judge;
@@ -73,6 +75,8 @@ pub struct Run {
     pub slow_reads: bool,
     /// That a commit is durable is heard of after a while, each time another one, so that of two the later one may be heard of first.
     pub slow_acks: bool,
+    /// The owner of the lines is far away: each question takes a while to get there, and each answer to come back.
+    pub slow_owner: bool,
     /// Machines on one store, at least 1: whenever the process of one ends, that of the next one starts.
     pub machines: usize,
 }
@@ -145,7 +149,7 @@ impl Report {
     /// The one command that does it again.
     #[must_use]
     pub fn replay(&self) -> String {
-        let Run { seed, kind, mutant, slow_reads, slow_acks, machines } = self.run;
+        let Run { seed, kind, mutant, slow_reads, slow_acks, slow_owner, machines } = self.run;
         let release = if mutant.is_some_and(|mutant| mutant.failpoint().is_some()) { "" } else { " --release" };
         let mut options = String::new();
         if kind == Kind::Orderly {
@@ -159,6 +163,9 @@ impl Report {
         }
         if slow_acks {
             options.push_str(" --slow-acks");
+        }
+        if slow_owner {
+            options.push_str(" --slow-owner");
         }
         if machines > 1 {
             options.push_str(&format!(" --machines {machines}"));
@@ -217,7 +224,15 @@ impl Run {
     /// A run of this seed in which everything goes wrong that can, and nothing is broken.
     #[must_use]
     pub const fn of(seed: u64) -> Self {
-        Self { seed, kind: Kind::Mishaps, mutant: None, slow_reads: false, slow_acks: false, machines: 1 }
+        Self {
+            seed,
+            kind: Kind::Mishaps,
+            mutant: None,
+            slow_reads: false,
+            slow_acks: false,
+            slow_owner: false,
+            machines: 1,
+        }
     }
 
     /// The same in which hardly anything goes wrong.
@@ -242,6 +257,7 @@ impl Run {
         let scenario = Scenario {
             slow_reads: self.slow_reads,
             slow_acks: self.slow_acks,
+            slow_owner: self.slow_owner,
             machines: self.machines.max(1),
             ..Scenario::draw(self.seed, self.kind)
         };

@@ -90,6 +90,9 @@ struct Options {
     /// That a commit is durable is heard of after a while, each time another one.
     #[arg(long)]
     slow_acks: bool,
+    /// The owner of the lines is far away: each question takes a while to get there, and each answer to come back.
+    #[arg(long)]
+    slow_owner: bool,
     /// Machines that share the store: whenever the process of one ends, that of the next one starts.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
     machines: u8,
@@ -97,9 +100,10 @@ struct Options {
 
 impl Options {
     fn runs(self, seed: u64) -> impl Iterator<Item = Run> {
-        let Self { kind, mutant, slow_reads, slow_acks, machines } = self;
+        let Self { kind, mutant, slow_reads, slow_acks, slow_owner, machines } = self;
         let kinds = Kind::ALL.into_iter().filter(move |one| kind.is_none_or(|kind| kind == *one));
-        kinds.map(move |kind| Run { seed, kind, mutant, slow_reads, slow_acks, machines: machines.into() })
+        let machines = machines.into();
+        kinds.map(move |kind| Run { seed, kind, mutant, slow_reads, slow_acks, slow_owner, machines })
     }
 }
 

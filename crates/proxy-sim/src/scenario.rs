@@ -195,6 +195,8 @@ pub(crate) struct Scenario {
     pub(crate) slow_reads: bool,
     /// That a commit is durable is heard of after a while, each time another one.
     pub(crate) slow_acks: bool,
+    /// The owner of the lines is far away: each question takes a while, and each answer.
+    pub(crate) slow_owner: bool,
     /// Machines that take turns: whenever a process ends, the next one starts on the next of them.
     pub(crate) machines: usize,
     pub(crate) lookup_spends: bool,
@@ -257,6 +259,11 @@ impl Kinds {
 }
 
 impl Scenario {
+    /// Whether something takes seconds that is done at once otherwise.
+    pub(crate) const fn is_slow(&self) -> bool {
+        self.slow_reads || self.slow_acks || self.slow_owner
+    }
+
     /// What `seed` stands for in runs of this kind.
     pub(crate) fn draw(seed: u64, kind: Kind) -> Self {
         match kind {
@@ -284,6 +291,7 @@ impl Scenario {
             course: Course::Mishaps,
             slow_reads: false,
             slow_acks: false,
+            slow_owner: false,
             machines: 1,
             tenants,
             strangers: dice.count(0, 12),

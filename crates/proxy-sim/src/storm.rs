@@ -146,6 +146,7 @@ impl Storm {
             course: Course::Mishaps,
             slow_reads: false,
             slow_acks: false,
+            slow_owner: false,
             machines: 1,
             tenants: 1,
             strangers: 0,

@@ -13,13 +13,16 @@ use parking_lot::Mutex;
 use proxy_core::device::Record;
 use proxy_core::gateway::Gateway;
 use proxy_core::ids::{InstanceName, RegistrationId};
+use proxy_core::line_owner::LineOwner;
 use proxy_core::store::Table;
 use proxy_core::store::memory::Failure;
 use rate_control::entropy::Entropy;
 
 use crate::clock::SimClock;
+use crate::delay::Delay;
 use crate::dice::Dice;
-use crate::disk::{self, Delay, Disk, Slow};
+use crate::disk::{self, Disk, Slow};
+use crate::far_owner::FarOwner;
 use crate::log::{Event, Kept, Log};
 use crate::mutant::Mutant;
 use crate::network::{Network, Process, Site};
@@ -48,6 +51,8 @@ pub(crate) struct World {
     machines: Vec<Arc<SimClock>>,
     pub(crate) log: Arc<Log>,
     sites: BTreeMap<InstanceName, Arc<Site>>,
+    /// How long the way to the owner of the lines takes, if it is far away.
+    way_to_owner: Option<Arc<Delay>>,
     state: Mutex<State>,
 }
 
@@ -72,6 +77,7 @@ impl World {
         let log = Arc::new(Log::new(Arc::clone(&clock)));
         let site = |plan| Arc::new(Site::new(&scenario, plan, &clock, &log));
         let drawn = |wanted: bool, what| wanted.then(|| Arc::new(Delay::new(Dice::new(scenario.seed, what, 0))));
+        let way_to_owner = drawn(scenario.slow_owner, "owner");
         let slow = Slow { reads: drawn(scenario.slow_reads, "reads"), acks: drawn(scenario.slow_acks, "acks") };
         let state = State {
             running: None,
@@ -89,6 +95,7 @@ impl World {
             clock,
             machines,
             log,
+            way_to_owner,
             state: Mutex::new(state),
         }
     }
@@ -165,7 +172,7 @@ impl World {
             tokio::time::sleep(SAMPLE_EVERY).await;
             let Some(Running { gateway, .. }) = self.running() else { continue };
             let parked = gateway.parked();
-            for view in gateway.instances() {
+            for view in gateway.instances().await {
                 let (waiting, under_way) = (view.line_length, view.under_way);
                 self.log.add(Event::Line { instance: view.name, waiting, under_way, parked });
             }
@@ -188,13 +195,19 @@ impl World {
             let process = Arc::new(Process::new(number));
             let network = Network { process: Arc::clone(&process), sites: self.sites.clone(), mutant: self.mutant };
             let entropy = Entropy::from_seed(Dice::new(self.scenario.seed, "process", number.into()).next());
-            let opened = Gateway::open(
+            let way = self.way_to_owner.clone();
+            let between = |owner| match way {
+                Some(delay) => Arc::new(FarOwner { owner, delay }) as Arc<dyn LineOwner>,
+                None => owner,
+            };
+            let opened = Gateway::open_before(
                 disk,
                 Arc::clone(self.machine()) as _,
                 Arc::new(network),
                 settings(&self.scenario, &quotas, self.mutant),
                 fixed(&self.scenario),
                 entropy,
+                between,
             );
             match Box::pin(opened).await {
                 Ok(gateway) => {
@@ -394,7 +407,7 @@ impl World {
         while self.clock.elapsed() < deadline {
             tokio::time::sleep(Duration::from_secs(1)).await;
             let Some(Running { gateway, .. }) = self.running() else { continue };
-            let idle = gateway.instances().iter().all(|view| view.line_length == 0 && view.under_way == 0);
+            let idle = gateway.instances().await.iter().all(|view| view.line_length == 0 && view.under_way == 0);
             if idle && self.state.lock().busy == 0 {
                 return true;
             }

@@ -10,7 +10,7 @@ const SEEDS: std::ops::RangeInclusive<u64> = 1..=40;
 /// The same of orderly runs.
 const ORDERLY_SEEDS: std::ops::RangeInclusive<u64> = 1..=8;
 
-/// The same of runs in which reads of the store take time.
+/// The same of runs in which reads of the store, or questions to the owner of the lines, take time.
 const SLOW_SEEDS: std::ops::RangeInclusive<u64> = 1..=12;
 
 /// Within so many seeds every mutant must be caught.
@@ -19,7 +19,8 @@ const SEEDS_FOR_A_MUTANT: std::ops::RangeInclusive<u64> = 1..=40;
 #[test]
 fn the_same_seed_gives_the_same_bytes_and_then_forty_seeds_are_good() {
     let slow = Run { slow_reads: true, machines: 3, ..Run::of(7) };
-    for run in [Run::of(1), Run::of(7), Run::of(11), Run::orderly(1), slow] {
+    let far = Run { slow_owner: true, ..Run::of(3) };
+    for run in [Run::of(1), Run::of(7), Run::of(11), Run::orderly(1), slow, far] {
         if let Err(difference) = run.make_twice() {
             panic!("{difference}");
         }
@@ -46,6 +47,16 @@ fn runs_are_good_where_reads_take_time_and_processes_take_turns_on_three_machine
     for seed in SLOW_SEEDS {
         for run in [Run::of(seed), Run::orderly(seed)] {
             let report = Run { slow_reads: true, machines: 3, ..run }.make();
+            assert!(report.violations.is_empty(), "{report}");
+        }
+    }
+}
+
+#[test]
+fn runs_are_good_where_the_owner_of_the_lines_is_far_away() {
+    for seed in SLOW_SEEDS {
+        for run in [Run::of(seed), Run::orderly(seed)] {
+            let report = Run { slow_owner: true, ..run }.make();
             assert!(report.violations.is_empty(), "{report}");
         }
     }

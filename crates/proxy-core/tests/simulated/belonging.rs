@@ -7,12 +7,10 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use proxy_core::attestation::{Reason, Told};
+use proxy_core::base::OpenError;
+use proxy_core::base::StoreError;
 use proxy_core::device::{Claim, Command, Listing, Record};
-use proxy_core::gateway::backend::Found;
-use proxy_core::gateway::operator::{ImportRow, Imported};
-use proxy_core::gateway::provision::{Outcome, ProvisionError};
-use proxy_core::gateway::restore::OpenError;
-use proxy_core::gateway::{Fixed, Gateway, StoreError};
+use proxy_core::gateway::{Fixed, Gateway};
 use proxy_core::ids::{IdScope, InstanceName, TenantName};
 use proxy_core::secret::TokenDigest;
 use proxy_core::settings::{
@@ -22,6 +20,9 @@ use proxy_core::settings::{
 use proxy_core::store::memory::MemoryStore;
 use proxy_core::store::{Health, ReadError, Store as _};
 use proxy_core::upstream::{Connect, Upstream};
+use proxy_core::use_cases::backend::Found;
+use proxy_core::use_cases::import::{ImportRow, Imported};
+use proxy_core::use_cases::provision::{Outcome, ProvisionError};
 use rate_control::entropy::Entropy;
 use rate_control::time::Clock as _;
 use serde_json::{Value, json};
@@ -182,7 +183,7 @@ async fn a_move_keeps_its_target_although_the_device_is_blocked_meanwhile() {
     world.dps(&target).reachable(true);
     let (hub, _) = world.settle(world.ask("device-1")).await;
     assert_eq!(hub, format!("hub-{target}.azure-devices.net"));
-    let registered: u64 = world.gateway.instances().iter().map(|view| view.registered_count).sum();
+    let registered: u64 = world.gateway.instances().await.iter().map(|view| view.registered_count).sum();
     assert_eq!(registered, 2, "both may hold a record of it");
 }
 

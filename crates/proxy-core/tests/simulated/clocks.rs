@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use proxy_core::gateway::provision::{Outcome, ProvisionError};
 use proxy_core::sas;
+use proxy_core::use_cases::provision::{Outcome, ProvisionError};
 use rate_control::time::{Clock as _, WallTime};
 
 use crate::support::dps::{Call, Fate, Reply};
@@ -144,7 +144,7 @@ async fn with_our_clock_wrong_devices_with_right_ones_are_assigned_and_nobody_is
             let life = world.dps(instance).token_life_max();
             assert!((110..=120).contains(&life), "{wrong_millis}: a token that is good for {life} s");
         }
-        for view in world.gateway.instances() {
+        for view in world.gateway.instances().await {
             let offset = view.clock_offset_seconds.unwrap();
             assert!((offset + wrong_millis / 1000).abs() <= 1, "{wrong_millis}: {offset}");
             assert_eq!(view.counts.refused, 0, "{wrong_millis}");
@@ -185,7 +185,7 @@ async fn no_token_leaves_before_the_time_was_read() {
     sleep(seconds(30)).await;
     assert_eq!(world.dps("a").calls(), 0, "nothing left but the question for the time");
     assert!(world.dps("a").asked_for_time() > 2);
-    let view = world.gateway.instances().remove(0);
+    let view = world.gateway.instances().await.remove(0);
     assert_eq!((view.budget, view.counts.registrations, view.clock_offset_seconds), (60, 0, None), "nothing was spent");
     assert!(view.counts.unreachable > 0);
     world.dps("a").tells_time(true);
@@ -223,7 +223,7 @@ async fn a_proof_refused_because_a_clock_was_set_is_held_against_no_device() {
         for number in 1..=5 {
             world.settle(world.ask(&format!("device-{number}"))).await;
         }
-        let view = world.gateway.instances().remove(0);
+        let view = world.gateway.instances().await.remove(0);
         assert_eq!(view.counts.refused, 0, "{skew_millis}");
         // A proof that is really wrong is still a refusal.
         world.dps("a").next(Call::Register, Fate::error(401, Some(401_002)));
@@ -287,7 +287,7 @@ async fn a_token_that_would_end_on_the_way_does_not_leave_and_the_device_goes_ag
         let timeline = format!("{:?}", world.record("device-1").await.unwrap().timeline());
         assert_eq!(timeline.contains("could have expired on the way"), !leaves_at_once, "{timeline}");
         assert_eq!(world.dps("a").count_of(Call::Register, "device-1"), 1);
-        let counts = world.gateway.instances().remove(0).counts;
+        let counts = world.gateway.instances().await.remove(0).counts;
         assert_eq!((counts.registrations, counts.repeated, counts.blamed.ourselves), (2, 0, 0));
         let life = world.dps("a").token_life_min();
         assert!(life >= 29, "the way may take 30 s, and it had {life} s, to the second");
@@ -306,6 +306,7 @@ async fn instances_that_contradict_each_other_do_not_change_our_time() {
     let offsets: Vec<_> = world
         .gateway
         .instances()
+        .await
         .iter()
         .map(|view| (view.name.clone(), view.clock_offset_seconds.unwrap() / 100))
         .collect();
@@ -458,7 +459,7 @@ async fn behind_a_front_that_lets_no_question_for_the_time_through_devices_are_a
         assert!(world.record("device-1").await.unwrap().assignment().is_some(), "{wrong_millis} {front:?}");
         let life = world.dps("a").token_life_max();
         assert!(life <= 120, "{wrong_millis} {front:?}: a token that is good for {life} s");
-        let view = world.gateway.instances().remove(0);
+        let view = world.gateway.instances().await.remove(0);
         assert_eq!(view.counts.refused, 0);
         let offset = view.clock_offset_seconds.unwrap();
         assert!((offset + wrong_millis / 1000).abs() <= 1, "{front:?}: by DPS's own answers, {offset}");
@@ -494,6 +495,6 @@ async fn a_throttled_question_for_the_time_is_asked_again_when_it_may_be() {
     sleep(seconds(30)).await;
     world.hub("device-1").await;
     assert_eq!((asked(&world), world.dps("a").count(Call::Register)), (2, 1));
-    let counts = world.gateway.instances().remove(0).counts;
+    let counts = world.gateway.instances().await.remove(0).counts;
     assert_eq!((counts.blamed.path, counts.blamed.instance, counts.blamed.ourselves), (0, 0, 0));
 }

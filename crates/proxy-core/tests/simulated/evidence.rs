@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use proxy_core::gateway::operator::InstanceView;
-use proxy_core::gateway::provision::{Outcome, ProvisionError};
+use proxy_core::use_cases::operator::InstanceView;
+use proxy_core::use_cases::provision::{Outcome, ProvisionError};
 use rate_control::circuit_breaker::CircuitState;
 
 use crate::support::dps::{Call, Fate, Reply};
@@ -18,8 +18,8 @@ fn all_calls(world: &World, fate: &Fate, times: usize) {
     }
 }
 
-fn view(world: &World) -> InstanceView {
-    world.gateway.instances().remove(0)
+async fn view(world: &World) -> InstanceView {
+    world.gateway.instances().await.remove(0)
 }
 
 #[tokio::test(start_paused = true)]
@@ -32,7 +32,7 @@ async fn web_pages_in_place_of_every_answer_open_the_circuit_and_refuse_nobody_h
         world.queue(&format!("device-{number}")).await;
     }
     sleep(seconds(1)).await;
-    assert_ne!(view(&world).breaker, CircuitState::Closed);
+    assert_ne!(view(&world).await.breaker, CircuitState::Closed);
     let calls_at_first = world.dps("a").calls();
     assert!(calls_at_first <= 20, "{calls_at_first}");
     for _ in 0..60 {
@@ -45,7 +45,7 @@ async fn web_pages_in_place_of_every_answer_open_the_circuit_and_refuse_nobody_h
     let trials = world.dps("a").calls() - calls_at_first;
     // One at a time, about 5 s apart (full jitter below 10 s), for an hour.
     assert!((360..=1500).contains(&trials), "{trials}");
-    let counts = view(&world).counts;
+    let counts = view(&world).await.counts;
     assert_eq!((counts.blamed.instance, counts.blamed.ourselves, counts.refused), (0, 0, 0));
     assert!(counts.blamed.path >= 360, "{counts:?}");
 
@@ -98,10 +98,10 @@ async fn a_dps_that_forbids_calls_like_ours_is_held_against_no_device() {
             world.queue(&format!("device-{number}")).await;
         }
         sleep(seconds(120)).await;
-        let counts = view(&world).counts;
+        let counts = view(&world).await.counts;
         assert_eq!((counts.refused, counts.blamed.instance, counts.blamed.path), (0, 0, 0), "{http_status}");
         assert!(counts.blamed.ourselves > 1, "{http_status}");
-        assert_ne!(view(&world).breaker, CircuitState::Closed);
+        assert_ne!(view(&world).await.breaker, CircuitState::Closed);
         world.dps("a").forget_fates();
         sleep(seconds(120)).await;
         for number in 0..10 {
@@ -120,7 +120,7 @@ async fn a_dps_without_lookups_is_registered_with_again_after_an_unknown_outcome
         world.settle(world.ask(&device)).await;
         assert_eq!(world.dps("a").count_of(Call::Register, &device), 2);
         assert_eq!(world.dps("a").count_of(Call::Lookup, &device), 1);
-        assert_eq!(view(&world).consecutive_failures, 0, "it is no failure");
+        assert_eq!(view(&world).await.consecutive_failures, 0, "it is no failure");
     }
 }
 

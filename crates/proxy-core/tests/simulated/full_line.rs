@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proxy_core::gateway::Gateway;
-use proxy_core::gateway::provision::{Outcome, ProvisionError};
 use proxy_core::ids::TenantName;
 use proxy_core::settings::{DeviceAttestation, Membership, Settings, TenantSettings};
+use proxy_core::use_cases::provision::{Outcome, ProvisionError};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -65,8 +65,8 @@ async fn all(devices: Vec<JoinHandle<Fared>>) -> Vec<Fared> {
     fared
 }
 
-fn line_length(world: &World) -> usize {
-    world.gateway.instances().iter().map(|view| view.line_length).sum()
+async fn line_length(world: &World) -> usize {
+    world.gateway.instances().await.iter().map(|view| view.line_length).sum()
 }
 
 #[tokio::test(start_paused = true)]
@@ -74,7 +74,7 @@ async fn a_tenant_whose_share_is_not_used_gets_the_next_places_of_a_full_line() 
     let world = World::new(tenants(60, 300, &["t", "u"])).await;
     let crowd = storm(&world, "t", 6_000);
     sleep(seconds(5)).await;
-    assert!(line_length(&world) >= 299, "{}", line_length(&world));
+    assert!(line_length(&world).await >= 299, "{}", line_length(&world).await);
     let few = all(storm(&world, "u", 10)).await;
     let longest = few.iter().map(|fared| fared.waited).max().unwrap();
     let refused = few.iter().map(|fared| fared.refused).max().unwrap();
@@ -85,7 +85,7 @@ async fn a_tenant_whose_share_is_not_used_gets_the_next_places_of_a_full_line() 
     assert!(longest <= seconds(15) && refused <= 2, "{longest:?} {few:?}");
     for _ in 0..60 {
         sleep(seconds(10)).await;
-        let length = line_length(&world);
+        let length = line_length(&world).await;
         assert!((200..=300).contains(&length), "{length} of 300 in line, thousands outside");
     }
     crowd.iter().for_each(JoinHandle::abort);
@@ -100,7 +100,7 @@ async fn tenants_that_all_have_many_devices_outside_share_a_full_line_by_weight(
     sleep(seconds(1)).await;
     let gold = storm(&world, "gold", 3_000);
     sleep(seconds(200)).await;
-    let view = world.gateway.instances().remove(0);
+    let view = world.gateway.instances().await.remove(0);
     let of =
         |side: &str| view.tenants.iter().find(|tenant| tenant.tenant.as_str() == side).map_or(0, |t| t.line_length);
     println!("full line: tenants of weight 3 and 1 hold {} and {} of 400 places", of("gold"), of("iron"));
@@ -120,13 +120,13 @@ async fn a_line_never_runs_empty_while_devices_wait_outside_and_they_knock_about
     sleep(seconds(1)).await;
     let began = Instant::now();
     while devices.iter().any(|device| !device.is_finished()) {
-        assert!(line_length(&world) > 100, "{} in line after {:?}", line_length(&world), began.elapsed());
+        assert!(line_length(&world).await > 100, "{} in line after {:?}", line_length(&world).await, began.elapsed());
         sleep(seconds(1)).await;
     }
     let filled = began.elapsed();
     let fared = all(devices).await;
     let refused: usize = fared.iter().map(|fared| fared.refused).sum();
-    while line_length(&world) > 0 {
+    while line_length(&world).await > 0 {
         sleep(seconds(1)).await;
     }
     println!(
@@ -146,7 +146,7 @@ async fn devices_far_back_outside_knock_seldom_and_the_line_does_not_run_empty_e
     sleep(seconds(1)).await;
     let began = Instant::now();
     while devices.iter().any(|device| !device.is_finished()) {
-        assert!(line_length(&world) > 10, "{} in line after {:?}", line_length(&world), began.elapsed());
+        assert!(line_length(&world).await > 10, "{} in line after {:?}", line_length(&world).await, began.elapsed());
         sleep(seconds(5)).await;
     }
     let fared = all(devices).await;
@@ -167,7 +167,7 @@ async fn devices_that_any_of_several_full_instances_may_take_come_as_fast_as_all
     let devices = storm(&world, "", 1_700);
     let began = Instant::now();
     let fared = all(devices).await;
-    while line_length(&world) > 0 {
+    while line_length(&world).await > 0 {
         sleep(seconds(1)).await;
     }
     let refused: usize = fared.iter().map(|fared| fared.refused).sum();

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use proxy_core::feed::{Next, Start};
-use proxy_core::gateway::lists::{Cursor, Filter, ListError, RegistrationState};
-use proxy_core::gateway::operator::ImportRow;
+use proxy_core::use_cases::import::ImportRow;
+use proxy_core::use_cases::lists::{Cursor, Filter, ListError, RegistrationState};
 
 use crate::support::dps::{Call, Fate};
 use crate::support::{World, id, name, seconds, settings, sleep};

@@ -10,6 +10,7 @@ mod adaptive_limit;
 mod belonging;
 mod clocks;
 mod evidence;
+mod far_owner;
 mod full_line;
 mod golden;
 mod line;

@@ -3,13 +3,14 @@
 use proxy_core::attestation::{HandedCredential, Told};
 use proxy_core::device::AssignmentState;
 use proxy_core::feed::{Next, Start};
-use proxy_core::gateway::operator::{ImportRow, Imported, OperatorError};
-use proxy_core::gateway::provision::{Outcome, ProvisionError};
 use proxy_core::placement::NoRoom;
 use proxy_core::secret::TokenDigest;
 use proxy_core::settings::{Credential, DeviceAttestation, Membership, UpstreamAttestation};
 use proxy_core::store::Table;
 use proxy_core::store::memory::Failure;
+use proxy_core::use_cases::import::{ImportRow, Imported};
+use proxy_core::use_cases::operator::OperatorError;
+use proxy_core::use_cases::provision::{Outcome, ProvisionError};
 
 use crate::support::dps::{Call, Fate, Reply};
 use crate::support::{World, enrollment, enrollment_name, group_key, id, millis, name, seconds, settings, sleep};
@@ -18,8 +19,8 @@ async fn is_blocked(world: &World, device: &str) -> bool {
     matches!(world.provision(world.ask(device)).await, Err(ProvisionError::Blocked))
 }
 
-fn registered(world: &World, instance: &str) -> u64 {
-    world.gateway.instances().into_iter().find(|view| view.name == name(instance)).unwrap().registered_count
+async fn registered(world: &World, instance: &str) -> u64 {
+    world.gateway.instances().await.into_iter().find(|view| view.name == name(instance)).unwrap().registered_count
 }
 
 #[tokio::test(start_paused = true)]
@@ -58,7 +59,7 @@ async fn a_device_blocked_while_under_way_is_not_registered_again() {
             }
             sleep(seconds(60)).await;
             assert_eq!(world.dps("a").count(Call::Register), sent, "{fate:?}, restart: {restart}");
-            let view = world.gateway.instances().remove(0);
+            let view = world.gateway.instances().await.remove(0);
             assert_eq!((view.line_length, view.under_way), (0, 0), "{fate:?}, restart: {restart}");
             world.gateway.unblock(&id("device-1"), "oncall").await.unwrap();
             world.settle(world.ask("device-1")).await;
@@ -111,7 +112,7 @@ async fn a_moved_device_waits_at_its_new_instance_and_is_told_that_hub_only() {
     // Nobody knows that the call of the process that died has not left: it could arrive for that long.
     sleep(seconds(95)).await;
     assert_eq!(world.hub("device-1").await, "hub-b.azure-devices.net");
-    assert_eq!((registered(&world, "a"), registered(&world, "b")), (1, 1), "both may hold a record of it");
+    assert_eq!((registered(&world, "a").await, registered(&world, "b").await), (1, 1), "both may hold a record of it");
     assert_eq!(world.dps("b").count(Call::Register), 1);
 }
 
@@ -128,9 +129,9 @@ async fn moving_a_waiting_device_back_and_forth_leaves_no_trace_where_nothing_wa
         world.gateway.move_to(&id("device-1"), target).await.unwrap();
         sleep(seconds(3)).await;
     }
-    assert_eq!(registered(&world, others[0].as_str()), 0);
-    assert_eq!(registered(&world, others[1].as_str()), 1);
-    assert_eq!(registered(&world, home.as_str()), 1);
+    assert_eq!(registered(&world, others[0].as_str()).await, 0);
+    assert_eq!(registered(&world, others[1].as_str()).await, 1);
+    assert_eq!(registered(&world, home.as_str()).await, 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -164,7 +165,7 @@ async fn a_device_retired_before_anything_was_sent_leaves_nothing() {
     assert!(world.gateway.retire(&id("device-1"), false).await.unwrap().is_none());
     sleep(seconds(60)).await;
     assert_eq!(world.dps("a").count_of(Call::Register, "device-1"), 0);
-    assert_eq!((registered(&world, "a"), world.store.rows(Table::Device)), (1, 1));
+    assert_eq!((registered(&world, "a").await, world.store.rows(Table::Device)), (1, 1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -189,7 +190,7 @@ async fn an_instance_can_be_added_at_any_time_and_removed_while_no_record_refers
     for number in 10..20 {
         world.settle(world.ask(&format!("device-{number}"))).await;
     }
-    assert_eq!((registered(&world, "a"), registered(&world, "b")), (10, 10));
+    assert_eq!((registered(&world, "a").await, registered(&world, "b").await), (10, 10));
     let mut without = with_b.clone();
     without.instances.remove("b");
     without.line.length_max = 1;
@@ -291,7 +292,7 @@ async fn an_individual_device_registers_with_the_key_it_was_listed_with() {
     assert_eq!(seen.record.listed().unwrap().key, None, "a key is never shown");
     let found = world.gateway.find("Pump-7", None).await.unwrap();
     assert!(
-        matches!(found, proxy_core::gateway::backend::Found::Assignment(view) if view.registration_id == id("device-1"))
+        matches!(found, proxy_core::use_cases::backend::Found::Assignment(view) if view.registration_id == id("device-1"))
     );
 }
 

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proxy_core::device::{AssignmentState, Record, Refusal};
-use proxy_core::gateway::provision::{Outcome, ProvisionError};
 use proxy_core::line::Holding;
 use proxy_core::store::Store as _;
+use proxy_core::use_cases::provision::{Outcome, ProvisionError};
 use serde_json::json;
 
 use crate::support::dps::{Call, Dps, Fate, Reply, Weather};
@@ -97,7 +97,7 @@ async fn a_pause_that_dps_asked_for_outlives_a_crash_and_a_reboot() {
         }
         sleep(seconds(280)).await;
         assert_eq!(world.dps("a").count(Call::Register), before, "reboots: {reboots}");
-        assert_eq!(world.gateway.instances()[0].holding, Holding::ThrottledByDps);
+        assert_eq!(world.gateway.instances().await[0].holding, Holding::ThrottledByDps);
         sleep(seconds(60)).await;
         let first = registered_at(world.dps("a"))[before].1;
         assert!(
@@ -179,7 +179,7 @@ async fn an_unreachable_instance_leaks_no_slot_stalls_no_other_and_recovers() {
     }
     sleep(seconds(600)).await;
     assert_eq!(world.dps("b").count(Call::Register), 20);
-    let view = world.gateway.instances().remove(0);
+    let view = world.gateway.instances().await.remove(0);
     assert_eq!((view.budget, view.line_length + view.under_way), (60, 20), "what never left spends nothing");
     assert_eq!(view.registered_count, 20);
     world.dps("a").reachable(true);
@@ -272,9 +272,9 @@ async fn an_answer_that_cannot_be_read_does_not_show_that_the_instance_works() {
         world.queue(device).await;
     }
     sleep(millis(150)).await;
-    assert_eq!(world.gateway.instances()[0].consecutive_failures, 4);
+    assert_eq!(world.gateway.instances().await[0].consecutive_failures, 4);
     sleep(seconds(120)).await;
-    assert_eq!(world.gateway.instances()[0].consecutive_failures, 0, "DPS's own words do");
+    assert_eq!(world.gateway.instances().await[0].consecutive_failures, 0, "DPS's own words do");
 }
 
 #[tokio::test(start_paused = true)]
@@ -446,7 +446,7 @@ async fn each_refusal_is_told_with_its_code_and_tracking_id() {
             (code, error_code, Some(tracking_id))
         );
         assert!(told.detail.len() > 30, "{code}: in words: {}", told.detail);
-        let view = world.gateway.instances().remove(0);
+        let view = world.gateway.instances().await.remove(0);
         assert_eq!((view.line_length, view.under_way), (0, 0));
     }
 }

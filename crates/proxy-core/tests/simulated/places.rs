@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use proxy_core::attestation::Told;
 use proxy_core::gateway::Fixed;
-use proxy_core::gateway::provision::{Outcome, ProvisionError};
 use proxy_core::store::Table;
+use proxy_core::use_cases::provision::{Outcome, ProvisionError};
 use serde_json::json;
 use tokio::task::JoinSet;
 
@@ -429,7 +429,7 @@ async fn a_full_line_takes_nobody_and_leaks_nothing() {
     assert!(refused > 10, "{refused}");
     world.dps("a").reachable(true);
     sleep(seconds(90)).await;
-    let view = world.gateway.instances().remove(0);
+    let view = world.gateway.instances().await.remove(0);
     assert_eq!((view.line_length, view.registered_count), (0, 30 - refused));
     assert!(matches!(world.provision(world.ask("device-029")).await, Ok(Outcome::Queued(_))), "there is room again");
 }
@@ -482,7 +482,7 @@ async fn a_full_line_sends_new_devices_to_a_sibling_until_all_are_full() {
     for number in 0..12 {
         world.queue(&format!("device-{number}")).await;
     }
-    let lengths = world.gateway.instances().into_iter().map(|view| view.line_length + view.under_way);
+    let lengths = world.gateway.instances().await.into_iter().map(|view| view.line_length + view.under_way);
     assert_eq!(lengths.collect::<Vec<_>>(), [6, 6]);
     let one_more = world.provision(world.ask("device-12")).await;
     assert!(matches!(one_more, Err(ProvisionError::LineFull { .. })), "{one_more:?}");

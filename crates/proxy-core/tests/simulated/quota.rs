@@ -7,7 +7,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use proxy_core::device::Stage;
 use proxy_core::gateway::Gateway;
-use proxy_core::gateway::provision::Outcome;
+use proxy_core::use_cases::provision::Outcome;
 use tokio::task::JoinSet;
 
 use crate::support::clock::Dice;
@@ -50,8 +50,8 @@ impl Storm {
 }
 
 /// What can be derived from the records: it has to be the same in memory and after a restart.
-fn derived(world: &World) -> (u64, usize) {
-    let view = world.gateway.instances().remove(0);
+async fn derived(world: &World) -> (u64, usize) {
+    let view = world.gateway.instances().await.remove(0);
     (view.registered_count, view.line_length + view.under_way)
 }
 
@@ -112,9 +112,9 @@ async fn foul_storm(seed: u64) {
         device.unwrap();
     }
     assert!(storm.hubs.lock().len() >= 290, "seed {seed}: {} of 300 know their hub", storm.hubs.lock().len());
-    let before = derived(&world);
+    let before = derived(&world).await;
     world.restart().await;
-    assert_eq!((derived(&world), before), ((300, 0), (300, 0)), "seed {seed}");
+    assert_eq!((derived(&world).await, before), ((300, 0), (300, 0)), "seed {seed}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -211,7 +211,7 @@ async fn a_registration_that_is_being_written_down_when_dps_throttles_does_not_l
     sleep(millis(900)).await;
     world.store.hold_acks(true);
     sleep(millis(1_000)).await;
-    assert_eq!(world.gateway.instances()[0].counts.throttled, 1);
+    assert_eq!(world.gateway.instances().await[0].counts.throttled, 1);
     world.store.sync();
     world.store.hold_acks(false);
     sleep(seconds(10)).await;
@@ -282,7 +282,7 @@ async fn a_device_that_is_moved_or_retired_while_its_call_connects_is_not_regist
         sleep(seconds(30)).await;
         let registered = |side: &str| world.dps(side).count(Call::Register);
         assert_eq!((registered(at.as_str()), registered(other)), (0, usize::from(is_moved)));
-        let views = world.gateway.instances();
+        let views = world.gateway.instances().await;
         assert!(views.iter().all(|view| (view.under_way, view.line_length) == (0, 0)), "{views:?}");
         if is_moved {
             assert_eq!(world.hub("device-1").await, format!("hub-{other}.azure-devices.net"));

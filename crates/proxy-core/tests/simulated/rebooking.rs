@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use proxy_core::device::Record;
 use proxy_core::gateway::Gateway;
-use proxy_core::gateway::operator::InstanceView;
-use proxy_core::gateway::provision::Outcome;
 use proxy_core::ids::{RegistrationId, TenantName};
 use proxy_core::settings::{DeviceAttestation, Membership, Settings};
+use proxy_core::use_cases::operator::InstanceView;
+use proxy_core::use_cases::provision::Outcome;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -16,8 +16,8 @@ use crate::support::dps::{Call, Weather};
 use crate::support::judge::{assert_within_quota, two_at_once};
 use crate::support::{Ask, World, enrollment, enrollment_name, id, millis, name, seconds, settings, sleep};
 
-fn view(world: &World, instance: &str) -> InstanceView {
-    world.gateway.instances().into_iter().find(|view| view.name == name(instance)).unwrap()
+async fn view(world: &World, instance: &str) -> InstanceView {
+    world.gateway.instances().await.into_iter().find(|view| view.name == name(instance)).unwrap()
 }
 
 /// Instances that get as many devices each, whatever their quotas.
@@ -75,7 +75,7 @@ async fn devices_that_hang_up_while_they_are_booked_elsewhere_leave_no_ghosts_be
     assert!(told.len() <= 4, "{} of 400 were not booked elsewhere", told.len());
     cut_off_during_the_fsync(&world, held).await;
     let at_a = waiting_at(&world, &all, "a").await;
-    let line = view(&world, "a");
+    let line = view(&world, "a").await;
     assert_eq!(line.line_length + line.under_way, at_a.len(), "places in the line, devices that have one");
 }
 
@@ -106,7 +106,7 @@ async fn an_operator_who_hangs_up_leaves_no_ghosts_behind() {
         .collect();
     cut_off_during_the_fsync(&world, requests).await;
     for instance in ["a", "b"] {
-        let (line, there) = (view(&world, instance), waiting_at(&world, &all, instance).await);
+        let (line, there) = (view(&world, instance).await, waiting_at(&world, &all, instance).await);
         assert!(there.len() > 10, "{instance} has {}", there.len());
         assert_eq!(line.line_length + line.under_way, there.len(), "{instance}");
     }
@@ -139,7 +139,8 @@ async fn drained_after_an_outage(quotas: (u32, u32)) -> Duration {
     let (mut drained, mut moved) = (None, 0);
     while drained.is_none() {
         sleep(seconds(1)).await;
-        let left: usize = ["a", "b"].map(|side| view(&world, side)).iter().map(|v| v.line_length + v.under_way).sum();
+        let left: usize =
+            [view(&world, "a").await, view(&world, "b").await].iter().map(|v| v.line_length + v.under_way).sum();
         drained = (left == 0).then(|| began.elapsed());
     }
     for one in lives {
@@ -150,7 +151,7 @@ async fn drained_after_an_outage(quotas: (u32, u32)) -> Duration {
             world.record(device).await.unwrap().timeline().iter().any(|event| event.what.contains("booked on")),
         );
     }
-    let at: Vec<u64> = ["a", "b"].map(|side| view(&world, side).counts.assigned).into();
+    let at: Vec<u64> = [view(&world, "a").await, view(&world, "b").await].map(|view| view.counts.assigned).into();
     println!(
         "outage of 60 s, quotas {quotas:?}: drained after {drained:?}; {moved} devices booked elsewhere; assigned {at:?}"
     );
@@ -162,13 +163,13 @@ async fn drained_after_an_outage(quotas: (u32, u32)) -> Duration {
 #[tokio::test(start_paused = true)]
 async fn an_outage_is_not_made_longer_by_a_sibling_that_is_slower() {
     // The sibling's own 600 devices take 300 s.
-    let drained = drained_after_an_outage((600, 120)).await;
+    let drained = Box::pin(drained_after_an_outage((600, 120))).await;
     assert!(drained <= seconds(320), "{drained:?}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn after_an_outage_both_of_two_equal_instances_work_until_everybody_is_done() {
-    let drained = drained_after_an_outage((600, 600)).await;
+    let drained = Box::pin(drained_after_an_outage((600, 600))).await;
     assert!(drained <= seconds(125), "{drained:?}");
 }
 
@@ -212,7 +213,7 @@ async fn devices_that_were_booked_elsewhere_come_home_to_their_old_places() {
         for device in &all {
             assert!(world.record(device).await.unwrap().assignment().is_some(), "{device}");
         }
-        assert_eq!((view(&world, "a").line_length, view(&world, "b").line_length), (0, 0));
+        assert_eq!((view(&world, "a").await.line_length, view(&world, "b").await.line_length), (0, 0));
         assert_eq!(two_at_once(world.dps("a")).or(two_at_once(world.dps("b"))), None);
     }
 }
@@ -259,5 +260,5 @@ async fn devices_that_have_to_stay_do_not_keep_those_of_other_tenants_from_a_sib
         }
     }
     sleep(seconds(60)).await;
-    assert_eq!(view(&world, "b").counts.assigned, 20, "all that may go to the sibling");
+    assert_eq!(view(&world, "b").await.counts.assigned, 20, "all that may go to the sibling");
 }

@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use proxy_core::gateway::operator::InstanceView;
 use proxy_core::ids::TenantName;
 use proxy_core::place::Class;
 use proxy_core::settings::{DeviceAttestation, Membership, Settings, TenantSettings};
+use proxy_core::use_cases::operator::InstanceView;
 use rate_control::adaptive_limit::{HOLD, LimitState};
 use rate_control::time::{Clock, WallTime};
 
@@ -33,8 +33,8 @@ fn two_tenants(quota: u32) -> Settings {
     rules
 }
 
-fn view(world: &World) -> InstanceView {
-    world.gateway.instances().into_iter().next().unwrap()
+async fn view(world: &World) -> InstanceView {
+    world.gateway.instances().await.into_iter().next().unwrap()
 }
 
 async fn join(world: &World, side: &str, number: u32) {
@@ -57,16 +57,16 @@ async fn a_tenant_with_many_devices_pushes_nobody_beyond_a_fair_share() {
     }
     let now = world.gateway.now().wall;
     // Ten devices at half of 60 per minute, not behind the 470 of the other tenant; give or take what appointments allow for.
-    let told = drained(&world, "small").since(now);
+    let told = drained(&world, "small").await.since(now);
     assert!(told > seconds(15) && told < seconds(35), "{told:?}");
-    assert!(drained(&world, "big").since(now) > seconds(450));
+    assert!(drained(&world, "big").await.since(now) > seconds(450));
     sleep(seconds(25)).await;
     assert_eq!(registered_of(&world, "small"), 10);
     assert_within_quota(world.dps("a"), 60, "two tenants");
 }
 
-fn drained(world: &World, side: &str) -> WallTime {
-    view(world).tenants.iter().find(|drain| drain.tenant == tenant(side)).expect("its devices wait").drained_at
+async fn drained(world: &World, side: &str) -> WallTime {
+    view(world).await.tenants.iter().find(|drain| drain.tenant == tenant(side)).expect("its devices wait").drained_at
 }
 
 /// A device that was told a moment is not put off for one that comes later, however many come: those beyond what appointments allow for go
@@ -86,7 +86,7 @@ async fn tenants_that_come_late_have_what_appointments_leave_them_and_are_told_s
     sleep(seconds(1)).await;
     let now = world.gateway.now().wall;
     // 2,000 wait, ten leave each second: the large tenant's 1,200 first, but for the 150 that its appointments let in.
-    let (big, small) = (drained(&world, "big").since(now), drained(&world, "small").since(now));
+    let (big, small) = (drained(&world, "big").await.since(now), drained(&world, "small").await.since(now));
     assert!(big > seconds(115) && big < seconds(150), "{big:?}");
     assert!(small > seconds(190) && small < seconds(225), "{small:?}");
     sleep(seconds(60)).await;
@@ -223,7 +223,7 @@ async fn one_device_in_its_cool_down_does_not_put_off_when_the_line_is_drained()
     for number in 0..50 {
         world.queue(&format!("new-{number}")).await;
     }
-    let (now, seen) = (world.gateway.now().wall, view(&world));
+    let (now, seen) = (world.gateway.now().wall, view(&world).await);
     assert_eq!((seen.line_length, seen.deferred), (41, 1));
     assert!(seen.drained_at.unwrap().since(now) < seconds(60), "{:?}", seen.drained_at);
     assert!(seen.deferred_until.unwrap().since(now) > seconds(800), "{:?}", seen.deferred_until);
@@ -231,7 +231,7 @@ async fn one_device_in_its_cool_down_does_not_put_off_when_the_line_is_drained()
     assert_eq!((tenant.line_length, tenant.deferred, tenant.deferred_until), (41, 1, seen.deferred_until));
     assert!(tenant.drained_at.since(now) < seconds(60), "{:?}", tenant.drained_at);
     sleep(seconds(60)).await;
-    let seen = view(&world);
+    let seen = view(&world).await;
     assert_eq!((seen.line_length, seen.deferred, seen.half_drained_at, seen.drained_at), (1, 1, None, None));
 }
 
@@ -246,7 +246,7 @@ async fn operators_see_what_left_and_what_was_assigned_within_the_last_minute() 
     }
     // The last of 70 leaves at about 60 s.
     sleep(seconds(58)).await;
-    let seen = view(&world);
+    let seen = view(&world).await;
     let lately = |view: &InstanceView| (view.left_last_minute, view.assigned_last_minute);
     let (left, assigned) = lately(&seen);
     // The burst of ten left at once, and one each second after that; give or take the 5 s in which they are counted.
@@ -254,7 +254,7 @@ async fn operators_see_what_left_and_what_was_assigned_within_the_last_minute() 
     let sum: u32 = seen.tenants.iter().map(|tenant| tenant.left_last_minute).sum();
     assert_eq!((sum, seen.tenants.iter().map(|tenant| tenant.assigned_last_minute).sum()), (left, assigned));
     sleep(seconds(120)).await;
-    let seen = view(&world);
+    let seen = view(&world).await;
     assert_eq!((lately(&seen), seen.tenants.len()), ((0, 0), 0));
 }
 
@@ -272,11 +272,11 @@ async fn the_limit_comes_down_when_the_quota_is_halved_behind_our_back_and_grows
         world.queue(&format!("device-{number}")).await;
     }
     sleep(seconds(120)).await;
-    let before = view(&world);
+    let before = view(&world).await;
     assert_eq!((before.limit_per_minute, before.limit_state, before.limit_grows_at), (300, LimitState::Quota, None));
     world.dps("a").takes_per_minute(Some(150));
     sleep(seconds(180)).await;
-    let lowered = view(&world);
+    let lowered = view(&world).await;
     assert!((130..=150).contains(&lowered.limit_per_minute), "{}", lowered.limit_per_minute);
     assert_eq!(lowered.limit_state, LimitState::Held);
     let grows_in = lowered.limit_grows_at.unwrap().since(world.clock.now().wall);
@@ -284,11 +284,11 @@ async fn the_limit_comes_down_when_the_quota_is_halved_behind_our_back_and_grows
     let first = lowered.counts.throttled;
     assert!((2..=10).contains(&first), "{first} throttled");
     sleep(seconds(1500)).await;
-    let later = view(&world).counts;
+    let later = view(&world).await.counts;
     assert!(later.throttled - first <= 25, "{} of 3,750 throttled in 25 minutes", later.throttled - first);
     world.dps("a").takes_per_minute(None);
     sleep(seconds(1800)).await;
-    assert_eq!((view(&world).limit_per_minute, view(&world).limit_state), (300, LimitState::Quota));
+    assert_eq!((view(&world).await.limit_per_minute, view(&world).await.limit_state), (300, LimitState::Quota));
     assert_within_quota(world.dps("a"), 300, "the limit came down and grew");
     let times = counted(world.dps("a"));
     assert!(times.len() > 6000, "{}", times.len());
@@ -310,8 +310,8 @@ async fn lookups_that_spend_no_registration_say_nothing_about_its_limit() {
     world.queue("device-x").await;
     sleep(seconds(60)).await;
     world.hub("device-x").await;
-    assert!(view(&world).counts.throttled >= 3);
-    assert_eq!((view(&world).limit_per_minute, view(&world).limit_grows_at), (600, None));
+    assert!(view(&world).await.counts.throttled >= 3);
+    assert_eq!((view(&world).await.limit_per_minute, view(&world).await.limit_grows_at), (600, None));
 }
 
 #[tokio::test(start_paused = true)]
@@ -323,17 +323,17 @@ async fn the_limit_and_when_it_grows_outlive_a_crash() {
     }
     // The first minute was not a whole one, so the limit came down twice.
     sleep(seconds(200)).await;
-    let before = view(&world);
+    let before = view(&world).await;
     assert!((120..=150).contains(&before.limit_per_minute), "{}", before.limit_per_minute);
     world.kill().await;
-    let after = view(&world);
+    let after = view(&world).await;
     assert_eq!(after.limit_per_minute, before.limit_per_minute);
     let grows = [&before, &after].map(|view| view.limit_grows_at.unwrap());
     assert!(grows[0].since(grows[1]).max(grows[1].since(grows[0])) <= seconds(1), "{grows:?}");
     sleep(millis(100)).await;
-    let throttled = view(&world).counts.throttled;
+    let throttled = view(&world).await.counts.throttled;
     sleep(seconds(40)).await;
-    assert_eq!(view(&world).counts.throttled, throttled);
+    assert_eq!(view(&world).await.counts.throttled, throttled);
     assert!(world.gateway.registration(&id("device-399")).await.is_ok());
 }
 
@@ -349,6 +349,6 @@ async fn refusals_right_after_a_crash_show_what_was_taken_before_it_too() {
     // Some 250 were taken by the first process and 150 by the second one.
     world.dps("a").takes_per_minute(Some(400));
     sleep(seconds(45)).await;
-    let limit = view(&world).limit_per_minute;
+    let limit = view(&world).await.limit_per_minute;
     assert!((380..=420).contains(&limit), "{limit}, and half of the quota is what the second process alone would show");
 }

@@ -1,7 +1,7 @@
 //! Instances that fail: who waits, who is booked elsewhere, who must not be, and how an instance comes back.
 
 use proxy_core::device::{Record, Stage};
-use proxy_core::gateway::operator::InstanceView;
+use proxy_core::use_cases::operator::InstanceView;
 use rate_control::circuit_breaker::CircuitState;
 use rate_control::time::{Clock, WallTime};
 
@@ -10,8 +10,8 @@ use crate::support::dps::{Call, Fate, Weather};
 use crate::support::judge::{assert_within_quota, two_at_once};
 use crate::support::{World, millis, name, seconds, settings, sleep};
 
-fn view(world: &World, instance: &str) -> InstanceView {
-    world.gateway.instances().into_iter().find(|view| view.name == name(instance)).unwrap()
+async fn view(world: &World, instance: &str) -> InstanceView {
+    world.gateway.instances().await.into_iter().find(|view| view.name == name(instance)).unwrap()
 }
 
 fn instance_of(record: &Record) -> String {
@@ -35,7 +35,7 @@ async fn queue_at(world: &World, devices: u32, instance: &str) -> Vec<String> {
 /// The next pause between two tries at an instance that fails.
 async fn paused_until(world: &World, instance: &str) -> WallTime {
     for _ in 0..1_000 {
-        if let Some(until) = view(world, instance).paused_until {
+        if let Some(until) = view(world, instance).await.paused_until {
             return until;
         }
         sleep(millis(100)).await;
@@ -70,7 +70,7 @@ async fn an_instance_that_dies_in_mid_drain_loses_those_that_nothing_was_sent_fo
         let there = record.pending().is_none() || instance_of(&record) == "b";
         assert_ne!(there, begun.contains(device), "{device}: {:?}", record.timeline());
     }
-    assert_eq!(view(&world, "a").registered_count, begun.len() as u64, "capacity follows");
+    assert_eq!(view(&world, "a").await.registered_count, begun.len() as u64, "capacity follows");
     world.dps("a").reachable(true);
     sleep(seconds(900)).await;
     assert_within_quota(world.dps("b"), 600, "b");
@@ -90,7 +90,7 @@ async fn an_idle_instance_takes_over_the_line_of_one_that_fails_without_being_as
     queue_at(&world, 110, "a").await;
     sleep(seconds(120)).await;
     let told: Vec<(u64, usize)> =
-        ["a", "b"].map(|side| (view(&world, side).counts.assigned, view(&world, side).line_length)).into();
+        [view(&world, "a").await, view(&world, "b").await].map(|view| (view.counts.assigned, view.line_length)).into();
     assert_eq!(told, [(0, 0), (110, 0)]);
 }
 
@@ -100,13 +100,13 @@ async fn an_instance_that_works_again_after_its_line_was_emptied_gets_devices_ag
     world.dps("a").reachable(false);
     queue_at(&world, 20, "a").await;
     sleep(seconds(200)).await;
-    assert_eq!((view(&world, "a").line_length, view(&world, "b").counts.assigned), (0, 20));
+    assert_eq!((view(&world, "a").await.line_length, view(&world, "b").await.counts.assigned), (0, 20));
     world.dps("a").reachable(true);
     for number in 100..140 {
         world.queue(&format!("device-{number}")).await;
         sleep(seconds(2)).await;
     }
-    let at_a = view(&world, "a");
+    let at_a = view(&world, "a").await;
     assert!(at_a.counts.assigned > 10 && at_a.breaker == CircuitState::Closed, "{at_a:?}");
 }
 
@@ -231,7 +231,7 @@ async fn an_instance_that_comes_back_is_tried_with_one_device_and_then_ramped_up
     assert_eq!(out_at(sent[0].at), 1);
     assert!(out_at(first_answer + millis(10)) <= 2, "{}", out_at(first_answer + millis(10)));
     assert!(out_at(first_answer + millis(450)) <= 4);
-    assert_eq!(view(&world, "a").breaker, CircuitState::Closed);
+    assert_eq!(view(&world, "a").await.breaker, CircuitState::Closed);
     assert_within_quota(world.dps("a"), 600, "a");
 }
 
@@ -281,11 +281,11 @@ async fn what_an_outage_delayed_does_not_make_the_appointments_after_it_late() {
     world.dps("a").weather(Weather { failing: 1000, ..Weather::fair(100) });
     sleep(seconds(120)).await;
     world.dps("a").weather(Weather::fair(100));
-    while view(&world, "a").breaker != CircuitState::Closed {
+    while view(&world, "a").await.breaker != CircuitState::Closed {
         sleep(seconds(1)).await;
     }
     let mut told = Vec::new();
-    while let Some(drained_at) = view(&world, "a").drained_at {
+    while let Some(drained_at) = view(&world, "a").await.drained_at {
         told.push((drained_at, world.clock.elapsed()));
         sleep(seconds(1)).await;
     }
@@ -309,10 +309,10 @@ async fn polls_that_succeed_do_not_hide_that_registrations_fail() {
     sleep(seconds(45)).await;
     for _ in 0..20 {
         sleep(seconds(1)).await;
-        let now = view(&world, "a");
+        let now = view(&world, "a").await;
         assert!(now.breaker != CircuitState::Closed && now.consecutive_failures >= 2, "{:?}", now.breaker);
     }
-    assert!(view(&world, "a").counts.assigned >= 40, "the polls succeeded");
+    assert!(view(&world, "a").await.counts.assigned >= 40, "the polls succeeded");
 }
 
 #[tokio::test(start_paused = true)]
@@ -329,9 +329,9 @@ async fn polls_that_were_put_off_go_on_soon_after_the_instance_works_again() {
     }
     sleep(seconds(200)).await;
     world.dps("a").reachable(true);
-    while view(&world, "a").breaker != CircuitState::Closed {
+    while view(&world, "a").await.breaker != CircuitState::Closed {
         sleep(seconds(1)).await;
     }
     sleep(seconds(12)).await;
-    assert!(view(&world, "a").counts.assigned >= 30, "{} assigned", view(&world, "a").counts.assigned);
+    assert!(view(&world, "a").await.counts.assigned >= 30, "{} assigned", view(&world, "a").await.counts.assigned);
 }

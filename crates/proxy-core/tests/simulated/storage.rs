@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use proxy_core::gateway::StoreError;
-use proxy_core::gateway::provision::{Outcome, ProvisionError};
+use proxy_core::base::StoreError;
 use proxy_core::store::memory::Failure;
 use proxy_core::store::{CommitError, Health, Table};
+use proxy_core::use_cases::provision::{Outcome, ProvisionError};
 
 use crate::support::dps::{Call, Fate, Reply};
 use crate::support::judge::assert_within_quota;
@@ -31,7 +31,7 @@ async fn while_the_store_is_read_only_known_devices_are_answered_and_nothing_els
         sleep(seconds(10)).await;
     }
     assert_eq!(world.dps("a").calls(), calls);
-    assert_eq!((world.store.rows(Table::Device), world.gateway.instances()[0].registered_count), (1, 1));
+    assert_eq!((world.store.rows(Table::Device), world.gateway.instances().await[0].registered_count), (1, 1));
     world.store.set_health(Health::Writable);
     world.settle(world.ask("new")).await;
 }
@@ -94,7 +94,7 @@ async fn a_place_taken_before_the_store_went_read_only_is_kept_and_served_when_i
     sleep(seconds(600)).await;
     let sent = world.dps("a").count(Call::Register);
     assert!(sent <= 11, "{sent} sent without a durable mark");
-    assert!(world.gateway.instances()[0].budget >= 50, "no slot is spent on what cannot be sent");
+    assert!(world.gateway.instances().await[0].budget >= 50, "no slot is spent on what cannot be sent");
     world.store.set_health(Health::Writable);
     sleep(seconds(180)).await;
     for number in 0..30 {
@@ -168,7 +168,7 @@ async fn fail_nth(nth: u32, failure: &Failure) -> bool {
     let (hub, _) = world.settle(world.ask("device-1")).await;
     assert_eq!(hub, "hub-a.azure-devices.net", "{what}");
     sleep(seconds(100)).await;
-    let view = world.gateway.instances().remove(0);
+    let view = world.gateway.instances().await.remove(0);
     assert_eq!((view.line_length, view.under_way, view.registered_count, view.budget), (0, 0, 2, 60), "{what}");
     assert_within_quota(world.dps("a"), 60, &what);
     armed

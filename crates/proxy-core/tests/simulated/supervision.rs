@@ -14,8 +14,8 @@ fn deaths(world: &World, task: &str) -> u64 {
     world.gateway.supervisor().deaths()[task]
 }
 
-fn is_up(world: &World, instance: &str) -> bool {
-    let views = world.gateway.instances();
+async fn is_up(world: &World, instance: &str) -> bool {
+    let views = world.gateway.instances().await;
     views.iter().find(|view| view.name == name(instance)).unwrap().dispatcher_up
 }
 
@@ -26,7 +26,7 @@ async fn a_dispatcher_that_dies_is_begun_anew_and_its_line_goes_on() {
         world.clock.kill_task(dispatcher("a"));
         let (_, requests) = world.settle(world.ask(&format!("device-{death}"))).await;
         assert!(requests <= 2, "the line is served as ever: {requests}");
-        assert_eq!((deaths(&world, "dispatcher"), is_up(&world, "a")), (death, true));
+        assert_eq!((deaths(&world, "dispatcher"), is_up(&world, "a").await), (death, true));
         // Not twice within a minute.
         sleep(seconds(61)).await;
     }
@@ -46,7 +46,7 @@ async fn a_dispatcher_that_dies_twice_within_a_minute_is_given_up_while_known_de
     }
     let reason = world.gateway.supervisor().failed().await;
     assert!(reason.contains("instance a panicked twice"), "{reason}");
-    assert_eq!((is_up(&world, "a"), is_up(&world, "b"), deaths(&world, "dispatcher")), (false, true, 2));
+    assert_eq!((is_up(&world, "a").await, is_up(&world, "b").await, deaths(&world, "dispatcher")), (false, true, 2));
     sleep(seconds(30)).await;
     assert_eq!(world.hub("known").await, hub);
     for number in 0..6 {
@@ -66,9 +66,9 @@ async fn a_registration_that_dies_keeps_its_place_and_its_slot_is_held_as_if_its
     world.queue("device-1").await;
     sleep(seconds(1)).await;
     assert_eq!(deaths(&world, "registration"), 1);
-    let view = &world.gateway.instances()[0];
+    let view = &world.gateway.instances().await[0];
     assert_eq!((view.under_way, view.line_length, view.budget), (0, 1, 2), "one slot is held");
-    assert!(is_up(&world, "a"), "it is not the dispatcher that died");
+    assert!(is_up(&world, "a").await, "it is not the dispatcher that died");
     // Whether anything was sent is asked before anything is sent again.
     let (_, requests) = world.settle(world.ask("device-1")).await;
     assert!(requests <= 3, "{requests}");
@@ -77,7 +77,7 @@ async fn a_registration_that_dies_keeps_its_place_and_its_slot_is_held_as_if_its
     assert_within_quota(world.dps("a"), 3, "a registration that died");
     // A lost answer holds its slot for 90.1 s, the two calls for 60.1 s each.
     sleep(seconds(100)).await;
-    assert_eq!(world.gateway.instances()[0].budget, 3);
+    assert_eq!(world.gateway.instances().await[0].budget, 3);
 }
 
 #[tokio::test(start_paused = true)]
@@ -86,7 +86,7 @@ async fn a_poll_that_dies_is_begun_anew_and_nothing_is_registered_twice() {
     world.dps("a").next_of(Call::Poll, "device-1", Fate::Dies);
     world.settle(world.ask("device-1")).await;
     assert_eq!((deaths(&world, "registration"), world.dps("a").count(Call::Register)), (1, 1));
-    assert_eq!(world.gateway.instances()[0].under_way, 0);
+    assert_eq!(world.gateway.instances().await[0].under_way, 0);
 }
 
 #[tokio::test(start_paused = true)]

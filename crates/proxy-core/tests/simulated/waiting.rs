@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::future::BoxFuture;
-use proxy_core::gateway::provision::Outcome;
 use proxy_core::ids::InstanceName;
 use proxy_core::place::Sequence;
 use proxy_core::store::memory::MemoryStore;
 use proxy_core::store::{Commit, CommitError, Health, Key, ReadError, Row, Store, Stored, Table};
+use proxy_core::use_cases::provision::Outcome;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 

@@ -13,8 +13,8 @@ use rate_control::time::Clock;
 use crate::support::dps::{Call, Fate, Reply, Weather};
 use crate::support::{World, enrollment, enrollment_name, id, millis, name, seconds, settings, sleep};
 
-fn holding(world: &World) -> Holding {
-    world.gateway.instances()[0].holding
+async fn holding(world: &World) -> Holding {
+    world.gateway.instances().await[0].holding
 }
 
 async fn why(world: &World, device: &str) -> String {
@@ -25,7 +25,7 @@ async fn why(world: &World, device: &str) -> String {
 async fn until_held_by(world: &World, wanted: Holding) {
     let mut seen = Vec::new();
     for _ in 0..9000 {
-        let held_by = holding(world);
+        let held_by = holding(world).await;
         if held_by == wanted {
             return;
         }
@@ -55,14 +55,14 @@ async fn the_rate_and_the_quota_of_the_minute_are_told_apart() {
     let world = World::new(settings(&[("a", 60)])).await;
     queue_devices(&world, 100).await;
     sleep(millis(5_500)).await;
-    assert_eq!(holding(&world), Holding::Pace);
+    assert_eq!(holding(&world).await, Holding::Pace);
     assert_why(&world, "device-99", &["of 85 in the line of a; the instance takes 60 registrations per minute"]).await;
     // The burst has used up the minute a little before its end.
     until_held_by(&world, Holding::Quota).await;
     let parts = ["the quota of this minute is used up; the instance takes 60 registrations per minute"];
     assert_why(&world, "device-99", &parts).await;
     sleep(seconds(120)).await;
-    assert_eq!(holding(&world), Holding::Nothing, "nobody waits");
+    assert_eq!(holding(&world).await, Holding::Nothing, "nobody waits");
 }
 
 #[tokio::test(start_paused = true)]
@@ -72,7 +72,7 @@ async fn what_follows_a_429_is_told_until_calls_are_free_again() {
     world.dps("a").next(Call::Register, Fate::throttled(Some(20)));
     queue_devices(&world, 1500).await;
     sleep(seconds(5)).await;
-    assert_eq!(holding(&world), Holding::ThrottledByDps);
+    assert_eq!(holding(&world).await, Holding::ThrottledByDps);
     assert_why(&world, "device-1499", &["DPS throttled the instance: paused until 20"]).await;
     until_held_by(&world, Holding::AfterThrottling).await;
     let parts =
@@ -92,7 +92,7 @@ async fn an_outage_its_end_and_the_ramp_after_it_are_told() {
         .await;
     world.dps("a").weather(Weather::fair(400));
     for _ in 0..100 {
-        if holding(&world) == Holding::RampingUp {
+        if holding(&world).await == Holding::RampingUp {
             let parts =
                 ["the circuit closed again and calls ramp up: the next call leaves when DPS answers one in flight"];
             return assert_why(&world, "device-299", &parts).await;
@@ -118,7 +118,7 @@ async fn the_bounds_of_the_configuration_are_told_by_their_names() {
         } else {
             (Holding::ConnectionsMax, "3 calls in flight, as many as registration.connections_max allows")
         };
-        assert_eq!(holding(&world), wanted);
+        assert_eq!(holding(&world).await, wanted);
         assert_why(&world, "device-49", &[words]).await;
     }
 }
@@ -140,7 +140,7 @@ async fn a_limit_that_came_down_and_the_concurrency_it_needs_are_told() {
     .await;
     world.dps("a").takes_per_minute(Some(300));
     sleep(seconds(180)).await;
-    let limit = world.gateway.instances()[0].limit_per_minute;
+    let limit = world.gateway.instances().await[0].limit_per_minute;
     assert!((280..=300).contains(&limit), "{limit}");
     let words =
         format!("the instance takes {limit} registrations per minute, because DPS refused more; its quota is 600");
@@ -179,7 +179,7 @@ async fn a_wait_of_its_own_is_told_with_its_end() {
     world.gateway.invalidate("device-1", None, "hub-404001").await.unwrap();
     world.queue("device-1").await;
     assert_why(&world, "device-1", &["deferred until 20", "or by registration.suspect_cooldown"]).await;
-    let (view, now) = (world.gateway.instances().remove(0), world.clock.now().wall);
+    let (view, now) = (world.gateway.instances().await.remove(0), world.clock.now().wall);
     let [tenant] = &view.tenants[..] else { panic!("{:?}", view.tenants) };
     assert_eq!((view.line_length, tenant.line_length), (1, 1));
     for until in [view.deferred_until, tenant.deferred_until] {
@@ -216,7 +216,7 @@ async fn failing_polls_are_told_with_their_cause_and_forgotten_when_one_succeeds
         failures.map(|event| event.what.clone()).collect()
     };
     assert_eq!(events(&world.record("device-1").await.unwrap()).len(), 1, "one event for all of them");
-    let counts = world.gateway.instances()[0].counts;
+    let counts = world.gateway.instances().await[0].counts;
     assert!(counts.lost + counts.unreachable >= 3, "{counts:?}");
     world.dps("a").reachable(true);
     sleep(seconds(12)).await;
@@ -238,7 +238,7 @@ async fn a_store_that_takes_no_writes_is_not_told_as_a_failing_instance() {
     world.store.set_health(Health::ReadOnly("full".to_owned()));
     until_held_by(&world, Holding::Store).await;
     assert_why(&world, "device-99", &["the store takes no writes, and nothing is sent that is not on disk"]).await;
-    let seen = world.gateway.instances().remove(0);
+    let seen = world.gateway.instances().await.remove(0);
     assert_eq!((seen.breaker, seen.consecutive_failures), (CircuitState::Closed, 0));
     world.store.set_health(Health::Writable);
     sleep(seconds(120)).await;

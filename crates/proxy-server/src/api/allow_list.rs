@@ -1,6 +1,6 @@
 //! An allow-list, as operators send it, and what became of its rows.
 
-use proxy_core::gateway::operator::ImportRow;
+use proxy_core::use_cases::import::ImportRow;
 use serde::Serialize;
 use utoipa::ToSchema;
 

@@ -1,8 +1,8 @@
 //! Which hub a device is on, as backends are told it, and what they contradict.
 
 use proxy_core::device;
-use proxy_core::gateway::backend as core;
 use proxy_core::ids::HubName as CoreHubName;
+use proxy_core::use_cases::backend as core;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 

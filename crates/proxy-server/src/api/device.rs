@@ -1,7 +1,7 @@
 //! What devices send and are told.
 
 use proxy_core::attestation::HandedCredential;
-use proxy_core::gateway::provision as core;
+use proxy_core::use_cases::provision as core;
 use rate_control::time::WallTime;
 use serde::Serialize;
 use serde_json::{Map, Value};

@@ -1,7 +1,8 @@
 //! The instances, as operators see them.
 
-use proxy_core::gateway::operator as core;
 use proxy_core::line;
+use proxy_core::line_owner::{BlamedView, CountsView};
+use proxy_core::use_cases::operator as core;
 use rate_control::adaptive_limit;
 use rate_control::circuit_breaker::CircuitState;
 use serde::Serialize;
@@ -248,8 +249,8 @@ pub struct Counts {
     pub refused: u64,
 }
 
-impl From<core::CountsView> for Counts {
-    fn from(view: core::CountsView) -> Self {
+impl From<CountsView> for Counts {
+    fn from(view: CountsView) -> Self {
         Self {
             registrations: view.registrations,
             repeated: view.repeated,
@@ -276,8 +277,8 @@ pub struct Blamed {
     pub ourselves: u64,
 }
 
-impl From<core::BlamedView> for Blamed {
-    fn from(view: core::BlamedView) -> Self {
+impl From<BlamedView> for Blamed {
+    fn from(view: BlamedView) -> Self {
         Self { instance: view.instance, path: view.path, ourselves: view.ourselves }
     }
 }

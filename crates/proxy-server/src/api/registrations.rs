@@ -1,7 +1,7 @@
 //! One device, and lists of devices, as operators see them; and what operators wish for a device.
 
-use proxy_core::gateway::lists;
-use proxy_core::gateway::operator as core;
+use proxy_core::use_cases::lists;
+use proxy_core::use_cases::operator as core;
 use proxy_core::{device, place};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;

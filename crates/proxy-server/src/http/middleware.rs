@@ -10,7 +10,7 @@ use actix_web::http::StatusCode;
 use actix_web::http::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING};
 use actix_web::middleware::Next;
 use actix_web::{Error, ResponseError as _, web};
-use proxy_core::gateway::about;
+use proxy_core::base::about;
 use tracing::Instrument as _;
 use tracing::field::Empty;
 

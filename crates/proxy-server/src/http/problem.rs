@@ -12,14 +12,14 @@ use actix_web::http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER
 use actix_web::http::{StatusCode, header};
 use actix_web::{HttpResponse, ResponseError};
 use proxy_core::attestation::Told;
+use proxy_core::base::StoreError;
+use proxy_core::base::about;
 use proxy_core::device::Refusal;
-use proxy_core::gateway::StoreError;
-use proxy_core::gateway::about;
-use proxy_core::gateway::backend::{BackendError, Found};
-use proxy_core::gateway::lists::ListError;
-use proxy_core::gateway::operator::OperatorError;
-use proxy_core::gateway::provision::ProvisionError;
 use proxy_core::store::{CommitError, ReadError};
+use proxy_core::use_cases::backend::{BackendError, Found};
+use proxy_core::use_cases::lists::ListError;
+use proxy_core::use_cases::operator::OperatorError;
+use proxy_core::use_cases::provision::ProvisionError;
 use rate_control::entropy::Entropy;
 use rate_control::time::WallTime;
 

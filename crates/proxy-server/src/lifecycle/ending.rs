@@ -5,7 +5,7 @@
 
 use std::fmt::Write as _;
 
-use proxy_core::gateway::Stopped;
+use proxy_core::base::Stopped;
 
 /// The last line; in the error case the process ends with a failure.
 ///

@@ -2,8 +2,8 @@
 
 use actix_web::http::header::{CACHE_CONTROL, ETAG, IF_NONE_MATCH};
 use actix_web::{HttpRequest, HttpResponse, web};
-use proxy_core::gateway::backend::{AssignmentView, Found};
 use proxy_core::ids::HubName;
+use proxy_core::use_cases::backend::{AssignmentView, Found};
 
 use super::tenants::visible_tenants;
 use super::{bearer, changes, lists, openapi};

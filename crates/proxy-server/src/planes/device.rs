@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 use actix_web::http::header::{AUTHORIZATION, CACHE_CONTROL, HOST, HeaderMap, HeaderName, RETRY_AFTER};
 use actix_web::{HttpRequest, HttpResponse, web};
 use proxy_core::attestation::{Presented, Proof, Selector};
+use proxy_core::base::about;
 use proxy_core::dialect::Dialect;
-use proxy_core::gateway::about;
-use proxy_core::gateway::provision::{Intent, Outcome, ProvisionError, ProvisionRequest};
 use proxy_core::ids::RegistrationId;
+use proxy_core::use_cases::provision::{Intent, Outcome, ProvisionError, ProvisionRequest};
 use rate_control::time::WallTime;
 use serde_json::{Map, Value};
 

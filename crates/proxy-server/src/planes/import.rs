@@ -12,9 +12,9 @@ use std::sync::Arc;
 use actix_web::http::StatusCode;
 use actix_web::rt::task::JoinHandle;
 use actix_web::{HttpRequest, HttpResponse, web};
-use proxy_core::gateway::StoreError;
-use proxy_core::gateway::operator::{ImportRow, Imported};
+use proxy_core::base::StoreError;
 use proxy_core::store::ReadError;
+use proxy_core::use_cases::import::{ImportRow, Imported};
 use tokio::task::JoinError;
 
 use super::bearer;

@@ -2,8 +2,8 @@
 
 use actix_web::http::header::CACHE_CONTROL;
 use actix_web::{HttpRequest, HttpResponse, web};
-use proxy_core::gateway::lists::{Cursor, Filter, RegistrationState};
 use proxy_core::ids::{InstanceName, RegistrationId, TenantName};
+use proxy_core::use_cases::lists::{Cursor, Filter, RegistrationState};
 
 use super::bearer;
 use super::tenants::visible_tenants;

@@ -172,7 +172,7 @@ async fn metrics(app: web::Data<App>, request: HttpRequest) -> Result<HttpRespon
     bearer::operator(&app, &request, OperatorRole::Read)?;
     let accept: Vec<&str> = request.headers().get_all(ACCEPT).filter_map(|value| value.to_str().ok()).collect();
     let format = TextFormat::preferred(&accept.join(","));
-    let text = app.metrics.encode(&app.gateway, app.facts(), format);
+    let text = app.metrics.encode(&app.gateway, app.facts(), format).await;
     Ok(HttpResponse::Ok()
         .insert_header((CACHE_CONTROL, "no-store"))
         .insert_header((VARY, "accept"))
@@ -193,7 +193,7 @@ async fn metrics(app: web::Data<App>, request: HttpRequest) -> Result<HttpRespon
 )]
 async fn instances(app: web::Data<App>, request: HttpRequest) -> Result<HttpResponse, Problem> {
     bearer::operator(&app, &request, OperatorRole::Read)?;
-    let instances = app.gateway.instances().into_iter().map(Instance::from).collect();
+    let instances = app.gateway.instances().await.into_iter().map(Instance::from).collect();
     Ok(HttpResponse::Ok().insert_header((CACHE_CONTROL, "no-store")).json(Instances { instances }))
 }
 

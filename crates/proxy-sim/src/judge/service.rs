@@ -16,8 +16,8 @@ pub(super) fn judge(scenario: &Scenario, log: &[Entry]) -> Vec<Violation> {
     }
     let ways = Ways::read(scenario, log);
     let mut violations = trouble::none_in_vain(&ways);
-    if scenario.slow_reads || scenario.slow_acks {
-        // A store that takes seconds keeps devices waiting; nothing tight can be asked of the service then.
+    if scenario.is_slow() {
+        // A store, or an owner of the lines, that takes seconds keeps devices waiting; nothing tight can be asked of the service then.
         return violations;
     }
     match scenario.course {

@@ -86,7 +86,7 @@ pub(super) fn home_again(ways: &Ways<'_>) -> Option<Violation> {
 
 /// A device is registered again only after an outcome that nobody knows, or that was none.
 pub(super) fn none_in_vain(ways: &Ways<'_>) -> Vec<Violation> {
-    let slow = ways.scenario.slow_reads || ways.scenario.slow_acks;
+    let slow = ways.scenario.is_slow();
     let late = if slow { Duration::from_secs(20) } else { Duration::ZERO };
     let written = ways.scenario.sync_every * 2 + Duration::from_millis(5) + late;
     let mut violations = Vec::new();

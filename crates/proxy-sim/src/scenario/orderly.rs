@@ -39,6 +39,7 @@ pub(super) fn draw(seed: u64) -> Scenario {
         sync_every: Duration::from_millis(dice.pick(&[0, 2, 15])),
         slow_reads: false,
         slow_acks: false,
+        slow_owner: false,
         machines: 1,
         lookup_counts: true,
         lookup_spends: true,

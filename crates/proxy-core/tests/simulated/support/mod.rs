@@ -10,10 +10,9 @@ use std::time::Duration;
 use proxy_core::attestation::{Presented, Proof, Selector};
 use proxy_core::device::Record;
 use proxy_core::dialect::Dialect;
-use proxy_core::gateway::operator::ImportRow;
-use proxy_core::gateway::provision::{Assigned, Intent, Outcome, ProvisionError, ProvisionRequest, Queued};
 use proxy_core::gateway::{Fixed, Gateway};
 use proxy_core::ids::{EnrollmentName, IdScope, InstanceName, RegistrationId, TenantName};
+use proxy_core::line_owner::LineOwner;
 use proxy_core::sas;
 use proxy_core::secret::SymmetricKey;
 use proxy_core::settings::{
@@ -22,11 +21,14 @@ use proxy_core::settings::{
 };
 use proxy_core::store::Store;
 use proxy_core::store::memory::MemoryStore;
+use proxy_core::use_cases::import::ImportRow;
+use proxy_core::use_cases::provision::{Assigned, Intent, Outcome, ProvisionError, ProvisionRequest, Queued};
 use rate_control::entropy::Entropy;
 use serde_json::Value;
 
 pub(crate) mod clock;
 pub(crate) mod dps;
+mod far;
 pub(crate) mod judge;
 
 use clock::TestClock;
@@ -350,6 +352,22 @@ impl World {
         let (store, clock) = (door(Arc::clone(&world.store)), Arc::clone(&world.clock));
         let network = Network { process: Arc::clone(&world.process), instances: world.instances.clone() };
         let opened = Gateway::open(store, clock, Arc::new(network), settings, world.fixed, Entropy::from_seed(1)).await;
+        world.gateway = opened.unwrap();
+        world
+    }
+}
+
+impl World {
+    /// A new world, in which every question to the owner of the lines takes this long to get there, and every answer to come back.
+    pub(crate) async fn far_from_the_owner(settings: Settings, way: Duration) -> Self {
+        let mut world = Self::new(settings.clone()).await;
+        world.gateway.stop(Duration::ZERO).await;
+        world.process = Arc::new(Process::default());
+        world.store = Arc::new(world.store.crash());
+        let (store, clock) = (Arc::clone(&world.store), Arc::clone(&world.clock));
+        let network = Arc::new(Network { process: Arc::clone(&world.process), instances: world.instances.clone() });
+        let (entropy, far) = (Entropy::from_seed(1), |owner| Arc::new(far::Far { owner, way }) as Arc<dyn LineOwner>);
+        let opened = Gateway::open_before(store, clock, network, settings, world.fixed, entropy, far).await;
         world.gateway = opened.unwrap();
         world
     }

@@ -1,0 +1,85 @@
+//! An owner of the lines that is far away: each question takes a while to get there, and each answer to come back.
+//!
+//! Between two questions, and between an answer and what is done about it, everything else goes on. So of two changes the later one may be
+//! followed first, a line that had room may be full, and a place that is told may have been left.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use proxy_core::device::{Effects, Flight, Pending};
+use proxy_core::ids::{InstanceName, TenantName};
+use proxy_core::line_owner::{At, Avoid, Explained, LineOwner, LineReport, Newcomer, NotExpected, Told};
+use proxy_core::place::Place;
+
+use crate::delay::Delay;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct FarOwner {
+    pub(crate) owner: Arc<dyn LineOwner>,
+    pub(crate) delay: Arc<Delay>,
+}
+
+impl FarOwner {
+    /// Takes the way there and back.
+    fn far<'a, T: Send + 'a>(&'a self, answer: BoxFuture<'a, T>) -> BoxFuture<'a, T> {
+        async move {
+            self.delay.pass().await;
+            let answer = answer.await;
+            self.delay.pass().await;
+            answer
+        }
+        .boxed()
+    }
+}
+
+impl LineOwner for FarOwner {
+    fn avoid<'a>(&'a self, tenant: &'a TenantName) -> BoxFuture<'a, Avoid> {
+        self.far(self.owner.avoid(tenant))
+    }
+
+    fn expect<'a>(&'a self, newcomer: &'a Newcomer) -> BoxFuture<'a, Result<Place, NotExpected>> {
+        self.far(self.owner.expect(newcomer))
+    }
+
+    fn withdraw<'a>(&'a self, newcomer: &'a Newcomer, place: Place) -> BoxFuture<'a, ()> {
+        self.far(self.owner.withdraw(newcomer, place))
+    }
+
+    fn follow<'a>(&'a self, effects: &'a Effects) -> BoxFuture<'a, ()> {
+        self.far(self.owner.follow(effects))
+    }
+
+    fn tell<'a>(&'a self, at: At<'a>) -> BoxFuture<'a, Option<Told>> {
+        self.far(self.owner.tell(at))
+    }
+
+    fn sooner<'a>(&'a self, at: At<'a>, among: &'a BTreeSet<InstanceName>) -> BoxFuture<'a, Option<InstanceName>> {
+        self.far(self.owner.sooner(at, among))
+    }
+
+    fn on_its_way<'a>(&'a self, flight: &'a Flight) -> BoxFuture<'a, bool> {
+        self.far(self.owner.on_its_way(flight))
+    }
+
+    fn room_in<'a>(
+        &'a self,
+        tenant: &'a TenantName,
+        among: &'a BTreeSet<InstanceName>,
+        promised: bool,
+    ) -> BoxFuture<'a, Duration> {
+        self.far(self.owner.room_in(tenant, among, promised))
+    }
+
+    fn explain<'a>(&'a self, tenant: &'a TenantName, pending: &'a Pending) -> BoxFuture<'a, Option<Explained>> {
+        self.far(self.owner.explain(tenant, pending))
+    }
+
+    /// What the simulation itself counts by is not late.
+    fn report(&self) -> BoxFuture<'_, BTreeMap<InstanceName, LineReport>> {
+        self.owner.report()
+    }
+}
