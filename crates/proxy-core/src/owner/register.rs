@@ -44,8 +44,6 @@ mod flight;
 mod poll;
 mod trouble;
 
-use flight::OTHER_CALL_WAIT;
-
 /// A call that could not be signed any more when it was to leave, in words for its timeline.
 const TIME_UNKNOWN: &str = "DPS's clock was no longer known when the call was about to be sent";
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Attempt, OTHER_CALL_WAIT, Settled};
+use super::{Attempt, Settled};
 use crate::base::Base;
 use crate::device::{Command, Flight, Step};
 use crate::line::lane::JobKind;
@@ -11,6 +11,9 @@ use crate::records::ChangeError;
 use crate::store::Write;
 use rate_control::retry;
 use rate_control::time::Mono;
+
+/// Until a device is tried again whose earlier registration, from a place it was moved away from, is still on the wire.
+const OTHER_CALL_WAIT: Duration = Duration::from_secs(1);
 
 /// Waits before the store is tried again that failed so many times in a row. False if the service stops.
 pub(super) async fn wait_for_the_store(base: &Base, failures: u32) -> bool {

@@ -4,8 +4,6 @@
 //! Invariant: a registration of this process is on its way until its call has ended and that is on disk. One of an earlier process is for as
 //! long as the ledger holds its slot, as whoever sent it is gone since this process has the store.
 
-use std::time::Duration;
-
 use super::Attempts;
 use super::durable::wait_for_the_store;
 use crate::device::{Command, Flight, Rejected};
@@ -13,9 +11,6 @@ use crate::ids::RegistrationId;
 use crate::owner::dispatcher::Dispatcher;
 use crate::records::ChangeError;
 use rate_control::ledger::SlotId;
-
-/// Until a device is tried again whose earlier registration, from a place it was moved away from, is still on the wire.
-pub(super) const OTHER_CALL_WAIT: Duration = Duration::from_secs(1);
 
 impl Attempts {
     /// Whoever looked after the call that held `slot` is gone: it has ended. Goes on until that is on disk, or the service stops.
