@@ -9,7 +9,8 @@ use serde_json::{Map, Value, json};
 use super::*;
 
 /// What is free in its form, and the places, which hold nothing but what every version knows.
-const CLOSED: [&str; 4] = ["/assignment/payload", "/pending/payload", "/pending/place", "/pending/home/place"];
+const CLOSED: [&str; 4] =
+    ["/assignment/payload", "/pending/payload", "/pending/place", concat!("/pending/home", "/place")];
 
 fn value_of(record: &Record) -> Value {
     serde_json::from_slice(&record.encode()).unwrap()
