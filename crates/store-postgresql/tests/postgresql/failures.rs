@@ -192,3 +192,80 @@ async fn what_was_acknowledged_survives_the_kill_of_the_server() {
     assert!(numbers.len() > 50, "{} were acknowledged", numbers.len());
     assert!(value(&survivor, "after").await.is_some());
 }
+
+/// The process of the server that carries out a commit and waits for `event`, once there is one. Not to be asked within a transaction, which sees the same
+/// all the time.
+async fn waiting_backend(admin: &tokio_postgres::Client, event: &str) -> i32 {
+    const WAITING: &str = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND state = 'active' \
+        AND query LIKE '%commit_v1%' AND wait_event = $1 AND pid <> pg_backend_pid()";
+    loop {
+        if let Some(row) = admin.query(WAITING, &[&event]).await.unwrap().first() {
+            return row.get(0);
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_an_administrator_ends_costs_no_commit() {
+    let Some(database) = Database::new().await else { return };
+    let mut options = database.options();
+    options.lock_timeout = Duration::from_secs(30);
+    options.commit_timeout = Duration::from_secs(30);
+    let store = PostgresqlStore::open(options).await.unwrap();
+    commit(&store, vec![join("first", &line(), Expect::Absent)]).await.unwrap();
+    let (admin, holder) = (database.admin().await, database.admin().await);
+    holder.batch_execute("BEGIN; LOCK TABLE dps_proxy.place IN SHARE MODE").await.unwrap();
+    let taking = store.commit(unnamed(vec![join("a", &line(), Expect::Absent)]));
+    let ending = async {
+        let backend = waiting_backend(&admin, "relation").await;
+        admin.query_one("SELECT pg_terminate_backend($1)", &[&backend]).await.unwrap();
+        holder.batch_execute("COMMIT").await.unwrap();
+    };
+    let (taken, ()) = tokio::join!(taking, ending);
+    let numbers = taken.unwrap();
+    let place = store.get(&device("a")).await.unwrap().unwrap().place;
+    assert_eq!(place, Some(Place { class: Class::First, sequence: numbers[0] }));
+    assert_eq!(store.places(&line(), None, 10).await.unwrap().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_that_waits_for_a_standby_is_neither_shown_nor_sent_again() {
+    let Some(database) = Database::alone().await else { return };
+    let mut options = database.options();
+    options.commit_timeout = Duration::from_millis(300);
+    let store = PostgresqlStore::open(options).await.unwrap();
+    commit(&store, vec![join("first", &line(), Expect::Absent)]).await.unwrap();
+    let admin = database.admin().await;
+    let standbys = async |names: &str| {
+        admin.batch_execute(&format!("ALTER SYSTEM SET synchronous_standby_names = '{names}'")).await.unwrap();
+        admin.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+        while admin.query_one("SHOW synchronous_standby_names", &[]).await.unwrap().get::<_, String>(0) != names {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    standbys("nobody").await;
+    // The server's processes hear of it one after the other.
+    let mut number = 0;
+    let (taking, name) = loop {
+        number += 1;
+        let name = number.to_string();
+        let mut taking = store.commit(unnamed(vec![join(&name, &line(), Expect::Absent)]));
+        tokio::select! {
+            taken = &mut taking => assert_eq!(taken.unwrap(), [number]),
+            _backend = waiting_backend(&admin, "SyncRep") => break (taking, name),
+        }
+    };
+    let waiting = async {
+        // Given up twice and more: the connection is dropped, and the server goes on waiting.
+        let before = store.steps();
+        while store.steps() < before + 4 {
+            assert_eq!(value(&store, &name).await, None, "no standby has it yet");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        standbys("").await;
+    };
+    let (taken, ()) = tokio::join!(taking, waiting);
+    assert_eq!(taken.unwrap(), [number], "one number, and no second try");
+    assert_eq!(value(&store, &name).await.as_deref(), Some("joined"));
+}
