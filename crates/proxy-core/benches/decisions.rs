@@ -63,7 +63,7 @@ fn line(criterion: &mut Criterion) {
         let device = |sequence| {
             let id = RegistrationId::parse(&format!("sn-007-888-abc-mac-a1-b2-c3-d4-e5-f6-{sequence:011}"));
             let joined = u32::try_from(sequence / 100).unwrap_or(u32::MAX);
-            Waiting { id: id.expect("an ID"), job: JobKind::Register, confirmed: true, joined, appointment: None }
+            Waiting { id: id.expect("an ID"), job: JobKind::Register, joined, appointment: None }
         };
         for sequence in 0..waiting {
             lanes.insert(&tenant, place(sequence), &device(sequence));

@@ -18,7 +18,7 @@ use crate::dialect::Dialect;
 use crate::ids::{EnrollmentName, InstanceName, TenantName};
 use crate::line::LineFull;
 use crate::line_owner::{At, Avoid, Coming, LineOwner, Newcomer, NotExpected};
-use crate::place::{Class, Place};
+use crate::place::Class;
 use crate::placement::{self, NoRoom};
 use crate::records::{Records, lost_race};
 use crate::store::CommitError;
@@ -92,7 +92,7 @@ impl Joining {
         &self,
         mut draft: Draft,
         entry: Entry<'_>,
-        command: impl FnOnce(Seat) -> Command + Clone + Send + 'static,
+        command: impl FnOnce(Seat) -> Command + Clone,
     ) -> Result<Result<(), CommitError>, JoinError> {
         let Entry { class, wish, asked } = entry;
         let request_id = about::request_id().map(|id| id.to_string());
@@ -104,9 +104,9 @@ impl Joining {
             about::instance(&instance);
             let anywhere = counted && wish == Wish::Any && record.moving_to().is_none();
             let whose = (record.tenant().clone(), record.enrollment().clone());
-            let newcomer = newcomer(record, instance.clone(), Coming::Anew(class));
+            let newcomer = newcomer(record, instance.clone(), Coming::Anew);
             let (command, at, request_id) = (command.clone(), instance.clone(), request_id.clone());
-            let seated = self.seat(draft, newcomer, counted, |place| command(Seat { instance: at, place, request_id }));
+            let seated = self.seat(draft, newcomer, counted, command(Seat { instance: at, class, request_id }));
             let why = match seated.await {
                 Ok(written) => return Ok(written),
                 Err((same, why)) => {
@@ -128,9 +128,9 @@ impl Joining {
     pub(crate) async fn reseat(&self, old: Versioned, class: Class, why: &'static str) -> Result<(), CommitError> {
         let instance = old.record.pending().map(|pending| pending.instance.clone());
         let instance = instance.ok_or_else(|| lost_race(Rejected::NoPlace))?;
-        let newcomer = newcomer(&old.record, instance, Coming::Changing(class));
+        let newcomer = newcomer(&old.record, instance, Coming::Changing);
         let draft = self.records.draft(old, self.base.now());
-        let seated = self.seat(draft, newcomer, false, move |place| Command::Reseat { place, why }).await;
+        let seated = self.seat(draft, newcomer, false, Command::Reseat { class, why }).await;
         seated.unwrap_or_else(|_| Err(lost_race(Rejected::NoPlace)))
     }
 
@@ -154,12 +154,11 @@ impl Joining {
         let Some(home) = old.record.pending().and_then(|pending| pending.home.clone()) else {
             return Ok(Err(lost_race(Rejected::Bound)));
         };
-        let now = self.base.now();
         let wish = Wish::Rebooked(&home.instance);
         let Chosen { instance, counted } = self.choose(&old.record, wish, &Avoid::default())?;
-        let newcomer = newcomer(&old.record, instance, Coming::Returning(home.place, home.joined_at.age(now)));
-        let draft = self.records.draft(old, now);
-        let seated = self.seat(draft, newcomer, counted, |_| Command::ComeHome).await;
+        let newcomer = newcomer(&old.record, instance, Coming::Returning(home.place));
+        let draft = self.records.draft(old, self.base.now());
+        let seated = self.seat(draft, newcomer, counted, Command::ComeHome).await;
         seated.map_err(|_| NoRoom::NoneFits.into())
     }
 
@@ -218,8 +217,8 @@ impl Joining {
         JoinError::LineFull { full, retry_after_seconds }
     }
 
-    /// Room in the line, the record on disk, and only then its turn; or what was taken is given back. `command` takes the place. The inner
-    /// result is the store's.
+    /// Room in the line, the record on disk, with that the place, and only then its turn; or what was taken is given back. The inner result is the
+    /// store's.
     ///
     /// Cancel-safe: it goes on in a task of its own when its future is dropped.
     ///
@@ -230,28 +229,25 @@ impl Joining {
         mut draft: Draft,
         newcomer: Newcomer,
         counted: bool,
-        command: impl FnOnce(Place) -> Command + Send + 'static,
+        command: Command,
     ) -> Result<Result<(), CommitError>, (Box<Draft>, NotExpected)> {
         let (records, owner) = (Arc::clone(&self.records), Arc::clone(&self.owner));
         let seating = async move {
             let counted = counted.then_some(&newcomer.instance);
             let count_out = || counted.map_or((), |instance| records.occupancy.lock().remove(instance));
-            let place = match owner.expect(&newcomer).await {
-                Ok(place) => place,
-                Err(why) => {
-                    count_out();
-                    return Err((Box::new(draft), why));
-                }
-            };
-            let written = match draft.apply(command(place)) {
-                Ok(()) => records.commit_here(&draft, Vec::new(), counted).await,
+            if let Err(why) = owner.expect(&newcomer).await {
+                count_out();
+                return Err((Box::new(draft), why));
+            }
+            let written = match draft.apply(command) {
+                Ok(()) => records.commit_here(&mut draft, Vec::new(), counted).await,
                 Err(rejected) => {
                     count_out();
                     Err(lost_race(rejected))
                 }
             };
             if written.is_err() {
-                owner.withdraw(&newcomer, place).await;
+                owner.withdraw(&newcomer).await;
             }
             Ok(written)
         };
@@ -301,5 +297,5 @@ impl Joining {
 }
 
 fn newcomer(record: &Record, instance: InstanceName, coming: Coming) -> Newcomer {
-    Newcomer { instance, tenant: record.tenant().clone(), id: record.registration_id().clone(), coming }
+    Newcomer { instance, tenant: record.tenant().clone(), coming }
 }

@@ -1,12 +1,13 @@
 //! The line of one instance: who goes next, when, and what everybody else may be told.
 //!
 //! A pure state machine: events and the time go in, decisions come out. It never awaits and holds nothing but memory; the
-//! durable record of a place is the caller's business, and comes first: a place is *reserved*, written, then *confirmed*.
+//! durable record of a place is the caller's business, and comes first: *room* is held for it, it is written, and then the device *arrives*
+//! at the place that the store has given.
 //!
 //! Invariants:
 //! - Nothing departs that the gate holds; see there.
-//! - Within a lane places depart in the order they were reserved; a place that is being written holds up those behind it.
-//! - A place that comes back (throttled, failed) stands where it stood; one that was left meanwhile does not come back.
+//! - Within a lane places depart in the order of their numbers. One that arrives late, or comes back (throttled, failed), stands where its
+//!   number says; one that was left meanwhile does neither.
 //! - Every place is in exactly one of: a lane, the deferred set, the set under way.
 
 use std::collections::BTreeMap;
@@ -15,7 +16,7 @@ use std::time::Duration;
 use crate::ids::{RegistrationId, TenantName};
 use crate::line::lane::{DepartureNumber, JobKind, Joined, Waiting};
 use crate::line::scheduler::{FairScheduler, Fairness, Turn};
-use crate::place::{Class, Place, Sequence};
+use crate::place::{Class, Place};
 use crate::settings::{Instance, LineSettings, RegistrationSettings};
 use rate_control::adaptive_limit::Kept;
 use rate_control::circuit_breaker::CircuitState;
@@ -38,7 +39,7 @@ pub use recent::LastMinute;
 use recent::Recent;
 pub use status::{LineStatus, TenantStatus};
 
-use room::Outside;
+use room::{Arriving, Outside};
 
 /// Joining is counted in these, from a moment a year before the line was made, so that places of earlier processes fit.
 const JOINED_UNIT: Duration = Duration::from_millis(100);
@@ -174,13 +175,14 @@ pub enum Admission {
 #[derive(Debug)]
 pub struct Line {
     scheduler: FairScheduler,
-    next_sequence: [Sequence; 4],
     deferred: BTreeMap<(Mono, Place), Deferred>,
     deferred_until: BTreeMap<Place, Mono>,
     /// How many of each tenant are deferred, and the latest moment that any of those had to wait for.
     deferred_of: BTreeMap<TenantName, (usize, Mono)>,
     /// Devices that were turned away, for want of room.
     outside: Outside,
+    /// Devices whose places are being written.
+    arriving: Arriving,
     under_way: BTreeMap<Place, UnderWay>,
     /// Of these, how many have a call out.
     calling: usize,
@@ -208,11 +210,11 @@ impl Line {
         let (line, registration) = rules;
         Self {
             scheduler: FairScheduler::new(fairness),
-            next_sequence: [0; 4],
             deferred: BTreeMap::new(),
             deferred_until: BTreeMap::new(),
             deferred_of: BTreeMap::new(),
             outside: Outside::default(),
+            arriving: Arriving::default(),
             under_way: BTreeMap::new(),
             calling: 0,
             gate: Gate::new(instance, registration, left, boot, now),
@@ -279,48 +281,21 @@ impl Line {
         self.gate.breaker().sick_for(now).filter(|_| !(deserted && due))
     }
 
-    /// Devices that wait.
+    /// Devices that wait, and whose places are on disk.
     #[must_use]
     pub fn waiting(&self) -> usize {
         self.scheduler.len() + self.deferred.len()
     }
 
-    /// Gives out the next place of a lane. It holds up those behind it until [`confirm`](Self::confirm) or [`leave`](Self::leave).
-    ///
-    /// # Errors
-    /// [`LineFull`] if as many wait as the configuration allows, or the tenant's share is used and others want theirs.
-    pub fn reserve(
-        &mut self,
-        tenant: &TenantName,
-        id: RegistrationId,
-        class: Class,
-        now: Mono,
-    ) -> Result<Place, LineFull> {
-        if !self.has_room(tenant, now) {
-            return Err(self.full(tenant));
+    /// A device that has waited for `ago` arrives at its place, which is on disk: its turn counts from now on. It takes the room that was
+    /// [held](Self::hold_room) for it.
+    pub fn arrive(&mut self, tenant: &TenantName, place: Place, id: RegistrationId, ago: Duration, now: Mono) {
+        if self.arriving.arrives(tenant, place) {
+            let joined = self.joined(now, ago);
+            let waiting = Waiting { id, job: JobKind::Register, joined, appointment: None };
+            self.scheduler.insert(tenant, place, &waiting);
+            self.scheduler.joins(tenant, now);
         }
-        self.outside.came_in(tenant);
-        Ok(self.give(tenant, id, class, now))
-    }
-
-    /// Gives a device that waits already a second place, in another class, to be [exchanged](Self::exchange) for its first one. Needs
-    /// no room, so that it works in a full line.
-    pub fn reserve_again(&mut self, tenant: &TenantName, id: RegistrationId, class: Class, now: Mono) -> Place {
-        self.give(tenant, id, class, now)
-    }
-
-    fn give(&mut self, tenant: &TenantName, id: RegistrationId, class: Class, now: Mono) -> Place {
-        let sequence = self.next_sequence[class as usize];
-        self.next_sequence[class as usize] += 1;
-        let place = Place { class, sequence };
-        let joined = self.joined(now, Duration::ZERO);
-        self.scheduler.insert(
-            tenant,
-            place,
-            &Waiting { id, job: JobKind::Register, confirmed: false, joined, appointment: None },
-        );
-        self.scheduler.joins(tenant, now);
-        place
     }
 
     fn joined(&self, now: Mono, ago: Duration) -> Joined {
@@ -330,12 +305,7 @@ impl Line {
         JOINED_AT_START.saturating_add(units(now.since(self.began))).saturating_sub(units(ago))
     }
 
-    /// The place is on disk: its turn counts from now on.
-    pub fn confirm(&mut self, tenant: &TenantName, place: Place) {
-        self.scheduler.confirm(tenant, place);
-    }
-
-    /// A confirmed place goes not before `not_before`; those behind it do not wait for it.
+    /// A place goes not before `not_before`; those behind it do not wait for it.
     pub fn defer(&mut self, tenant: &TenantName, place: Place, not_before: Mono) {
         if let Some(waiting) = self.scheduler.remove(tenant, place) {
             self.put_off(tenant.clone(), place, waiting, not_before);
@@ -372,8 +342,7 @@ impl Line {
         now: Mono,
     ) {
         let joined = self.joined(now, ago);
-        self.scheduler.insert(tenant, place, &Waiting { id, job, confirmed: true, joined, appointment: None });
-        self.seen(place);
+        self.scheduler.insert(tenant, place, &Waiting { id, job, joined, appointment: None });
     }
 
     /// Takes over a registration that an earlier process left with DPS and that only has to be polled. Its device joined `ago`: if it has
@@ -395,33 +364,31 @@ impl Line {
                 left: false,
             },
         );
-        self.seen(place);
     }
 
-    /// That place was given to a device earlier, and is given to no other.
-    pub fn seen(&mut self, place: Place) {
-        let next = &mut self.next_sequence[place.class as usize];
-        *next = (*next).max(place.sequence.saturating_add(1));
-    }
-
-    /// The second place of a device is on disk: the first one is left. Whatever the first one had to wait for, the second one waits for
-    /// too, unless an operator expedites the device.
-    pub fn exchange(&mut self, tenant: &TenantName, from: Place, to: Place) {
+    /// A device has another place, which is on disk: the one it had is left. Whatever the first one had to wait for, the second one waits
+    /// for too, unless an operator expedites the device.
+    pub fn exchange(&mut self, tenant: &TenantName, from: Place, to: Place, id: RegistrationId, now: Mono) {
         let not_before = self.deferred_until.get(&from).copied().filter(|_| to.class != Class::Expedited);
-        self.confirm(tenant, to);
+        self.arrive(tenant, to, id, Duration::ZERO, now);
         self.leave(tenant, from);
         if let Some(not_before) = not_before {
             self.defer(tenant, to, not_before);
         }
     }
 
-    /// Gives a place up: one under way ends there instead of coming back. Returns whether it was waiting (not under way, not unknown).
+    /// Gives a place up: one under way ends there instead of coming back, and one that has not arrived yet never does. Returns whether it
+    /// was waiting (not under way, not unknown).
     pub fn leave(&mut self, tenant: &TenantName, place: Place) -> bool {
         if let Some(under_way) = self.under_way.get_mut(&place) {
             under_way.left = true;
             return false;
         }
-        self.take_deferred(place).is_some() || self.scheduler.remove(tenant, place).is_some()
+        let waited = self.take_deferred(place).is_some() || self.scheduler.remove(tenant, place).is_some();
+        if !waited {
+            self.arriving.left(place);
+        }
+        waited
     }
 
     /// Whether the device under way at `place` has left it meanwhile: it was moved, or retired.
@@ -579,7 +546,7 @@ impl Line {
     pub fn come_back(&mut self, place: Place, job: JobKind, not_before: Mono, now: Mono) {
         let Some(under_way) = self.take_under_way(place).filter(|under_way| !under_way.left) else { return };
         let UnderWay { tenant, id, joined, appointment, .. } = under_way;
-        let waiting = Waiting { id, job, confirmed: true, joined, appointment };
+        let waiting = Waiting { id, job, joined, appointment };
         if not_before <= now {
             self.scheduler.insert(&tenant, place, &waiting);
         } else {

@@ -20,9 +20,9 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 
 use crate::device::{Effects, Flight, Pending};
-use crate::ids::{InstanceName, RegistrationId, TenantName};
+use crate::ids::{InstanceName, TenantName};
 use crate::line::{LineFull, LineStatus};
-use crate::place::{Class, Place};
+use crate::place::Place;
 use crate::upstream::evidence::Blame;
 use rate_control::time::Now;
 
@@ -31,17 +31,18 @@ pub trait LineOwner: Send + Sync + fmt::Debug {
     /// Which instances placement had better pass over for a device of `tenant`.
     fn avoid<'a>(&'a self, tenant: &'a TenantName) -> BoxFuture<'a, Avoid>;
 
-    /// A device is about to come into a line: gives it the place that goes into its record. The place holds up those behind it until its
-    /// record is followed, or it is withdrawn.
+    /// A device is about to come into a line: room is held for it until its record is followed, or it is withdrawn. Its place is given by the
+    /// store, with the record.
     ///
     /// # Errors
     /// [`NotExpected`]; nothing was changed then.
-    fn expect<'a>(&'a self, newcomer: &'a Newcomer) -> BoxFuture<'a, Result<Place, NotExpected>>;
+    fn expect<'a>(&'a self, newcomer: &'a Newcomer) -> BoxFuture<'a, Result<(), NotExpected>>;
 
     /// Who was expected does not come: its record was not written.
-    fn withdraw<'a>(&'a self, newcomer: &'a Newcomer, place: Place) -> BoxFuture<'a, ()>;
+    fn withdraw<'a>(&'a self, newcomer: &'a Newcomer) -> BoxFuture<'a, ()>;
 
-    /// A record was committed, with these effects: its place counts from now on, and the one that it gave up is left.
+    /// A record was committed, with these effects: the device arrives at the place that the store gave it, and the one that it gave up is
+    /// left. Of two commits the later one may be followed first.
     fn follow<'a>(&'a self, effects: &'a Effects) -> BoxFuture<'a, ()>;
 
     /// What the device at this place is told. Where tenants share the line that is an appointment, which the owner keeps. `None` if the
@@ -87,8 +88,6 @@ pub struct Newcomer {
     pub instance: InstanceName,
     /// Whose.
     pub tenant: TenantName,
-    /// Who.
-    pub id: RegistrationId,
     /// How.
     pub coming: Coming,
 }
@@ -96,12 +95,12 @@ pub struct Newcomer {
 /// How a device comes into a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Coming {
-    /// At the end of a lane.
-    Anew(Class),
+    /// To the end of a lane.
+    Anew,
     /// It is in the line already, and changes its lane. Needs no room.
-    Changing(Class),
-    /// Back to the place that it had here: it has waited for so long.
-    Returning(Place, Duration),
+    Changing,
+    /// Back to the place that it had here.
+    Returning(Place),
 }
 
 /// Why a device is not expected.
@@ -111,7 +110,7 @@ pub enum NotExpected {
     NoLine,
     /// It takes nobody else.
     Full(LineFull),
-    /// Somebody is at the place that it would return to, or the line has not given it.
+    /// Somebody is at the place that it would return to.
     Taken,
 }
 

@@ -41,7 +41,7 @@ pub(crate) use lines::Lines;
 use register::Attempts;
 use relief::Relief;
 pub(crate) use takeover::Recovered;
-use takeover::{make_dispatcher, read_left, take_over, write_taken_over};
+use takeover::{make_dispatcher, raise_sequences, read_left, take_over, write_taken_over};
 
 /// The work of the owner of all lines of this process.
 #[derive(Debug)]
@@ -90,6 +90,7 @@ impl Owner {
     /// # Errors
     /// [`OpenError`]; nothing was started then.
     pub(crate) async fn start(&self, recovered: Recovered) -> Result<(), OpenError> {
+        raise_sequences(&self.base, &recovered).await?;
         let (settings, mut places) = (self.base.settings(), recovered.lines);
         let mut left = read_left(&*self.base.store, &settings, &*self.base.clock).await?;
         let (mut problems, mut taken_over) = (Vec::new(), Vec::new());
@@ -142,8 +143,6 @@ impl Owner {
             }
             match make_dispatcher(&self.base, &*self.connect, new, name, left.remove(name).unwrap_or_default()) {
                 Ok((dispatcher, slots)) => {
-                    // Devices that wait elsewhere since it was here before have places that are given to no other.
-                    self.lines.away.lock().places_at(name).for_each(|place| dispatcher.line.lock().seen(place));
                     let dispatcher = Arc::new(dispatcher);
                     dispatchers.insert(name.clone(), Arc::clone(&dispatcher));
                     added.push(dispatcher);

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// A place's sequence number within its class of one instance, given in the order of joining and never reused.
+/// A place's sequence number in the line of one instance, given by the store in the order of joining and never reused. (Earlier releases gave
+/// numbers to each class of a line on its own.)
 pub type Sequence = u64;
 
 /// Which lane of its tenant a place is in.
@@ -35,4 +36,18 @@ pub struct Place {
     pub class: Class,
     /// The number, unique within the class.
     pub sequence: Sequence,
+}
+
+impl Place {
+    /// Behind all that have a number: where a device of `class` stands that joins, until the store has given it one.
+    #[must_use]
+    pub const fn last(class: Class) -> Self {
+        Self { class, sequence: Sequence::MAX }
+    }
+
+    /// Whether the store has given it its number.
+    #[must_use]
+    pub const fn is_numbered(self) -> bool {
+        self.sequence != Sequence::MAX
+    }
 }

@@ -105,20 +105,20 @@ impl Records {
     /// lines follow the record.
     ///
     /// Cancel-safe: it goes on in a task of its own when its future is dropped.
-    pub(crate) async fn commit(self: &Arc<Self>, draft: Draft, more: Vec<Write>) -> Result<(), CommitError> {
+    pub(crate) async fn commit(self: &Arc<Self>, mut draft: Draft, more: Vec<Write>) -> Result<(), CommitError> {
         let records = Arc::clone(self);
-        self.base.to_the_end(async move { records.commit_here(&draft, more, None).await }).await?
+        self.base.to_the_end(async move { records.commit_here(&mut draft, more, None).await }).await?
     }
 
     /// The same within a task that runs to its end. `counted` is an instance that placement has already counted for the record; it is given
     /// back if the record is not written.
     pub(crate) async fn commit_here(
         &self,
-        draft: &Draft,
+        draft: &mut Draft,
         more: Vec<Write>,
         counted: Option<&InstanceName>,
     ) -> Result<(), CommitError> {
-        let written = self.write(draft, more, draft.write(), draft.effects(), counted).await;
+        let written = self.write(draft, more, false, counted).await;
         if let (Err(_), Some(instance)) = (&written, counted) {
             self.occupancy.lock().remove(instance);
         }
@@ -128,30 +128,28 @@ impl Records {
     /// Deletes the record of a device that is retired. If that retired an assignment, the feed says so.
     ///
     /// Cancel-safe: it goes on in a task of its own when its future is dropped.
-    pub(crate) async fn forget(self: &Arc<Self>, retired: Draft) -> Result<(), CommitError> {
+    pub(crate) async fn forget(self: &Arc<Self>, mut retired: Draft) -> Result<(), CommitError> {
         let records = Arc::clone(self);
-        let forgetting = async move {
-            let effects = retired.effects().deleted();
-            records.write(&retired, Vec::new(), retired.deletion(), &effects, None).await
-        };
-        self.base.to_the_end(forgetting).await?
+        self.base.to_the_end(async move { records.write(&mut retired, Vec::new(), true, None).await }).await?
     }
 
-    /// Writes `write`, which makes of the stored record what `draft` has made of it, or deletes it; then everything follows `effects`.
+    /// Makes of the stored record what `draft` has made of it, or deletes it; then everything follows.
     async fn write(
         &self,
-        draft: &Draft,
+        draft: &mut Draft,
         mut writes: Vec<Write>,
-        write: Write,
-        effects: &Effects,
+        deletes: bool,
         counted: Option<&InstanceName>,
     ) -> Result<(), CommitError> {
         let announces = draft.effects().announces();
         let change = Change::of(draft.record(), StoredMoment::of(self.base.now())).filter(|_| announces);
         let ticket = change.as_ref().map(|_| self.base.feed.ticket());
         writes.extend(ticket.as_ref().zip(change.as_ref()).map(|(ticket, change)| ticket.write(change)));
-        writes.push(write);
-        self.base.commit(writes).await?;
+        writes.push(if deletes { draft.deletion() } else { draft.write() });
+        let given = self.base.commit(writes).await?;
+        draft.take_number(given.first().copied());
+        let deleted = deletes.then(|| draft.effects().deleted());
+        let effects = deleted.as_ref().unwrap_or(draft.effects());
         let before = effects.before.as_ref().map(|outline| &outline.footprint);
         let after = effects.after.as_ref().map(|outline| &outline.footprint);
         self.occupancy.lock().follow(before, after, counted);

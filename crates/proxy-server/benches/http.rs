@@ -156,7 +156,7 @@ async fn seed(path: &Path) -> anyhow::Result<()> {
         for number in chunk {
             let id = RegistrationId::parse(&format!("device-{number}"))?;
             let record = Record::new(id.clone(), TenantName::parse("default")?, EnrollmentName::parse("fleet")?);
-            let place = Place { class: Class::First, sequence: 1 };
+            let place = Place::last(Class::First);
             let decision = Decision {
                 hub: HubName::parse("hub-a.azure-devices.net")?,
                 device_id: DeviceId::parse(id.as_str())?,
@@ -165,8 +165,10 @@ async fn seed(path: &Path) -> anyhow::Result<()> {
                 dps_etag: None,
                 dps_last_updated: None,
             };
-            let (seat, step) =
-                (Seat { instance: instance.clone(), place, request_id: None }, Step::Assign(decision.into()));
+            let (seat, step) = (
+                Seat { instance: instance.clone(), class: place.class, request_id: None },
+                Step::Assign(decision.into()),
+            );
             let mut draft = Draft::new(record, now, 1);
             draft.apply(Command::Join { seat, reason: Reason::First, payload: None, reprovision: false })?;
             for step in [Step::Send { dps_time: None, slot: None, sender: Sender(1), over: None }, step] {

@@ -12,7 +12,6 @@ use futures_util::future::BoxFuture;
 use proxy_core::device::{Effects, Flight, Pending};
 use proxy_core::ids::{InstanceName, TenantName};
 use proxy_core::line_owner::{At, Avoid, Explained, LineOwner, LineReport, Newcomer, NotExpected, Told};
-use proxy_core::place::Place;
 
 use crate::delay::Delay;
 
@@ -41,12 +40,12 @@ impl LineOwner for FarOwner {
         self.far(self.owner.avoid(tenant))
     }
 
-    fn expect<'a>(&'a self, newcomer: &'a Newcomer) -> BoxFuture<'a, Result<Place, NotExpected>> {
+    fn expect<'a>(&'a self, newcomer: &'a Newcomer) -> BoxFuture<'a, Result<(), NotExpected>> {
         self.far(self.owner.expect(newcomer))
     }
 
-    fn withdraw<'a>(&'a self, newcomer: &'a Newcomer, place: Place) -> BoxFuture<'a, ()> {
-        self.far(self.owner.withdraw(newcomer, place))
+    fn withdraw<'a>(&'a self, newcomer: &'a Newcomer) -> BoxFuture<'a, ()> {
+        self.far(self.owner.withdraw(newcomer))
     }
 
     fn follow<'a>(&'a self, effects: &'a Effects) -> BoxFuture<'a, ()> {

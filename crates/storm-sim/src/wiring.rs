@@ -10,7 +10,7 @@ use proxy_core::ids::{IdScope, RegistrationId, TenantName};
 use proxy_core::line::lane::JobKind;
 use proxy_core::line::scheduler::Fairness;
 use proxy_core::line::{Admission, Line, Next, RecoveryState};
-use proxy_core::place::{Class, Place};
+use proxy_core::place::{Class, Place, Sequence};
 #[cfg(test)]
 use proxy_core::secret::SymmetricKey;
 #[cfg(test)]
@@ -61,7 +61,7 @@ pub(crate) fn lines(scenario: &Scenario) -> Vec<SimulatedLine> {
         let instance = instance(scenario.quota_of(number), owners.next());
         let fairness = fairness(fleet, instance.tenant.is_none());
         let line = Line::new(&instance, rules, fairness, RecoveryState::default(), &boot, Mono::default());
-        SimulatedLine { line, tenants: Rc::clone(&tenants) }
+        SimulatedLine { line, next: 0, tenants: Rc::clone(&tenants) }
     };
     (0..scenario.instances).map(line).collect()
 }
@@ -70,6 +70,8 @@ pub(crate) fn lines(scenario: &Scenario) -> Vec<SimulatedLine> {
 #[derive(Debug)]
 pub(crate) struct SimulatedLine {
     line: Line,
+    /// The number of the next place.
+    next: Sequence,
     tenants: Rc<[TenantName]>,
 }
 
@@ -77,9 +79,10 @@ impl SimulatedLine {
     /// A device joins for the first time. Its record is on disk at once: disks are not simulated.
     pub(crate) fn join(&mut self, tenant: u16, device: u32, now: Mono) -> Stand {
         let tenant = &self.tenants[usize::from(tenant)];
-        let place = self.line.reserve(tenant, id_of(device), Class::First, now);
-        let place = place.expect("a line of a simulation has no bound");
-        self.line.confirm(tenant, place);
+        self.line.hold_room(tenant, now).expect("a line of a simulation has no bound");
+        let place = Place { class: Class::First, sequence: self.next };
+        self.next += 1;
+        self.line.arrive(tenant, place, id_of(device), Duration::ZERO, now);
         place
     }
 

@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! - Every function here checks first and changes afterwards: a rejected command leaves the record as it was.
-//! - A device has one place at most, and its instance is in the footprint from the moment the place is taken.
+//! - A device has one place at most, and its instance is in the footprint from the moment the place is taken. A place that is taken has no
+//!   number until the record is stored.
 //! - An instance leaves the footprint only with a place from which nothing was ever sent.
 //! - A registration is sent from a place where none is under way, and while none from another place may be on its way.
 //! - The revision of an assignment grows with every change that a backend could care about, and never shrinks.
@@ -16,7 +17,7 @@ use super::record::{Blocked, Listed, Record, Refusal};
 use super::timeline;
 use super::unknown::Unknown;
 use crate::ids::{HubName, InstanceName};
-use crate::place::Place;
+use crate::place::{Class, Place};
 use rate_control::ledger::SlotId;
 use rate_control::time::{Now, StoredMoment, WallTime};
 use serde_json::Value;
@@ -36,7 +37,7 @@ impl Record {
             Command::Rebook { seat } => change.rebook(seat),
             Command::ComeHome => change.come_home(),
             Command::Move { seat } => change.move_to(seat),
-            Command::Reseat { place, why } => change.reseat(place, why),
+            Command::Reseat { class, why } => change.reseat(class, why),
             Command::Ask { spelling, payload, reprovision } => change.ask(spelling, payload, reprovision),
             Command::Attempt { instance, place, step } => change.attempt(&instance, place, step),
             Command::Land { call } => change.land(&call),
@@ -53,6 +54,8 @@ impl Record {
 
 /// How a device joins a line.
 struct Joining {
+    place: Place,
+    request_id: Option<String>,
     reason: Reason,
     joined_at: StoredMoment,
     reprovision: bool,
@@ -63,16 +66,17 @@ struct Joining {
 }
 
 impl Joining {
-    /// Anew.
-    fn new(reason: Reason, joined_at: StoredMoment, payload: Option<Value>) -> Self {
-        let unknown = Unknown::default();
-        Self { reason, joined_at, reprovision: false, payload, home: None, rebooked: 0, unknown }
+    /// Anew, to the end of a line.
+    fn new(class: Class, request_id: Option<String>, reason: Reason, joined_at: StoredMoment) -> Self {
+        let (place, unknown) = (Place::last(class), Unknown::default());
+        let (reprovision, payload, home, rebooked) = (false, None, None, 0);
+        Self { place, request_id, reason, joined_at, reprovision, payload, home, rebooked, unknown }
     }
 
-    /// As it joined the place that it leaves.
-    fn again(left: Pending, joined_at: StoredMoment) -> Self {
-        let Pending { reason, reprovision, payload, home, rebooked, unknown, .. } = left;
-        Self { reason, joined_at, reprovision, payload, home, rebooked, unknown }
+    /// At `place`, as it joined the one that it leaves.
+    fn again(left: Pending, place: Place, joined_at: StoredMoment) -> Self {
+        let Pending { request_id, reason, reprovision, payload, home, rebooked, unknown, .. } = left;
+        Self { place, request_id, reason, joined_at, reprovision, payload, home, rebooked, unknown }
     }
 }
 
@@ -153,8 +157,9 @@ impl Change<'_> {
         if self.record.pending.is_some() {
             return Err(Rejected::HasPlace);
         }
-        let joined_at = StoredMoment::of(self.now);
-        self.take(seat, Joining { reprovision, ..Joining::new(reason, joined_at, payload) });
+        let Seat { instance, class, request_id } = seat;
+        let joining = Joining::new(class, request_id, reason, StoredMoment::of(self.now));
+        self.take(instance, Joining { reprovision, payload, ..joining });
         Ok(())
     }
 
@@ -172,11 +177,11 @@ impl Change<'_> {
             joined_at: left.joined_at,
             unknown: Unknown::default(),
         };
-        let home = left.home.clone().unwrap_or(stood);
+        let home = Some(left.home.clone().unwrap_or(stood));
         let request_id = left.request_id.clone().or(seat.request_id);
         let rebooked = left.rebooked + 1;
-        let joining = Joining { home: Some(home), rebooked, ..Joining::again(left, StoredMoment::of(self.now)) };
-        self.take(Seat { request_id, ..seat }, joining);
+        let again = Joining::again(left, Place::last(seat.class), StoredMoment::of(self.now));
+        self.take(seat.instance, Joining { request_id, home, rebooked, ..again });
         Ok(())
     }
 
@@ -189,8 +194,7 @@ impl Change<'_> {
             "calls to {} go through again: back from {} to its place there",
             home.instance, left.instance
         ));
-        let seat = Seat { instance: home.instance, place: home.place, request_id: left.request_id.clone() };
-        self.take(seat, Joining::again(left, home.joined_at));
+        self.take(home.instance, Joining::again(left, home.place, home.joined_at));
         Ok(())
     }
 
@@ -206,13 +210,14 @@ impl Change<'_> {
         }
         self.note(format!("an operator moves the device to {}", seat.instance));
         self.record.moving_to = Some(seat.instance.clone());
-        let joined_at = StoredMoment::of(self.now);
-        self.take(seat, Joining::new(Reason::Moved, joined_at, payload));
+        let Seat { instance, class, request_id } = seat;
+        let joining = Joining::new(class, request_id, Reason::Moved, StoredMoment::of(self.now));
+        self.take(instance, Joining { payload, ..joining });
         Ok(())
     }
 
-    fn reseat(&mut self, place: Place, why: &str) -> Result<(), Rejected> {
-        self.waiting()?.place = place;
+    fn reseat(&mut self, class: Class, why: &str) -> Result<(), Rejected> {
+        self.waiting()?.place = Place::last(class);
         self.note(why);
         Ok(())
     }
@@ -402,10 +407,9 @@ impl Change<'_> {
         Ok(())
     }
 
-    /// Takes a place.
-    fn take(&mut self, seat: Seat, joining: Joining) {
-        let Seat { instance, place, request_id } = seat;
-        let Joining { reason, joined_at, reprovision, payload, home, rebooked, unknown } = joining;
+    /// Takes a place in the line of `instance`.
+    fn take(&mut self, instance: InstanceName, joining: Joining) {
+        let Joining { place, request_id, reason, joined_at, reprovision, payload, home, rebooked, unknown } = joining;
         let first_there = self.record.footprint.insert(instance.clone());
         self.record.refusal = None;
         self.note(format!("joined the line of {instance} ({})", reason_words(reason)));

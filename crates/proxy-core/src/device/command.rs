@@ -6,7 +6,7 @@ use super::flight::{Flight, Sender};
 use super::pending::Reason;
 use super::record::Refusal;
 use crate::ids::{DeviceId, EnrollmentName, HubName, InstanceName, OperationId, TenantName};
-use crate::place::Place;
+use crate::place::{Class, Place};
 use rate_control::ledger::SlotId;
 use rate_control::time::{StoredMoment, WallTime};
 
@@ -17,9 +17,9 @@ pub enum Command {
     List(Listing),
     /// It has proved itself: from now on the ID is its tenant's.
     Claim(Claim),
-    /// It takes a place, because of `reason`.
+    /// It joins a line, because of `reason`.
     Join {
-        /// The place.
+        /// Which one.
         seat: Seat,
         /// Why.
         reason: Reason,
@@ -28,22 +28,22 @@ pub enum Command {
         /// The device asked for a new registration.
         reprovision: bool,
     },
-    /// Its instance fails and nothing has left: it takes a place at another instance, and may come back.
+    /// Its instance fails and nothing has left: it joins the line of another instance, and may come back.
     Rebook {
-        /// The place.
+        /// Which one.
         seat: Seat,
     },
     /// The instance that it was booked away from works again: it takes the place back that it had there.
     ComeHome,
-    /// An operator moves it: it takes a place at another instance, whatever it waited for before.
+    /// An operator moves it: it joins the line of another instance, whatever it waited for before.
     Move {
-        /// The place.
+        /// Which one.
         seat: Seat,
     },
-    /// It changes the class in the same line.
+    /// It changes the class in the same line, and stands at the end of that.
     Reseat {
-        /// The new place.
-        place: Place,
+        /// The new one.
+        class: Class,
         /// For the timeline.
         why: &'static str,
     },
@@ -105,13 +105,13 @@ pub enum Command {
     },
 }
 
-/// A place in the line of an instance, given in memory and not on disk yet.
+/// The end of a line: its place there is numbered by the store when the record is written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seat {
     /// Whose line.
     pub instance: InstanceName,
-    /// The place.
-    pub place: Place,
+    /// In which class.
+    pub class: Class,
     /// The request that gives it, where one does.
     pub request_id: Option<String>,
 }

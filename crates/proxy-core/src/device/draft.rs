@@ -3,7 +3,8 @@
 use super::command::{Command, Rejected};
 use super::effects::Effects;
 use super::record::{Record, Versioned};
-use crate::store::{Change, Expect, Key, Placing, Version, Write};
+use crate::place::Sequence;
+use crate::store::{Change, Expect, Key, Version, Write};
 use rate_control::time::Now;
 
 /// A record that is being changed, the version that the change began from, and what it asks of others.
@@ -57,11 +58,17 @@ impl Draft {
     /// The write that replaces the stored record with this one, if nobody was faster.
     #[must_use]
     pub fn write(&self) -> Write {
-        let placing = self
-            .record
-            .pending()
-            .map_or(Placing::Nowhere, |pending| Placing::At { line: pending.instance.clone(), place: pending.place });
-        Write { key: self.key(), expect: self.expect(), change: Change::Put { value: self.record.encode(), placing } }
+        let change = Change::Put { value: self.record.encode(), placing: self.record.placing() };
+        Write { key: self.key(), expect: self.expect(), change }
+    }
+
+    /// The record was written: if it joined a line, its place has this number from now on.
+    pub fn take_number(&mut self, given: Option<Sequence>) {
+        let joined = self.record.pending.as_mut().filter(|pending| !pending.place.is_numbered());
+        if let (Some(pending), Some(number)) = (joined, given) {
+            pending.place.sequence = number;
+            self.effects.after = Some(self.record.outline());
+        }
     }
 
     fn key(&self) -> Key {

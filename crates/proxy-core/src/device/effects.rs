@@ -36,7 +36,9 @@ pub struct Standing {
     pub instance: InstanceName,
     /// The place.
     pub place: Place,
-    /// Why it waits.
+    /// Since when it waits.
+    pub joined_at: StoredMoment,
+    /// Why.
     pub reason: Reason,
     /// When the registration behind its assignment was sent.
     pub last_registration_begun: Option<StoredMoment>,
@@ -70,20 +72,20 @@ impl Effects {
         Self { before: self.before.clone(), after: None }
     }
 
-    /// The place that is given up, if one is, and whose it was.
+    /// The place that is given up, if one is, and by whom.
     #[must_use]
-    pub fn left(&self) -> Option<(&TenantName, &Standing)> {
-        let (tenant, before) = standing(self.before.as_ref())?;
+    pub fn left(&self) -> Option<(&Outline, &Standing)> {
+        let (who, before) = standing(self.before.as_ref())?;
         let kept = standing(self.after.as_ref()).is_some_and(|(_, after)| after.is_at(before));
-        (!kept).then_some((tenant, before))
+        (!kept).then_some((who, before))
     }
 
-    /// The place that is taken, if one is, and whose it is.
+    /// The place that is taken, if one is, and by whom.
     #[must_use]
-    pub fn joined(&self) -> Option<(&TenantName, &Standing)> {
-        let (tenant, after) = standing(self.after.as_ref())?;
+    pub fn joined(&self) -> Option<(&Outline, &Standing)> {
+        let (who, after) = standing(self.after.as_ref())?;
         let had = standing(self.before.as_ref()).is_some_and(|(_, before)| before.is_at(after));
-        (!had).then_some((tenant, after))
+        (!had).then_some((who, after))
     }
 
     /// Whether the assignment changed in a way that backends are told.
@@ -94,8 +96,8 @@ impl Effects {
     }
 }
 
-fn standing(outline: Option<&Outline>) -> Option<(&TenantName, &Standing)> {
-    outline.and_then(|outline| Some((&outline.tenant, outline.standing.as_ref()?)))
+fn standing(outline: Option<&Outline>) -> Option<(&Outline, &Standing)> {
+    outline.and_then(|outline| Some((outline, outline.standing.as_ref()?)))
 }
 
 impl Record {
@@ -109,6 +111,7 @@ impl Record {
             standing: self.pending.as_ref().map(|pending| Standing {
                 instance: pending.instance.clone(),
                 place: pending.place,
+                joined_at: pending.joined_at,
                 reason: pending.reason,
                 last_registration_begun: self.last_registration_begun,
             }),

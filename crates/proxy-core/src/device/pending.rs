@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::unknown::{Members, Unknown};
 use crate::ids::{InstanceName, OperationId};
-use crate::place::Place;
+use crate::place::{Class, Place};
 use rate_control::time::{StoredMoment, WallTime};
 
 /// Why a device is in line.
@@ -95,7 +95,9 @@ pub(super) fn fields_of(type_name: &str, members: &Members) -> Option<&'static [
 pub struct Pending {
     /// Whose line.
     pub instance: InstanceName,
-    /// The place.
+    /// The place. The store keeps it beside the record and gives its number, so it is not in the bytes of the record; earlier releases wrote
+    /// it there.
+    #[serde(default = "nowhere", skip_serializing)]
     pub place: Place,
     /// Why.
     pub reason: Reason,
@@ -143,6 +145,11 @@ impl Pending {
             self.unknown_of_stage = Unknown::default();
         }
     }
+}
+
+/// Until the record is put together with what the store says beside it.
+const fn nowhere() -> Place {
+    Place::last(Class::Background)
 }
 
 const fn is_zero(number: &u32) -> bool {

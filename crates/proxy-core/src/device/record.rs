@@ -21,7 +21,7 @@ use super::timeline::TimelineEvent;
 use super::unknown::{self, Misread, Unknown};
 use crate::ids::{EnrollmentName, InstanceName, RegistrationId, TenantName};
 use crate::place::Place;
-use crate::store::{Key, ReadError, Stored, Table, Version};
+use crate::store::{Key, Placing, ReadError, Stored, Table, Version};
 use rate_control::failpoint::Failpoint;
 use rate_control::time::{Now, StoredMoment, WallTime};
 
@@ -417,13 +417,21 @@ impl Record {
     /// Reads what [`encode`](Self::encode) wrote, in this version or another one. What this version does not know is kept.
     ///
     /// # Errors
-    /// [`UnreadableRecord`] if the bytes are no record, or hold what this version would have to understand.
+    /// [`UnreadableRecord`] if the bytes are no record, or hold what this version would have to understand, or the device waits in a line and
+    /// nothing says where.
     pub fn decode(stored: &Stored) -> Result<Versioned, UnreadableRecord> {
         // Nearly every record has only what this version knows, and that is found out by the way.
-        let record = match serde_json::from_slice(&stored.value) {
+        let mut record: Self = match serde_json::from_slice(&stored.value) {
             Ok(record) => record,
             Err(error) => Self::decode_newer(&stored.value, &error)?,
         };
+        if let Some(pending) = &mut record.pending {
+            pending.place = stored.place.unwrap_or(pending.place);
+            if !pending.place.is_numbered() {
+                let why = "it waits in a line, and nothing says at which place";
+                return Err(UnreadableRecord::Damaged(why.to_owned()));
+            }
+        }
         Ok(Versioned { record, version: stored.version })
     }
 
@@ -479,7 +487,7 @@ impl Record {
         }
     }
 
-    /// The bytes to store.
+    /// The bytes to store. The place is not in them: see [`placing`](Self::placing).
     #[must_use]
     pub fn encode(&self) -> Bytes {
         let of_stage = self.pending.as_ref().map(|pending| &pending.unknown_of_stage);
@@ -492,6 +500,18 @@ impl Record {
             }),
         };
         Bytes::from(bytes.expect("a record has string keys only"))
+    }
+
+    /// What is to be stored beside the bytes: where it stands in line, or that it joins the end of one.
+    #[must_use]
+    pub fn placing(&self) -> Placing {
+        let Some(Pending { instance, place, .. }) = &self.pending else { return Placing::Nowhere };
+        let line = instance.clone();
+        if place.is_numbered() {
+            Placing::At { line, place: *place }
+        } else {
+            Placing::Join { line, class: place.class }
+        }
     }
 
     /// Whether anything was ever done for or to the device, other than to list it: from then on its ID belongs to its tenant.

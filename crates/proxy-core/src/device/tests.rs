@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::ids::{DeviceId, EnrollmentName, HubName, InstanceName, OperationId, RegistrationId, TenantName};
 use crate::place::{Class, Place};
-use crate::store::{Stored, Version};
+use crate::store::{Change, Placing, Stored, Version};
 use rate_control::ledger::SlotId;
 use rate_control::time::{BootId, BootTag, Mono, Now, Process, StoredMoment, WallTime};
 
@@ -39,8 +39,16 @@ fn place(sequence: u64) -> Place {
     Place { class: Class::First, sequence }
 }
 
-fn seat(name: &str, sequence: u64) -> Seat {
-    Seat { instance: instance(name), place: place(sequence), request_id: Some("request".to_owned()) }
+fn seat(name: &str) -> Seat {
+    Seat { instance: instance(name), class: Class::First, request_id: Some("request".to_owned()) }
+}
+
+/// As the store keeps it: whoever joined has a number.
+fn stored(mut record: Record) -> Record {
+    if let Some(pending) = record.pending.as_mut().filter(|pending| !pending.place.is_numbered()) {
+        pending.place.sequence = 1;
+    }
+    record
 }
 
 fn list(tenant: &str) -> Command {
@@ -48,7 +56,7 @@ fn list(tenant: &str) -> Command {
 }
 
 fn join(reason: Reason) -> Command {
-    Command::Join { seat: seat("a", 1), reason, payload: None, reprovision: reason == Reason::Reprovision }
+    Command::Join { seat: seat("a"), reason, payload: None, reprovision: reason == Reason::Reprovision }
 }
 
 fn at_a(step: Step) -> Command {
@@ -68,7 +76,7 @@ fn send() -> Command {
 
 /// Where a device is that was moved.
 fn at_b(step: Step) -> Command {
-    Command::Attempt { instance: instance("b"), place: place(2), step }
+    Command::Attempt { instance: instance("b"), place: place(1), step }
 }
 
 /// What [`send`] sends.
@@ -123,10 +131,10 @@ fn commands() -> Vec<(&'static str, Command)> {
         ("claim", Command::Claim(claim("one"))),
         ("claim by another tenant", Command::Claim(claim("two"))),
         ("join a", join(Reason::First)),
-        ("rebook to b", Command::Rebook { seat: seat("b", 1) }),
+        ("rebook to b", Command::Rebook { seat: seat("b") }),
         ("come home", Command::ComeHome),
-        ("move to b", Command::Move { seat: seat("b", 2) }),
-        ("reseat", Command::Reseat { place: Place { class: Class::Expedited, sequence: 1 }, why: "expedited" }),
+        ("move to b", Command::Move { seat: seat("b") }),
+        ("reseat", Command::Reseat { class: Class::Expedited, why: "expedited" }),
         ("ask", Command::Ask { spelling: None, payload: Some(serde_json::json!({"a": 1})), reprovision: true }),
         ("send", send()),
         ("send at b", at_b(sending(2, None))),
@@ -160,6 +168,7 @@ fn fresh() -> Record {
 fn after(mut record: Record, commands: impl IntoIterator<Item = Command>) -> Record {
     for command in commands {
         record.apply(command.clone(), now(), TIMELINE_MAX).unwrap_or_else(|rejected| panic!("{command:?}: {rejected}"));
+        record = stored(record);
     }
     record
 }
@@ -175,10 +184,10 @@ fn states() -> Vec<(&'static str, Record)> {
         ("new", fresh()),
         ("listed", after(fresh(), [list("one")])),
         ("waits", after(fresh(), [first()])),
-        ("away", after(fresh(), [first(), Command::Rebook { seat: seat("b", 1) }])),
+        ("away", after(fresh(), [first(), Command::Rebook { seat: seat("b") }])),
         ("sent", after(fresh(), [first(), send()])),
         ("lost", after(fresh(), [first(), send(), land()])),
-        ("moved", after(fresh(), [first(), send(), Command::Move { seat: seat("b", 2) }])),
+        ("moved", after(fresh(), [first(), send(), Command::Move { seat: seat("b") }])),
         (
             "polled",
             after(
@@ -243,11 +252,11 @@ fn a_place_that_is_left_before_anything_was_sent_gives_the_instance_free_and_any
     let footprint = |record: &Record| record.footprint().iter().map(ToString::to_string).collect::<Vec<_>>();
     let waits = after(fresh(), [join(Reason::First)]);
     assert!(footprint(&after(waits.clone(), [block()])).is_empty());
-    assert_eq!(footprint(&after(waits.clone(), [Command::Rebook { seat: seat("b", 1) }])), ["b"]);
-    assert_eq!(footprint(&after(waits.clone(), [Command::Move { seat: seat("b", 2) }])), ["b"]);
+    assert_eq!(footprint(&after(waits.clone(), [Command::Rebook { seat: seat("b") }])), ["b"]);
+    assert_eq!(footprint(&after(waits.clone(), [Command::Move { seat: seat("b") }])), ["b"]);
     let sent = after(waits, [send()]);
     assert_eq!(footprint(&after(sent.clone(), [Command::Retire { kept: None }])), ["a"]);
-    assert_eq!(footprint(&after(sent.clone(), [Command::Move { seat: seat("b", 2) }])), ["a", "b"]);
+    assert_eq!(footprint(&after(sent.clone(), [Command::Move { seat: seat("b") }])), ["a", "b"]);
     let back = after(sent, [at_a(Step::Back { why: "why".to_owned(), fruitless: false })]);
     assert_eq!(footprint(&after(back, [refuse()])), ["a"], "something was sent once");
 }
@@ -258,7 +267,8 @@ fn a_device_that_comes_home_has_the_place_and_the_waiting_time_that_it_had() {
     let mut home = waits.clone();
     let seconds = Duration::from_secs(50);
     let later = Now { mono: now().mono.after(seconds), wall: now().wall.after(seconds), ..now() };
-    home.apply(Command::Rebook { seat: seat("b", 9) }, later, TIMELINE_MAX).unwrap();
+    home.apply(Command::Rebook { seat: seat("b") }, later, TIMELINE_MAX).unwrap();
+    home.pending.as_mut().unwrap().place = place(9);
     home.apply(Command::ComeHome, later, TIMELINE_MAX).unwrap();
     let (before, after) = (waits.pending().unwrap(), home.pending().unwrap());
     assert_eq!((&after.instance, after.place, after.joined_at), (&before.instance, before.place, before.joined_at));
@@ -277,6 +287,39 @@ fn a_renewed_assignment_keeps_what_was_handed_out_only_at_the_same_hub() {
     decision.hub = HubName::parse("other.azure-devices.net").unwrap();
     let elsewhere = after(claimed, [join(Reason::Reprovision), send(), at_a(Step::Assign(decision))]);
     assert_eq!(elsewhere.credential_claimed(), None);
+}
+
+#[test]
+fn a_place_is_beside_the_bytes_and_a_record_of_an_earlier_release_has_it_within() {
+    let waits = after(fresh(), [join(Reason::First)]);
+    let version = Version([1; 16]);
+    let bare: serde_json::Value = serde_json::from_slice(&waits.encode()).unwrap();
+    assert!(bare["pending"].get("place").is_none(), "{bare}");
+    assert!(Record::decode(&Stored { version, place: None, value: waits.encode() }).is_err(), "nothing says where");
+    let mut earlier = bare;
+    earlier["pending"]["place"] = serde_json::json!({ "class": "expedited", "sequence": 7 });
+    let read = |place| {
+        let stored = Stored { version, place, value: earlier.to_string().into() };
+        Record::decode(&stored).unwrap().record.pending().unwrap().place
+    };
+    assert_eq!(read(None), Place { class: Class::Expedited, sequence: 7 });
+    assert_eq!(read(Some(place(9))), place(9), "what is beside it stands");
+}
+
+#[test]
+fn a_draft_that_joins_learns_its_number_from_the_store() {
+    let mut draft = Draft::new(fresh(), now(), TIMELINE_MAX);
+    draft.apply(join(Reason::First)).unwrap();
+    let placing = |draft: &Draft| match draft.write().change {
+        Change::Put { placing, .. } => placing,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(placing(&draft), Placing::Join { line: instance("a"), class: Class::First });
+    draft.take_number(Some(7));
+    assert_eq!(draft.effects().joined().unwrap().1.place, place(7));
+    assert_eq!(placing(&draft), Placing::At { line: instance("a"), place: place(7) });
+    draft.take_number(Some(8));
+    assert_eq!(draft.record().pending().unwrap().place, place(7), "it has one");
 }
 
 #[test]
@@ -307,7 +350,8 @@ fn check_invariants(record: &Record, earlier: &Record) {
     assert!(revision(record) >= revision(earlier), "revisions never shrink");
     assert!(earlier.footprint().difference(names).count() <= 1, "one instance at a time is given free");
     assert!(record.timeline().len() <= TIMELINE_MAX);
-    let stored = Stored { version: Version([1; 16]), place: None, value: record.encode() };
+    let place = record.pending().map(|pending| pending.place);
+    let stored = Stored { version: Version([1; 16]), place, value: record.encode() };
     assert_eq!(Record::decode(&stored).unwrap().record, *record, "it is read as it was written");
 }
 
@@ -322,6 +366,7 @@ proptest! {
                 Ok(effects) => {
                     prop_assert_eq!(effects.before, Some(outline));
                     prop_assert_eq!(effects.after, Some(record.outline()));
+                    record = stored(record);
                 }
                 Err(_) => prop_assert_eq!(&record, &before),
             }

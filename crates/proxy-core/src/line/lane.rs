@@ -1,9 +1,11 @@
 //! One lane of a line: places in the order they were given, with the rank of any place in O(log n).
 //!
 //! Invariants:
-//! - A place keeps its sequence number for life. Leaving the front and coming back (after DPS throttled it) puts it where it was.
+//! - A place keeps its sequence number for life. Leaving the front and coming back (after DPS throttled it) puts it where it was; so does
+//!   arriving later than those behind it.
 //! - `rank` counts only places that still wait; places given up behind or before it move it at once.
-//! - Sequence numbers grow with the time of joining, so that places can be counted by either.
+//! - Times of joining grow with the sequence numbers, so that places can be counted by either: one that arrives between others counts as
+//!   having joined between them.
 //! - Memory is 24 bytes and the length of the ID per place that waits: places are kept in chunks, each with its IDs in one piece, and a
 //!   chunk is gone when nobody waits in it and before it.
 //!
@@ -47,8 +49,6 @@ pub struct Waiting {
     pub id: RegistrationId,
     /// What for.
     pub job: JobKind,
-    /// False while its durable record is being written.
-    pub confirmed: bool,
     /// Since when.
     pub joined: Joined,
     /// With which departure it goes at the latest; it keeps that wherever it waits.
@@ -66,7 +66,6 @@ struct Slot {
     appointment: DepartureNumber,
     id_length: u8,
     job: JobKind,
-    confirmed: bool,
 }
 
 #[derive(Debug)]
@@ -81,24 +80,23 @@ struct Chunk {
 }
 
 impl Chunk {
-    fn new(sequence: Sequence, waiting: &Waiting) -> Self {
+    fn new(sequence: Sequence, waiting: &Waiting, joined: Joined) -> Self {
         // A fleet's IDs are mostly of one length.
         let (slots, ids) = (Vec::with_capacity(CHUNK), String::with_capacity(CHUNK * waiting.id.as_str().len()));
         let mut chunk = Self { first: sequence, live: [0; 2], slots, ids };
-        chunk.put(0, sequence, waiting);
+        chunk.put(0, sequence, waiting, joined);
         chunk
     }
 
     /// Puts a new slot at index `at`.
-    fn put(&mut self, at: usize, sequence: Sequence, waiting: &Waiting) {
+    fn put(&mut self, at: usize, sequence: Sequence, waiting: &Waiting, joined: Joined) {
         let id = waiting.id.as_str();
         let id_at = u32::try_from(self.ids.len()).unwrap_or(u32::MAX);
         self.ids.push_str(id);
         let id_length = u8::try_from(id.len()).unwrap_or(u8::MAX);
-        let Waiting { job, confirmed, joined, .. } = *waiting;
-        let appointment = waiting.appointment.unwrap_or(NONE);
+        let (job, appointment) = (waiting.job, waiting.appointment.unwrap_or(NONE));
         let behind: Vec<bool> = (at..self.slots.len()).map(|at| self.is_live(at)).collect();
-        self.slots.insert(at, Slot { sequence, joined, id_at, appointment, id_length, job, confirmed });
+        self.slots.insert(at, Slot { sequence, joined, id_at, appointment, id_length, job });
         self.mark(at, true);
         for (number, live) in behind.into_iter().enumerate() {
             self.mark(at + 1 + number, live);
@@ -107,22 +105,16 @@ impl Chunk {
     }
 
     /// Puts a device into the slot at index `at`, which has its number.
-    fn put_back(&mut self, at: usize, waiting: &Waiting) {
-        let slot = self.slots[at];
-        if self.id(slot) == waiting.id.as_str() {
-            let Waiting { job, confirmed, joined, .. } = *waiting;
-            let appointment = waiting.appointment.unwrap_or(NONE);
-            self.slots[at] = Slot { job, confirmed, joined, appointment, ..slot };
-            self.mark(at, true);
-        } else {
-            let id_at = u32::try_from(self.ids.len()).unwrap_or(u32::MAX);
+    fn put_back(&mut self, at: usize, waiting: &Waiting, joined: Joined) {
+        let mut slot = self.slots[at];
+        if self.id(slot) != waiting.id.as_str() {
+            slot.id_at = u32::try_from(self.ids.len()).unwrap_or(u32::MAX);
             self.ids.push_str(waiting.id.as_str());
-            let id_length = u8::try_from(waiting.id.as_str().len()).unwrap_or(u8::MAX);
-            let Waiting { job, confirmed, joined, .. } = *waiting;
-            let appointment = waiting.appointment.unwrap_or(NONE);
-            self.slots[at] = Slot { job, confirmed, joined, id_at, id_length, appointment, ..slot };
-            self.mark(at, true);
+            slot.id_length = u8::try_from(waiting.id.as_str().len()).unwrap_or(u8::MAX);
         }
+        (slot.job, slot.joined, slot.appointment) = (waiting.job, joined, waiting.appointment.unwrap_or(NONE));
+        self.slots[at] = slot;
+        self.mark(at, true);
     }
 
     fn id(&self, slot: Slot) -> &str {
@@ -134,7 +126,7 @@ impl Chunk {
         let slot = self.slots.get(at).copied().filter(|_| self.is_live(at))?;
         let id = RegistrationId::parse(self.id(slot)).expect("it was one");
         let appointment = Some(slot.appointment).filter(|departure| *departure != NONE);
-        Some(Waiting { id, job: slot.job, confirmed: slot.confirmed, joined: slot.joined, appointment })
+        Some(Waiting { id, job: slot.job, joined: slot.joined, appointment })
     }
 
     fn is_live(&self, at: usize) -> bool {
@@ -212,27 +204,42 @@ impl Lane {
     /// Puts `waiting` at `sequence`, wherever that is relative to the others. Replaces what was there.
     pub fn insert(&mut self, sequence: Sequence, waiting: &Waiting) {
         let Some(index) = self.chunk_of(sequence).or((!self.chunks.is_empty()).then_some(0)) else {
-            return self.push(sequence, waiting);
+            return self.push(sequence, waiting, waiting.joined);
         };
         let is_last = index + 1 == self.chunks.len();
+        let found = self.chunks[index].find(sequence);
+        let joined = self.joined_between(index, found, waiting.joined);
         let chunk = &mut self.chunks[index];
-        match chunk.find(sequence) {
+        match found {
             Ok(at) => {
                 let was_live = chunk.is_live(at);
-                chunk.put_back(at, waiting);
+                chunk.put_back(at, waiting, joined);
                 if !was_live {
                     self.count_one(index);
                 }
             }
-            Err(at) if is_last && at == chunk.slots.len() && at >= CHUNK => self.push(sequence, waiting),
+            Err(at) if is_last && at == chunk.slots.len() && at >= CHUNK => self.push(sequence, waiting, joined),
             Err(at) => {
-                chunk.put(at, sequence, waiting);
+                chunk.put(at, sequence, waiting, joined);
                 self.count_one(index);
                 if self.chunks[index].slots.len() == SLOTS_MAX {
                     self.split(index);
                 }
             }
         }
+    }
+
+    /// `joined`, or the nearest time that fits between those of the slots before and behind.
+    fn joined_between(&self, index: usize, found: Result<usize, usize>, joined: Joined) -> Joined {
+        let slots = &self.chunks[index].slots;
+        let (at, behind) = found.map_or_else(|at| (at, at), |at| (at, at + 1));
+        let before = match at.checked_sub(1) {
+            Some(before) => slots.get(before),
+            None => index.checked_sub(1).and_then(|before| self.chunks[before].slots.last()),
+        };
+        let behind = slots.get(behind).or_else(|| self.chunks.get(index + 1)?.slots.first());
+        let least = before.map_or(0, |slot| slot.joined);
+        joined.min(behind.map_or(Joined::MAX, |slot| slot.joined)).max(least)
     }
 
     fn count_one(&mut self, index: usize) {
@@ -246,8 +253,8 @@ impl Lane {
         let halves = [0..CHUNK, CHUNK..SLOTS_MAX].map(|half| {
             let mut places = half.filter_map(|at| Some((whole.slots[at].sequence, whole.waiting(at)?)));
             let (sequence, waiting) = places.next()?;
-            let mut chunk = Chunk::new(sequence, &waiting);
-            places.for_each(|(sequence, waiting)| chunk.put(chunk.slots.len(), sequence, &waiting));
+            let mut chunk = Chunk::new(sequence, &waiting, waiting.joined);
+            places.for_each(|(sequence, waiting)| chunk.put(chunk.slots.len(), sequence, &waiting, waiting.joined));
             Some(chunk)
         });
         let [first, second] = halves;
@@ -257,8 +264,8 @@ impl Lane {
         self.count_anew();
     }
 
-    fn push(&mut self, sequence: Sequence, waiting: &Waiting) {
-        self.chunks.push_back(Chunk::new(sequence, waiting));
+    fn push(&mut self, sequence: Sequence, waiting: &Waiting, joined: Joined) {
+        self.chunks.push_back(Chunk::new(sequence, waiting, joined));
         self.len += 1;
         // A Fenwick tree grows by one node that covers the new chunk and the whole nodes before it.
         let node = self.tree.len();
@@ -284,13 +291,6 @@ impl Lane {
         let (index, at) = self.find(sequence)?;
         let chunk = &self.chunks[index];
         chunk.is_live(at).then(|| chunk.slots[at].joined)
-    }
-
-    /// The record of the place at `sequence` is durable.
-    pub fn confirm(&mut self, sequence: Sequence) {
-        if let Some((index, at)) = self.find(sequence) {
-            self.chunks[index].slots[at].confirmed = true;
-        }
     }
 
     /// The device at `sequence` goes with `departure` at the latest.
@@ -355,16 +355,16 @@ impl Lane {
         } else {
             self.chunks.front()?.front()?
         };
-        let Slot { sequence, joined, job, confirmed, appointment, .. } = *slot;
+        let Slot { sequence, joined, job, appointment, .. } = *slot;
         let appointment = Some(appointment).filter(|departure| *departure != NONE);
-        Some(Front { sequence, joined, job, confirmed, appointment })
+        Some(Front { sequence, joined, job, appointment })
     }
 
-    /// The first places from `from` on that are confirmed and need a registration, at most `most`.
+    /// The first places from `from` on that need a registration, at most `most`.
     #[must_use]
     pub fn first(&self, from: Sequence, most: usize) -> Vec<(Sequence, RegistrationId)> {
         let places = self.chunks.range(self.chunk_of(from).unwrap_or(0)..).flat_map(|chunk| {
-            let wanted = move |slot: &Slot| slot.confirmed && slot.job == JobKind::Register && slot.sequence >= from;
+            let wanted = move |slot: &Slot| slot.job == JobKind::Register && slot.sequence >= from;
             let numbered = chunk.slots.iter().enumerate().filter(move |(_, slot)| wanted(slot));
             numbered.filter_map(|(at, slot)| Some((slot.sequence, chunk.waiting(at)?.id)))
         });
@@ -449,8 +449,6 @@ pub struct Front {
     pub joined: Joined,
     /// What for.
     pub job: JobKind,
-    /// Whether it may go.
-    pub confirmed: bool,
     /// With which departure it goes at the latest.
     pub appointment: Option<DepartureNumber>,
 }
@@ -482,12 +480,38 @@ mod tests {
 
     fn waiting(sequence: u64) -> Waiting {
         let id = RegistrationId::parse(&format!("sn-{sequence}")).unwrap();
-        Waiting { id, job: JobKind::Register, confirmed: true, joined: joined(sequence), appointment: None }
+        Waiting { id, job: JobKind::Register, joined: joined(sequence), appointment: None }
     }
 
     /// Several places of one moment, as in a storm.
     fn joined(sequence: u64) -> Joined {
         u32::try_from(sequence / 3).unwrap()
+    }
+
+    #[test]
+    fn a_place_that_arrives_late_stands_where_its_number_says_and_counts_as_joined_between_the_others() {
+        let mut lane = Lane::default();
+        // Of each ten the first one is heard of last, two tenths of a second after the others.
+        for ten in 0..100 {
+            for sequence in (1..10).chain([0]).map(|one| ten * 10 + one) {
+                let late = if sequence % 10 == 0 { 2 } else { 0 };
+                let joined = u32::try_from(ten).unwrap() + late;
+                lane.insert(sequence, &Waiting { joined, ..waiting(sequence) });
+            }
+        }
+        assert_eq!(lane.len(), 1000);
+        for sequence in 0..1000 {
+            assert_eq!(
+                (lane.rank(sequence), lane.get(sequence).unwrap().id),
+                (sequence as usize, waiting(sequence).id)
+            );
+        }
+        let joined: Vec<Joined> = (0..1000).map(|sequence| lane.joined(sequence).unwrap()).collect();
+        assert!(joined.is_sorted(), "{joined:?}");
+        for moment in 0..110 {
+            assert_eq!(lane.joined_before(moment), joined.iter().filter(|joined| **joined < moment).count());
+        }
+        assert_eq!(std::iter::from_fn(|| lane.remove(lane.front()?.sequence)).count(), 1000);
     }
 
     #[test]

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use super::Line;
 use crate::ids::{RegistrationId, TenantName};
-use crate::line::lane::{JobKind, Waiting};
 use crate::line::scheduler::Walk;
 use crate::place::{Class, Place};
 use rate_control::circuit_breaker::CircuitState;
@@ -15,8 +14,7 @@ impl Line {
     /// When a device of `tenant` should hold its assignment that joins in `class` now.
     #[must_use]
     pub fn forecast_joining(&self, tenant: &TenantName, class: Class, now: Mono) -> Mono {
-        let place = Place { class, sequence: self.next_sequence[class as usize] };
-        self.forecast_returning(tenant, place, Duration::ZERO, now)
+        self.forecast_returning(tenant, Place::last(class), Duration::ZERO, now)
     }
 
     /// When a device of `tenant` should hold its assignment that comes back to `place`, and has waited for `ago`.
@@ -38,32 +36,12 @@ impl Line {
         Some(appointment.after(failing.saturating_sub(next_try.since(now))))
     }
 
-    /// Gives a device its earlier place back: it has waited for `ago`. Holds up those behind it until [`confirm`](Self::confirm) or
-    /// [`leave`](Self::leave). False, and nothing is changed, if this line has not given that place or somebody is at it.
+    /// Whether nobody is at `place`, so that the device that had it may come back.
     #[must_use]
-    pub fn reserve_returning(
-        &mut self,
-        tenant: &TenantName,
-        place: Place,
-        id: RegistrationId,
-        ago: Duration,
-        now: Mono,
-    ) -> bool {
-        let given = place.sequence < self.next_sequence[place.class as usize];
-        let taken = self.scheduler.joined(tenant, place).is_some()
-            || self.deferred_until.contains_key(&place)
-            || self.under_way.contains_key(&place);
-        if !given || taken {
-            return false;
-        }
-        let joined = self.joined(now, ago);
-        self.outside.came_in(tenant);
-        self.scheduler.insert(
-            tenant,
-            place,
-            &Waiting { id, job: JobKind::Register, confirmed: false, joined, appointment: None },
-        );
-        true
+    pub fn is_free(&self, tenant: &TenantName, place: Place) -> bool {
+        self.scheduler.joined(tenant, place).is_none()
+            && !self.deferred_until.contains_key(&place)
+            && !self.under_way.contains_key(&place)
     }
 
     /// Whether nothing speaks against the instance.

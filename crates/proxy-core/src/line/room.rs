@@ -8,16 +8,18 @@
 //! line does not run empty while devices wait outside, and those do not ask again and again.
 //!
 //! Invariants:
-//! - Only a line that holds `length_max` refuses a tenant that has less than its share.
+//! - Only a line that holds `length_max` refuses a tenant that has less than its share. Room is held for a device while its place is being
+//!   written, so that the bound is exact.
 //! - A promise ends when a device of its tenant gets a place, or [`GRACE`] after its moment. It reserves nothing against tenants that
 //!   have less than their share themselves.
 //! - Memory: one count per tenant and [`STEP`] of the longest wait that is told.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::{Line, LineFull};
 use crate::ids::TenantName;
+use crate::place::Place;
 use rate_control::entropy::Entropy;
 use rate_control::time::Mono;
 
@@ -88,6 +90,48 @@ impl Outside {
     }
 }
 
+/// Devices whose places are being written: they have room, and do not wait yet.
+#[derive(Debug, Default)]
+pub(super) struct Arriving {
+    of: BTreeMap<TenantName, usize>,
+    total: usize,
+    /// Places that were left before anybody arrived there, as that is heard of in any order.
+    left: BTreeSet<Place>,
+}
+
+impl Arriving {
+    fn hold(&mut self, tenant: &TenantName) {
+        *self.of.entry(tenant.clone()).or_default() += 1;
+        self.total += 1;
+    }
+
+    fn release(&mut self, tenant: &TenantName) {
+        let Some(held) = self.of.get_mut(tenant) else { return };
+        *held -= 1;
+        self.total -= 1;
+        if *held == 0 {
+            self.of.remove(tenant);
+        }
+        if self.total == 0 {
+            self.left.clear();
+        }
+    }
+
+    /// A device arrives at `place`. Whether it still has it.
+    pub(super) fn arrives(&mut self, tenant: &TenantName, place: Place) -> bool {
+        let left = self.left.remove(&place);
+        self.release(tenant);
+        !left
+    }
+
+    /// `place`, where nobody is, was left.
+    pub(super) fn left(&mut self, place: Place) {
+        if self.total > 0 {
+            self.left.insert(place);
+        }
+    }
+}
+
 /// What one tenant has of a line, and may have while others want some of it.
 #[derive(Debug, Default)]
 struct Share {
@@ -118,7 +162,7 @@ impl Line {
     /// Whether a device of `tenant` gets a place.
     pub fn has_room(&mut self, tenant: &TenantName, now: Mono) -> bool {
         self.outside.forget_past(now);
-        let waiting = self.waiting();
+        let waiting = self.waiting() + self.arriving.total;
         if waiting >= self.length_max {
             return false;
         }
@@ -130,8 +174,32 @@ impl Line {
         shares.get(tenant).is_none_or(|share| share.held < share.most) || waiting + kept < self.length_max
     }
 
+    /// Holds room for a device of `tenant` whose place is to be written: until it [arrives](Self::arrive), or the room is
+    /// [released](Self::release_room).
+    ///
+    /// # Errors
+    /// [`LineFull`] if as many wait as the configuration allows, or the tenant's share is used and others want theirs.
+    pub fn hold_room(&mut self, tenant: &TenantName, now: Mono) -> Result<(), LineFull> {
+        if !self.has_room(tenant, now) {
+            return Err(self.full(tenant));
+        }
+        self.outside.came_in(tenant);
+        self.arriving.hold(tenant);
+        Ok(())
+    }
+
+    /// The same for a device that waits here already and takes another place: there always is room for that.
+    pub fn hold_room_again(&mut self, tenant: &TenantName) {
+        self.arriving.hold(tenant);
+    }
+
+    /// The place was not written.
+    pub fn release_room(&mut self, tenant: &TenantName) {
+        self.arriving.release(tenant);
+    }
+
     /// Why a device of `tenant` gets none.
-    pub(super) fn full(&self, tenant: &TenantName) -> LineFull {
+    fn full(&self, tenant: &TenantName) -> LineFull {
         let shares = self.shares(tenant);
         let share = shares.get(tenant).filter(|share| shares.len() > 1 && share.held >= share.most);
         LineFull { length_max: self.length_max, share: share.map(|share| share.most) }
@@ -156,7 +224,7 @@ impl Line {
             }
         });
         let ahead = own.promised + before.sum::<usize>();
-        let free = self.length_max.saturating_sub(self.waiting());
+        let free = self.length_max.saturating_sub(self.waiting() + self.arriving.total);
         let Some(rank) = ahead.checked_sub(free) else { return now };
         let leaves = self.gate.forecast(rank as u64, now);
         let deferred_due = self.deferred.first_key_value().map(|(&(due, _), _)| due);
@@ -182,7 +250,8 @@ impl Line {
         for (tenant, held) in self.scheduler.tenants() {
             shares.entry(tenant).or_default().held += held;
         }
-        for (tenant, (held, _)) in &self.deferred_of {
+        let deferred = self.deferred_of.iter().map(|(tenant, (held, _))| (tenant, held));
+        for (tenant, held) in deferred.chain(&self.arriving.of) {
             shares.entry(tenant).or_default().held += held;
         }
         for (tenant, promised) in &self.outside.tenants {

@@ -13,7 +13,6 @@
 //! - Within a lane places depart in the order of their sequence numbers.
 //! - [`FairScheduler::ahead`] is what then happens, if nobody else joins and no appointment stands against it: the same arithmetic, without walking
 //!   the line.
-//! - A lane whose first place is still being written yields to the others.
 //! - `ready` holds each tenant whose front may go, by its pass, so that the next one is found in O(log tenants); `waiting` counts the
 //!   devices of all tenants. Both follow every change.
 
@@ -252,14 +251,6 @@ impl FairScheduler {
     pub fn joins(&mut self, tenant: &TenantName, now: Mono) {
         if let Some(&number) = self.numbers.get(tenant) {
             self.tenants[number].arrivals.joined(now);
-        }
-    }
-
-    /// The record of the place is durable: it may go.
-    pub fn confirm(&mut self, tenant: &TenantName, place: Place) {
-        if let Some(&number) = self.numbers.get(tenant) {
-            self.tenants[number].lanes[place.class as usize].confirm(place.sequence);
-            self.list(number, Tier::of(place.class));
         }
     }
 

@@ -38,11 +38,6 @@ impl Away {
         }
     }
 
-    /// The places at `instance` that devices would come back to.
-    pub(super) fn places_at(&self, instance: &InstanceName) -> impl Iterator<Item = Place> {
-        self.homes.get(instance).into_iter().flatten().map(|(place, _)| *place)
-    }
-
     /// The instances that devices would come back to.
     pub(super) fn homes(&self) -> Vec<InstanceName> {
         self.homes.keys().cloned().collect()

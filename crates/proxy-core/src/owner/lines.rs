@@ -22,7 +22,7 @@ use crate::device::{Effects, Flight, Pending, Reason};
 use crate::ids::{InstanceName, TenantName};
 use crate::line::Line;
 use crate::line_owner::{At, Avoid, Coming, Explained, LineOwner, LineReport, Newcomer, NotExpected, Told};
-use crate::place::{Class, Place};
+use crate::place::Class;
 use crate::settings::Settings;
 use rate_control::failpoint::Failpoint;
 use rate_control::ledger;
@@ -93,34 +93,35 @@ impl Lines {
         avoid
     }
 
-    fn expected(&self, newcomer: &Newcomer) -> Result<Place, NotExpected> {
-        let Newcomer { instance, tenant, id, coming } = newcomer;
+    fn expected(&self, newcomer: &Newcomer) -> Result<(), NotExpected> {
+        let Newcomer { instance, tenant, coming } = newcomer;
         let dispatcher = self.dispatcher(instance).ok_or(NotExpected::NoLine)?;
         let now = self.base.now().mono;
         let mut line = dispatcher.line.lock();
         match *coming {
-            Coming::Anew(class) => line.reserve(tenant, id.clone(), class, now).map_err(NotExpected::Full),
-            Coming::Changing(class) => Ok(line.reserve_again(tenant, id.clone(), class, now)),
-            Coming::Returning(place, ago) => {
-                let returns = line.reserve_returning(tenant, place, id.clone(), ago, now);
-                returns.then_some(place).ok_or(NotExpected::Taken)
+            Coming::Changing => {
+                line.hold_room_again(tenant);
+                Ok(())
             }
+            Coming::Returning(place) if !line.is_free(tenant, place) => Err(NotExpected::Taken),
+            Coming::Anew | Coming::Returning(_) => line.hold_room(tenant, now).map_err(NotExpected::Full),
         }
     }
 
-    /// The place that is new counts from now on, and the one that is not on disk any more is left.
+    /// Whoever has a new place arrives there, and the one that is not on disk any more is left.
     fn followed(&self, effects: &Effects) {
         self.away.lock().follow(effects);
-        let (left, joined) = (effects.left(), effects.joined());
+        let (left, joined, now) = (effects.left(), effects.joined(), self.base.now());
         let not_before = joined.and_then(|(_, joined)| {
             let (begun, settings) = (joined.last_registration_begun, self.base.look_at_settings());
-            suspect_not_before(begun, joined.reason, &settings, self.base.now())
+            suspect_not_before(begun, joined.reason, &settings, now)
         });
-        if let (Some((_, left)), Some((tenant, joined))) = (left, joined)
+        if let (Some((_, left)), Some((who, joined))) = (left, joined)
             && left.instance == joined.instance
         {
+            let (tenant, id) = (&who.tenant, who.registration_id.clone());
             return self.in_line(&joined.instance, |line| {
-                line.exchange(tenant, left.place, joined.place);
+                line.exchange(tenant, left.place, joined.place, id, now.mono);
                 // Where the change that put it off is heard of later.
                 let not_before = not_before.filter(|_| joined.place.class != Class::Expedited);
                 if let Some(not_before) = not_before.filter(|_| line.not_before(joined.place).is_none()) {
@@ -128,17 +129,18 @@ impl Lines {
                 }
             });
         }
-        if let Some((tenant, joined)) = joined {
+        if let Some((who, joined)) = joined {
+            let (tenant, id, ago) = (&who.tenant, who.registration_id.clone(), joined.joined_at.age(now));
             self.in_line(&joined.instance, |line| {
-                line.confirm(tenant, joined.place);
+                line.arrive(tenant, joined.place, id, ago, now.mono);
                 if let Some(not_before) = not_before {
                     line.defer(tenant, joined.place, not_before);
                 }
             });
         }
-        if let Some((tenant, left)) = left {
+        if let Some((who, left)) = left {
             self.in_line(&left.instance, |line| {
-                line.leave(tenant, left.place);
+                line.leave(&who.tenant, left.place);
             });
         }
     }
@@ -263,18 +265,12 @@ impl LineOwner for Lines {
         async move { self.avoided(tenant) }.boxed()
     }
 
-    fn expect<'a>(&'a self, newcomer: &'a Newcomer) -> BoxFuture<'a, Result<Place, NotExpected>> {
+    fn expect<'a>(&'a self, newcomer: &'a Newcomer) -> BoxFuture<'a, Result<(), NotExpected>> {
         async move { self.expected(newcomer) }.boxed()
     }
 
-    fn withdraw<'a>(&'a self, newcomer: &'a Newcomer, place: Place) -> BoxFuture<'a, ()> {
-        let Newcomer { instance, tenant, .. } = newcomer;
-        async move {
-            self.in_line(instance, |line| {
-                line.leave(tenant, place);
-            });
-        }
-        .boxed()
+    fn withdraw<'a>(&'a self, newcomer: &'a Newcomer) -> BoxFuture<'a, ()> {
+        async move { self.in_line(&newcomer.instance, |line| line.release_room(&newcomer.tenant)) }.boxed()
     }
 
     fn follow<'a>(&'a self, effects: &'a Effects) -> BoxFuture<'a, ()> {

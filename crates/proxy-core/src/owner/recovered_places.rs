@@ -57,8 +57,6 @@ pub(crate) struct RecoveredLine {
     tenants: Vec<TenantName>,
     tenant_index: BTreeMap<TenantName, u32>,
     uncommon: Vec<RecoveredStage>,
-    /// The last place of each class that a device has who waits elsewhere.
-    given: BTreeMap<Class, u64>,
 }
 
 impl RecoveredLine {
@@ -89,17 +87,6 @@ impl RecoveredLine {
             class: place.class,
             id_length: u8::try_from(id.as_str().len()).expect("a registration ID is at most 128 long"),
         });
-    }
-
-    /// A device that waits elsewhere may come back to this place.
-    pub(crate) fn given(&mut self, place: Place) {
-        let last = self.given.entry(place.class).or_default();
-        *last = place.sequence.max(*last);
-    }
-
-    /// The last such place of each class.
-    pub(crate) fn all_given(&self) -> impl Iterator<Item = Place> {
-        self.given.iter().map(|(&class, &sequence)| Place { class, sequence })
     }
 
     /// All of them in the order of their places.

@@ -16,6 +16,7 @@ use crate::ids::InstanceName;
 use crate::line::lane::JobKind;
 use crate::line::scheduler::Fairness;
 use crate::line::{Line, RecoveryState};
+use crate::place::Sequence;
 use crate::settings::Settings;
 use crate::store::{CommitError, MAX_WRITES, ReadError, Store, Table, Write};
 use crate::upstream::Connect;
@@ -30,6 +31,8 @@ const SCAN_PAGE: usize = 1024;
 pub(crate) struct Recovered {
     pub(super) lines: BTreeMap<InstanceName, RecoveredLine>,
     pub(super) away: Away,
+    /// Behind the last place of each line that is in a record, by whichever store or release it was given.
+    next: BTreeMap<InstanceName, Sequence>,
 }
 
 impl Recovered {
@@ -45,14 +48,28 @@ impl Recovered {
             Stage::Sent { .. } => RecoveredStage::UnknownOutcome,
             Stage::Assigning { operation_id, .. } => RecoveredStage::Operation(operation_id.clone()),
         };
-        if let Some(home) = &pending.home {
-            self.lines.entry(home.instance.clone()).or_default().given(home.place);
+        let stood = pending.home.iter().map(|home| (&home.instance, home.place));
+        for (line, place) in stood.chain([(&pending.instance, pending.place)]) {
+            let next = self.next.entry(line.clone()).or_default();
+            *next = place.sequence.saturating_add(1).max(*next);
         }
         let (id, tenant) = (record.registration_id().clone(), record.tenant().clone());
         let (place, ago) = (pending.place, pending.joined_at.age(now));
         let line = self.lines.entry(pending.instance.clone()).or_default();
         line.add(RecoveredPlace { place, tenant, id, ago, what });
     }
+}
+
+/// No place of a record is given again: earlier releases numbered places themselves, and the store did not know of it.
+pub(super) async fn raise_sequences(base: &Base, recovered: &Recovered) -> Result<(), StoreError> {
+    for (line, next) in &recovered.next {
+        match base.store.raise_sequence(line, *next).await {
+            // It keeps to that all the same when it takes writes again.
+            Ok(()) | Err(CommitError::ReadOnly(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 /// That nobody waits for the earlier process's answers any more is on disk before anything is sent.
@@ -96,7 +113,6 @@ pub(super) fn make_dispatcher(
 pub(super) fn take_over(base: &Base, dispatch: &Dispatch, dispatcher: &Arc<Dispatcher>, left: RecoveredLine) {
     let now = base.now().mono;
     let mut line = dispatcher.line.lock();
-    left.all_given().for_each(|place| line.seen(place));
     let mut shortest = BTreeMap::new();
     for RecoveredPlace { place, tenant, id, ago, what } in left.into_ordered() {
         // Who stands behind another one joined no earlier, whatever a clock that was set in between says.

@@ -54,7 +54,7 @@ fn rules() -> RegistrationSettings {
 
 /// A device whose registration number `attempts` was sent `age` ago, of which `fruitless` had no result.
 fn sent(attempts: u32, fruitless: u32, age: Duration) -> Record {
-    let place = Place { class: Class::First, sequence: 1 };
+    let place = Place::last(Class::First);
     let then = Now {
         mono: Mono::from_nanos(u64::try_from((Duration::from_secs(3600) - age).as_nanos()).unwrap()),
         wall: WallTime::from_unix_millis(1_790_000_000_000 - i64::try_from(age.as_millis()).unwrap()),
@@ -66,7 +66,7 @@ fn sent(attempts: u32, fruitless: u32, age: Duration) -> Record {
         EnrollmentName::parse("fleet").unwrap(),
     );
     let apply = |record: &mut Record, command| record.apply(command, then, 32).map(drop).unwrap();
-    let seat = Seat { instance: instance(), place, request_id: None };
+    let seat = Seat { instance: instance(), class: Class::First, request_id: None };
     apply(&mut record, Command::Join { seat, reason: Reason::First, payload: None, reprovision: false });
     for attempt in 1..=attempts {
         let over = record.flight().cloned();

@@ -18,7 +18,7 @@ use proxy_core::place::{Class, Place};
 use rate_control::ledger::SlotId;
 use rate_control::time::{BootId, Mono};
 
-use crate::support::{name, settings};
+use crate::support::{name, seconds, settings};
 
 const MINUTE: u64 = 60_000;
 
@@ -190,9 +190,11 @@ impl Run {
 
     fn step(&mut self, end: u64) {
         while self.line.waiting() < 100 {
-            let id = RegistrationId::parse(&format!("sn-{}", self.number())).unwrap();
-            let place = self.line.reserve(&self.tenant, id, Class::First, at(self.now)).unwrap();
-            self.line.confirm(&self.tenant, place);
+            let sequence = self.number();
+            let id = RegistrationId::parse(&format!("sn-{sequence}")).unwrap();
+            self.line.hold_room(&self.tenant, at(self.now)).unwrap();
+            let place = Place { class: Class::First, sequence };
+            self.line.arrive(&self.tenant, place, id, seconds(0), at(self.now));
         }
         self.arrive_others();
         self.arrive();

@@ -18,7 +18,7 @@ use proxy_core::settings::{
     UpstreamAttestation,
 };
 use proxy_core::store::memory::MemoryStore;
-use proxy_core::store::{Health, ReadError, Store as _};
+use proxy_core::store::{Health, ReadError, Store as _, Stored, Version};
 use proxy_core::upstream::{Connect, Upstream};
 use proxy_core::use_cases::backend::Found;
 use proxy_core::use_cases::import::{ImportRow, Imported};
@@ -388,7 +388,8 @@ async fn rewrite(world: &World, device: &str, change: impl FnOnce(&mut Value)) {
     let stored = world.store.get(&key).await.unwrap().unwrap();
     let mut value = serde_json::from_slice(&stored.value).unwrap();
     change(&mut value);
-    world.store.seed(key, value.to_string());
+    let version = Version(stored.version.0.map(|byte| !byte));
+    world.store.seed_stored(key, Stored { version, value: value.to_string().into(), ..stored });
 }
 
 async fn stored(world: &World, device: &str) -> Value {

@@ -34,8 +34,9 @@ fn tenant() -> TenantName {
 #[derive(Debug, Clone)]
 enum Event {
     Join { expedited: bool },
-    Confirm(usize),
+    Arrive(usize),
     LoseTheRace(usize),
+    LeaveEarly(usize),
     Defer(usize, u64),
     Leave(usize),
     LeaveUnderWay(usize),
@@ -52,8 +53,9 @@ fn event() -> impl Strategy<Value = Event> {
     let any = 0usize..1000;
     prop_oneof![
         6 => prop::bool::weighted(0.1).prop_map(|expedited| Event::Join { expedited }),
-        6 => any.clone().prop_map(Event::Confirm),
+        6 => any.clone().prop_map(Event::Arrive),
         1 => any.clone().prop_map(Event::LoseTheRace),
+        1 => any.clone().prop_map(Event::LeaveEarly),
         1 => (any.clone(), 0u64..30_000).prop_map(|(which, wait)| Event::Defer(which, wait)),
         1 => any.clone().prop_map(Event::Leave),
         1 => any.clone().prop_map(Event::LeaveUnderWay),
@@ -70,7 +72,10 @@ fn event() -> impl Strategy<Value = Event> {
 /// Where each place is, as an onlooker keeps count.
 #[derive(Default)]
 struct Onlooker {
-    unconfirmed: BTreeSet<Place>,
+    /// Being written.
+    arriving: BTreeSet<Place>,
+    /// Of these, the ones that do not arrive any more.
+    left_early: BTreeSet<Place>,
     ready: BTreeSet<Place>,
     deferred: BTreeMap<Place, u64>,
     under_way: BTreeMap<Place, Option<rate_control::ledger::SlotId>>,
@@ -91,10 +96,9 @@ impl Onlooker {
         next()
     }
 
-    /// Whether it is this one's turn within its class: it is confirmed, and nobody before it waits.
+    /// Whether it is this one's turn within its class: nobody before it waits.
     fn is_first(&self, place: Place) -> bool {
-        let first = |places: &BTreeSet<Place>| places.iter().find(|other| other.class == place.class).copied();
-        first(&self.ready) == Some(place) && first(&self.unconfirmed).is_none_or(|unconfirmed| place < unconfirmed)
+        self.ready.iter().find(|other| other.class == place.class) == Some(&place)
     }
 }
 
@@ -136,26 +140,39 @@ proptest! {
         let mut line = line(quota, length_max, in_flight_max);
         let mut seen = Onlooker::default();
         let mut entropy = Entropy::from_seed(7);
-        let (mut now, mut joined) = (0u64, 0u32);
+        let (mut now, mut joined) = (0u64, 0u64);
         for event in events {
             match event {
                 Event::Join { expedited } => {
                     let class = if expedited { Class::Expedited } else { Class::First };
-                    let waiting = seen.unconfirmed.len() + seen.ready.len() + seen.deferred.len();
+                    let waiting = seen.arriving.len() + seen.ready.len() + seen.deferred.len();
                     joined += 1;
-                    match line.reserve(&tenant(), id(&format!("device-{joined}")), class, at(now)) {
-                        Ok(place) => prop_assert!(waiting < length_max && seen.unconfirmed.insert(place)),
+                    match line.hold_room(&tenant(), at(now)) {
+                        Ok(()) => {
+                            prop_assert!(waiting < length_max);
+                            seen.arriving.insert(Place { class, sequence: joined });
+                        }
                         Err(full) => prop_assert!(waiting >= length_max && full.length_max == length_max),
                     }
                 }
-                Event::Confirm(which) => if let Some(place) = pick(seen.unconfirmed.iter().copied(), which) {
-                    line.confirm(&tenant(), place);
-                    seen.unconfirmed.remove(&place);
-                    seen.ready.insert(place);
+                // In any order: of two commits the later one may be heard of first.
+                Event::Arrive(which) => if let Some(place) = pick(seen.arriving.iter().copied(), which) {
+                    line.arrive(&tenant(), place, id(&format!("device-{}", place.sequence)), seconds(0), at(now));
+                    seen.arriving.remove(&place);
+                    if !seen.left_early.remove(&place) {
+                        seen.ready.insert(place);
+                    }
                 },
-                Event::LoseTheRace(which) => if let Some(place) = pick(seen.unconfirmed.iter().copied(), which) {
-                    prop_assert!(line.leave(&tenant(), place));
-                    seen.unconfirmed.remove(&place);
+                Event::LoseTheRace(which) => {
+                    let unwritten = seen.arriving.difference(&seen.left_early).copied();
+                    if let Some(place) = pick(unwritten, which) {
+                        line.release_room(&tenant());
+                        seen.arriving.remove(&place);
+                    }
+                }
+                Event::LeaveEarly(which) => if let Some(place) = pick(seen.arriving.iter().copied(), which) {
+                    prop_assert!(!line.leave(&tenant(), place), "it does not wait yet");
+                    seen.left_early.insert(place);
                 },
                 Event::Defer(which, wait) => if let Some(place) = pick(seen.ready.iter().copied(), which) {
                     line.defer(&tenant(), place, at(now + wait));
@@ -207,11 +224,11 @@ proptest! {
                 Event::Wait(wait) => now += wait,
             }
             let status = line.status(at(now));
-            prop_assert_eq!(status.waiting, seen.unconfirmed.len() + seen.ready.len() + seen.deferred.len());
+            prop_assert_eq!(status.waiting, seen.ready.len() + seen.deferred.len());
             prop_assert_eq!(status.under_way, seen.under_way.len());
             prop_assert!(status.budget <= quota);
         }
-        let places: Vec<Place> = seen.unconfirmed.iter().chain(&seen.ready).chain(seen.deferred.keys()).copied().collect();
+        let places: Vec<Place> = seen.ready.iter().chain(seen.deferred.keys()).copied().collect();
         for place in places {
             prop_assert!(line.forecast(&tenant(), place, at(now)).is_some_and(|forecast| forecast.position > 0));
         }
@@ -226,8 +243,9 @@ proptest! {
         let mut line = line(quota, 1000, 1000);
         let mut told = BTreeMap::new();
         for number in 0..length {
-            let place = line.reserve(&tenant(), id(&format!("device-{number}")), Class::First, at(0)).unwrap();
-            line.confirm(&tenant(), place);
+            line.hold_room(&tenant(), at(0)).unwrap();
+            let place = Place { class: Class::First, sequence: number as u64 };
+            line.arrive(&tenant(), place, id(&format!("device-{number}")), seconds(0), at(0));
             told.insert(place, line.forecast(&tenant(), place, at(0)).unwrap());
         }
         let (mut now, mut answers) = (0u64, Vec::<(u64, Place, Option<rate_control::ledger::SlotId>)>::new());
@@ -264,18 +282,19 @@ proptest! {
 }
 
 #[test]
-fn a_place_is_given_back_by_the_line_that_gave_it_only_and_to_one_device_at_a_time() {
+fn a_place_is_given_back_to_one_device_at_a_time() {
     let mut line = line(60, 1000, 100);
-    let place = line.reserve(&tenant(), id("sn-1"), Class::First, at(0)).unwrap();
-    line.confirm(&tenant(), place);
-    assert!(!line.reserve_returning(&tenant(), place, id("sn-2"), seconds(0), at(1)), "somebody stands there");
+    let place = Place { class: Class::First, sequence: 7 };
+    line.hold_room(&tenant(), at(0)).unwrap();
+    line.arrive(&tenant(), place, id("sn-1"), seconds(0), at(0));
+    assert!(!line.is_free(&tenant(), place), "somebody stands there");
     line.leave(&tenant(), place);
-    assert!(line.reserve_returning(&tenant(), place, id("sn-1"), seconds(0), at(1)));
-    let foreign = Place { sequence: 7, ..place };
-    assert!(!line.reserve_returning(&tenant(), foreign, id("sn-3"), seconds(0), at(1)), "this line has not given it");
-    // A line that is made anew is told which places devices elsewhere have in it, and gives them to no other.
-    line.seen(foreign);
-    let next = line.reserve(&tenant(), id("sn-4"), Class::First, at(1)).unwrap();
-    assert!(next.sequence > foreign.sequence);
-    assert!(line.reserve_returning(&tenant(), foreign, id("sn-3"), seconds(0), at(1)));
+    assert!(line.is_free(&tenant(), place));
+    line.defer(&tenant(), place, at(5));
+    assert!(line.is_free(&tenant(), place), "nobody is there to be put off");
+    line.restore(&tenant(), place, id("sn-1"), JobKind::Register, seconds(3), at(1));
+    line.defer(&tenant(), place, at(5000));
+    assert!(!line.is_free(&tenant(), place));
+    let Next::Depart(_) = line.next(at(5000)) else { panic!("it goes") };
+    assert!(!line.is_free(&tenant(), place), "it may come back");
 }

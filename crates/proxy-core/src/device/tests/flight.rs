@@ -75,8 +75,8 @@ fn what_is_on_its_way_is_kept_wherever_the_device_goes() {
     let sent = after(fresh(), [join(Reason::First), send()]);
     let gone: [&[Command]; 6] = [
         &[],
-        &[Command::Move { seat: seat("b", 2) }],
-        &[Command::Move { seat: seat("b", 2) }, Command::Reseat { place: place(3), why: "why" }],
+        &[Command::Move { seat: seat("b") }],
+        &[Command::Move { seat: seat("b") }, Command::Reseat { class: Class::Expedited, why: "why" }],
         &[block()],
         &[block(), at_a(Step::GiveUp), Command::Unblock { by: "ops".to_owned() }, join(Reason::First)],
         &[Command::Retire { kept: None }],
@@ -92,7 +92,7 @@ fn what_is_on_its_way_is_kept_wherever_the_device_goes() {
 
 #[test]
 fn another_call_neither_lands_it_nor_takes_its_place() {
-    let mut moved = after(fresh(), [join(Reason::First), send(), Command::Move { seat: seat("b", 2) }]);
+    let mut moved = after(fresh(), [join(Reason::First), send(), Command::Move { seat: seat("b") }]);
     let others = [
         Flight { sender: Sender(2), ..flight(1) },
         Flight { instance: instance("b"), ..flight(1) },

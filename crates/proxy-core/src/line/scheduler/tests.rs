@@ -30,7 +30,7 @@ impl Filled {
         let place = Place { class, sequence: self.next[class as usize] };
         self.next[class as usize] += 1;
         let id = RegistrationId::parse(&format!("{name}-{}-{}", class as u8, place.sequence)).unwrap();
-        let waiting = Waiting { id, job: JobKind::Register, confirmed: true, joined, appointment: None };
+        let waiting = Waiting { id, job: JobKind::Register, joined, appointment: None };
         self.lanes.insert(&tenant(name), place, &waiting);
         self.places.push((tenant(name), place, joined));
     }
@@ -188,7 +188,7 @@ fn older_places_that_come_back_by_the_hundred_keep_and_end_their_appointments() 
     let mut filled = Filled::new(&[]);
     let waiting = |sequence: u64| {
         let id = RegistrationId::parse(&format!("a-{sequence}")).unwrap();
-        Waiting { id, job: JobKind::Register, confirmed: true, joined: 0, appointment: None }
+        Waiting { id, job: JobKind::Register, joined: 0, appointment: None }
     };
     for sequence in (1000..1128).chain((0..300).rev()) {
         filled.lanes.insert(&tenant("a"), first(sequence), &waiting(sequence));

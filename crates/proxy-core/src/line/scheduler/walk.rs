@@ -13,7 +13,7 @@ pub struct Walk {
 }
 
 impl FairScheduler {
-    /// The next confirmed devices that need a registration, from where `walk` has come to: `most` in all, shared by weight, but at
+    /// The next devices that need a registration, from where `walk` has come to: `most` in all, shared by weight, but at
     /// least one of each tenant, and in the order in which the tenants would take turns. A lane whose end was reached begins at its
     /// front the next time.
     #[must_use]
@@ -63,7 +63,7 @@ mod tests {
         for (name, count) in tenants {
             for sequence in 0..*count {
                 let id = RegistrationId::parse(&format!("{name}-{sequence}")).unwrap();
-                let waiting = Waiting { id, job: JobKind::Register, confirmed: true, joined: 0, appointment: None };
+                let waiting = Waiting { id, job: JobKind::Register, joined: 0, appointment: None };
                 lanes.insert(&tenant(name), Place { class: Class::First, sequence }, &waiting);
             }
         }

@@ -9,7 +9,6 @@ use futures_util::future::BoxFuture;
 use proxy_core::device::{Effects, Flight, Pending};
 use proxy_core::ids::{InstanceName, TenantName};
 use proxy_core::line_owner::{At, Avoid, Explained, LineOwner, LineReport, Newcomer, NotExpected, Told};
-use proxy_core::place::Place;
 
 /// Each question takes `way` to get there, and each answer to come back; reports do not.
 #[derive(Debug)]
@@ -35,12 +34,12 @@ impl LineOwner for Far {
         self.far(self.owner.avoid(tenant))
     }
 
-    fn expect<'a>(&'a self, newcomer: &'a Newcomer) -> BoxFuture<'a, Result<Place, NotExpected>> {
+    fn expect<'a>(&'a self, newcomer: &'a Newcomer) -> BoxFuture<'a, Result<(), NotExpected>> {
         self.far(self.owner.expect(newcomer))
     }
 
-    fn withdraw<'a>(&'a self, newcomer: &'a Newcomer, place: Place) -> BoxFuture<'a, ()> {
-        self.far(self.owner.withdraw(newcomer, place))
+    fn withdraw<'a>(&'a self, newcomer: &'a Newcomer) -> BoxFuture<'a, ()> {
+        self.far(self.owner.withdraw(newcomer))
     }
 
     fn follow<'a>(&'a self, effects: &'a Effects) -> BoxFuture<'a, ()> {
