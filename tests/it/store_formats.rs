@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use dps_emulator::{CallKind, HubConfig};
-use dps_proxy_tests::{TestDevice, TestDps, TestGateway};
+use dps_proxy_tests::{ConfigText, TestDevice, TestDps, TestGateway};
 use serde_json::Value;
 
 /// Of the instance in `fixtures/store-schema-1`.
@@ -68,7 +68,10 @@ async fn a_store_of_schema_1_keeps_every_hub_and_every_place_and_numbers_on_behi
     gateway.start_again().await;
     assert_all_wait_in_order(&gateway, &order).await;
     assert_eq!(dps.registers(), 0, "the quota of this minute was used by the earlier release");
-    gateway.reconfigure(|config| drop(config.set("instances.eu-1.quota_per_minute", "1000"))).await;
+    let faster = |config: &mut ConfigText| {
+        config.set("instances.eu-1.quota_per_minute", "1000");
+    };
+    gateway.reconfigure(faster).await;
     for device in &order {
         assert_eq!(gateway.assigned(&TestDevice::of_fleet(device)).await.json["assignedHub"], HUB);
     }

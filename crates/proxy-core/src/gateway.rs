@@ -23,6 +23,7 @@ use crate::ids::{HubName, InstanceName, RegistrationId, TenantName};
 use crate::joining::Joining;
 use crate::line_owner::LineOwner;
 use crate::owner::{Owner, Recovered};
+use crate::records::device_ids;
 use crate::records::scopes::{read_scopes, remember_scopes};
 use crate::records::{Derived, Records, read_all};
 use crate::repeat::RepeatGuard;
@@ -97,6 +98,7 @@ impl Gateway {
         let repeat = RepeatGuard::new(fixed.repeat_burst, fixed.repeat_interval, base.entropy.lock().next_u64());
         let (derived, mut recovered) = recover(&base).await?;
         check_and_remember_scopes(&base, &derived).await?;
+        device_ids::index_earlier(&base).await?;
         let lines = Arc::new(Owner::lines(&base, &mut recovered));
         let line_owner = between(Arc::clone(&lines) as _);
         let records = Arc::new(Records::new(Arc::clone(&base), Arc::clone(&line_owner), derived));

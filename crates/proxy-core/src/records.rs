@@ -6,10 +6,9 @@
 //!   nothing outlives its record. Lines are told through [`LineOwner`], which may be far away.
 //! - What a change announces goes to disk with it.
 //!
-//! The parts: `aliases` (device IDs that differ from the registration ID), `scan` (reading all records), `scopes` (ID scopes that records
-//! refer to).
+//! The parts: `device_ids` (whose a device ID is), `aliases` (where to look for one in whatever case), `scan` (reading all records), `scopes`
+//! (ID scopes that records refer to).
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
@@ -17,13 +16,14 @@ use parking_lot::{Mutex, RwLock};
 use crate::base::{Base, StoreError};
 use crate::device::{Draft, Effects, Outline, Record, Rejected, Versioned};
 use crate::feed::Change;
-use crate::ids::{DeviceId, InstanceName, RegistrationId, TenantName};
+use crate::ids::{InstanceName, RegistrationId};
 use crate::line_owner::LineOwner;
 use crate::placement::Occupancy;
 use crate::store::{CommitError, ReadError, Write};
 use rate_control::time::{Now, StoredMoment};
 
 mod aliases;
+pub(crate) mod device_ids;
 mod scan;
 pub(crate) mod scopes;
 
@@ -42,6 +42,9 @@ pub(crate) enum ChangeError<E> {
     /// The edit itself refused; nothing was written.
     #[error("refused")]
     Refused(E),
+    /// The device ID that the change gives belongs to this other registration of the tenant; nothing was written.
+    #[error("the device ID belongs to {0}")]
+    DeviceIdTaken(RegistrationId),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -74,8 +77,6 @@ pub(crate) struct Records {
     owner: Arc<dyn LineOwner>,
     pub(crate) occupancy: Mutex<Occupancy>,
     aliases: RwLock<Aliases>,
-    /// Device IDs whose assignment is being written.
-    pub(crate) claims: Mutex<HashMap<(TenantName, DeviceId), RegistrationId>>,
 }
 
 impl Records {
@@ -83,7 +84,7 @@ impl Records {
     pub(crate) fn new(base: Arc<Base>, owner: Arc<dyn LineOwner>, derived: Derived) -> Self {
         let Derived { occupancy, aliases } = derived;
         let (occupancy, aliases) = (Mutex::new(occupancy), RwLock::new(aliases));
-        Self { base, owner, occupancy, aliases, claims: Mutex::default() }
+        Self { base, owner, occupancy, aliases }
     }
 
     pub(crate) async fn load(&self, id: &RegistrationId) -> Result<Option<Versioned>, ReadError> {
@@ -146,9 +147,10 @@ impl Records {
         let ticket = change.as_ref().map(|_| self.base.feed.ticket());
         writes.extend(ticket.as_ref().zip(change.as_ref()).map(|(ticket, change)| ticket.write(change)));
         writes.push(if deletes { draft.deletion() } else { draft.write() });
+        let deleted = deletes.then(|| draft.effects().deleted());
+        writes.extend(device_ids::release(deleted.as_ref().unwrap_or(draft.effects())));
         let given = self.base.commit(writes).await?;
         draft.take_number(given.first().copied());
-        let deleted = deletes.then(|| draft.effects().deleted());
         let effects = deleted.as_ref().unwrap_or(draft.effects());
         let before = effects.before.as_ref().map(|outline| &outline.footprint);
         let after = effects.after.as_ref().map(|outline| &outline.footprint);
@@ -165,7 +167,8 @@ impl Records {
         Ok(())
     }
 
-    /// Changes an existing record by compare-and-set, at `now`, trying anew while others change it. `edit` may run several times.
+    /// Changes an existing record by compare-and-set, at `now`, trying anew while others change it. `edit` may run several times. Whatever
+    /// gives a device its ID goes through here.
     pub(crate) async fn change<T, E>(
         self: &Arc<Self>,
         id: &RegistrationId,
@@ -182,7 +185,9 @@ impl Records {
                 return Ok((value, before));
             }
             let record = draft.record().clone();
-            match self.commit(draft, more.to_vec()).await {
+            let claim = self.claim(id, draft.effects()).await.map_err(StoreError::from)?;
+            let claim = claim.map_err(ChangeError::DeviceIdTaken)?;
+            match self.commit(draft, [more, &claim].concat()).await {
                 Ok(()) => return Ok((value, record)),
                 Err(CommitError::Conflict { .. }) => {}
                 Err(error) => return Err(StoreError::from(error).into()),
@@ -194,25 +199,6 @@ impl Records {
     /// The registrations that have been given `device_id` in whatever case, of whatever tenant.
     pub(crate) fn aliases_of(&self, device_id: &str) -> Vec<RegistrationId> {
         self.aliases.read().of(device_id).cloned().collect()
-    }
-
-    /// The registration of `tenant`, other than `id`, that has been given `device_id`.
-    pub(crate) async fn holder(
-        &self,
-        tenant: &TenantName,
-        device_id: &DeviceId,
-        id: &RegistrationId,
-    ) -> Result<Option<RegistrationId>, ReadError> {
-        let namesake = RegistrationId::parse(device_id.as_str()).ok();
-        let aliased = self.aliases_of(device_id.as_str());
-        for other in aliased.into_iter().chain(namesake).filter(|other| other != id) {
-            let Some(Versioned { record, .. }) = self.load(&other).await? else { continue };
-            let held = record.assignment().is_some_and(|held| held.device_id == *device_id);
-            if held && record.tenant() == tenant {
-                return Ok(Some(other));
-            }
-        }
-        Ok(None)
     }
 
     /// Reads all records behind `after`, a few at a time.

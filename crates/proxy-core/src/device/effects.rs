@@ -21,12 +21,20 @@ pub struct Outline {
     pub standing: Option<Standing>,
     /// Instances that may hold a registration of it.
     pub footprint: BTreeSet<InstanceName>,
-    /// Its device ID, where that is not its registration ID.
-    pub alias: Option<DeviceId>,
+    /// The device ID of its assignment.
+    pub device_id: Option<DeviceId>,
     /// The place that it was booked away from and may come back to.
     pub home: Option<(InstanceName, Place)>,
     /// The revision of its assignment.
     pub revision: Option<u64>,
+}
+
+impl Outline {
+    /// Its device ID, where that is not its registration ID.
+    #[must_use]
+    pub fn alias(&self) -> Option<&DeviceId> {
+        self.device_id.as_ref().filter(|device_id| device_id.as_str() != self.registration_id.as_str())
+    }
 }
 
 /// Where a device stands in line.
@@ -104,7 +112,6 @@ impl Record {
     /// What others know of the device.
     #[must_use]
     pub fn outline(&self) -> Outline {
-        let device_id = self.assignment.as_ref().map(|assignment| &assignment.device_id);
         Outline {
             registration_id: self.registration_id.clone(),
             tenant: self.tenant.clone(),
@@ -116,7 +123,7 @@ impl Record {
                 last_registration_begun: self.last_registration_begun,
             }),
             footprint: self.footprint.clone(),
-            alias: device_id.filter(|name| name.as_str() != self.registration_id.as_str()).cloned(),
+            device_id: self.assignment.as_ref().map(|assignment| assignment.device_id.clone()),
             home: self.home_to_come_back_to().map(|(instance, place)| (instance.clone(), place)),
             revision: self.assignment.as_ref().map(|assignment| assignment.revision),
         }

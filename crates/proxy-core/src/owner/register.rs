@@ -8,13 +8,14 @@
 //! - What a call's end is evidence of is decided in [`crate::upstream::evidence`] alone, and acted upon in `trouble` alone.
 //!
 //! What follows from the end of a call is decided in [`crate::registration`]; this is the one driver that carries it out. Here: departure,
-//! the call, and doing what was decided. The rest: `poll`, `claim` (one device ID, one registration), `flight` (what may still be on its way),
+//! the call, and doing what was decided. The rest: `poll`, `flight` (what may still be on its way),
 //! `trouble` (calls fail, or go through again), `durable` (how the record changes, and how the line is left).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use self::durable::DeviceIdTaken;
 use super::clock::Clocks;
 use super::dispatcher::{Connection, Dispatcher, count};
 use super::lines::Lines;
@@ -38,7 +39,6 @@ use rate_control::entropy::Entropy;
 use rate_control::ledger::{SlotId, SlotRecord};
 use rate_control::time::{Mono, Now, StoredMoment, WallTime};
 
-mod claim;
 mod durable;
 mod flight;
 mod poll;
@@ -314,7 +314,9 @@ impl Attempt {
     async fn not_going(&self, departure: &Departure, error: ChangeError<NotGoing>) {
         self.dispatcher.line.lock().never_left(departure.slot);
         match error {
-            ChangeError::Unknown | ChangeError::Refused(NotGoing::Elsewhere) => self.finish(false),
+            ChangeError::Unknown | ChangeError::Refused(NotGoing::Elsewhere) | ChangeError::DeviceIdTaken(_) => {
+                self.finish(false);
+            }
             ChangeError::Refused(NotGoing::NoTime) => self.come_back(departure.job, self.now().mono),
             ChangeError::Refused(NotGoing::InFlight(until)) => self.wait_for_flight(departure.job, until).await,
             // Never a second one beside it: DPS is asked what became of the first.
@@ -519,16 +521,16 @@ impl Attempt {
 
     /// The assignment goes to disk, then everybody hears of it.
     async fn assign(&self, decision: Decision, named: Named, settled: Settled) {
-        // Held until the assignment is written, so that of two at once one is refused.
-        let Some(claim) = self.claim(&decision.device_id).await else { return self.finish(false) };
-        if let Err(other) = &claim {
-            let device_id = &decision.device_id;
-            tracing::error!(registration_id = %self.id, instance = %self.dispatcher.name, %device_id, %other, "two registrations claim one device ID");
-            let words = registration::device_id_taken(device_id, other, named);
-            return self.refuse(words, settled).await;
-        }
-        let hub = decision.hub.clone();
-        let stored = self.take_step(settled, Step::Assign(Box::new(decision))).await;
+        let (hub, device_id) = (decision.hub.clone(), decision.device_id.clone());
+        let stored = match self.try_step(settled, Step::Assign(Box::new(decision))).await {
+            Ok(stored) => stored,
+            Err(taken) => {
+                let DeviceIdTaken { holder, settled } = *taken;
+                tracing::error!(registration_id = %self.id, instance = %self.dispatcher.name, %device_id, other = %holder, "two registrations claim one device ID");
+                let words = registration::device_id_taken(&device_id, &holder, named);
+                return self.refuse(words, settled).await;
+            }
+        };
         if stored {
             count(&self.dispatcher.counts.assigned);
             *self.dispatcher.last_result.lock() = Some(self.now().mono);

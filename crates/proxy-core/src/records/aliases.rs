@@ -43,7 +43,7 @@ fn folded(device_id: &str) -> String {
 }
 
 fn alias(outline: &Outline) -> Option<(DeviceId, (TenantName, RegistrationId))> {
-    let device_id = outline.alias.clone()?;
+    let device_id = outline.alias()?.clone();
     Some((device_id, (outline.tenant.clone(), outline.registration_id.clone())))
 }
 
@@ -58,7 +58,7 @@ mod tests {
             tenant: TenantName::parse(tenant).unwrap(),
             standing: None,
             footprint: BTreeSet::new(),
-            alias: (device_id != registration_id).then(|| DeviceId::parse(device_id).unwrap()),
+            device_id: Some(DeviceId::parse(device_id).unwrap()),
             home: None,
             revision: Some(1),
         }

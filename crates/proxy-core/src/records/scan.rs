@@ -41,20 +41,37 @@ impl<'a> Scan<'a> {
     }
 }
 
+/// The records of a store that is being opened, a page at a time.
+pub(super) struct Pages<'a> {
+    store: &'a dyn Store,
+    after: Option<Vec<u8>>,
+}
+
+/// From the first record on.
+pub(super) const fn pages(store: &dyn Store) -> Pages<'_> {
+    Pages { store, after: None }
+}
+
+impl Pages<'_> {
+    /// The next page; `None` behind the last one.
+    pub(super) async fn next(&mut self) -> Result<Option<Vec<Record>>, ReadError> {
+        let rows = self.store.scan(Table::Device, self.after.as_deref(), START_ROWS).await?;
+        let Some(last) = rows.last() else { return Ok(None) };
+        self.after = Some(last.name.clone());
+        rows.iter().map(decode).collect::<Result<_, _>>().map(Some)
+    }
+}
+
 /// Shows every record of a store to `see`.
 ///
 /// # Errors
 /// If the store cannot be read, or a record in it is damaged.
-pub(crate) async fn read_all(store: &dyn Store, mut see: impl FnMut(&Record)) -> Result<(), ReadError> {
-    let mut after: Option<Vec<u8>> = None;
-    loop {
-        let rows = store.scan(Table::Device, after.as_deref(), START_ROWS).await?;
-        let Some(last) = rows.last() else { return Ok(()) };
-        after = Some(last.name.clone());
-        for row in &rows {
-            see(&decode(row)?);
-        }
+pub(crate) async fn read_all(store: &dyn Store, see: impl FnMut(&Record)) -> Result<(), ReadError> {
+    let (mut pages, mut see) = (pages(store), see);
+    while let Some(records) = pages.next().await? {
+        records.iter().for_each(&mut see);
     }
+    Ok(())
 }
 
 fn decode(row: &Row) -> Result<Record, ReadError> {

@@ -239,7 +239,7 @@ impl Backend {
         let changed = self.records.change(id, self.base.now(), &[], |draft| draft.apply(contradict.clone())).await;
         let record = match changed {
             Ok(((), record)) => record,
-            Err(ChangeError::Unknown | ChangeError::Refused(_)) => return Ok(None),
+            Err(ChangeError::Unknown | ChangeError::Refused(_) | ChangeError::DeviceIdTaken(_)) => return Ok(None),
             Err(ChangeError::Store(error)) => return Err(error),
         };
         self.rejoin.enter_again(&record, Reason::Suspect).await;

@@ -198,6 +198,7 @@ impl From<ChangeError<Rejected>> for OperatorError {
         match error {
             ChangeError::Unknown => Self::Unknown,
             ChangeError::Refused(rejected) => rejected.into(),
+            ChangeError::DeviceIdTaken(other) => Self::NotNow(format!("its device ID belongs to {other}")),
             ChangeError::Store(error) => Self::Store(error),
         }
     }

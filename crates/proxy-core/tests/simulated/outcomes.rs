@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use proxy_core::device::{AssignmentState, Record, Refusal};
 use proxy_core::line::Holding;
-use proxy_core::store::Store as _;
+use proxy_core::store::{Commit, Expect, Key, Store as _, Table, Version, Write};
 use proxy_core::use_cases::provision::{Outcome, ProvisionError};
+use rate_control::entropy::Entropy;
 use serde_json::json;
 
 use crate::support::dps::{Call, Dps, Fate, Reply, Weather};
@@ -587,6 +588,41 @@ async fn nothing_is_assigned_while_it_cannot_be_read_whether_the_device_id_is_ta
     sleep(seconds(20)).await;
     assert_eq!(refusal(&world, "device-1").await.unwrap().code, "device-id-taken");
     assert_eq!(world.dps("a").count(Call::Register), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_device_id_is_free_again_when_the_assignment_is_gone() {
+    let world = World::new(individual(settings(&[("a", 60)]))).await;
+    for device in ["device-1", "device-2"] {
+        world.list(device, "plant").await;
+        world.dps("a").device_id(device, "Pump-7");
+    }
+    world.settle(world.ask("device-1")).await;
+    assert_eq!(world.store.rows(Table::DeviceId), 1);
+    assert!(world.gateway.retire(&id("device-1"), true).await.unwrap().is_none());
+    assert_eq!(world.store.rows(Table::DeviceId), 0);
+    world.settle(world.ask("device-2")).await;
+    assert_eq!(world.record("device-2").await.unwrap().assignment().unwrap().device_id.as_str(), "Pump-7");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_device_id_of_an_earlier_release_is_found_after_the_upgrade() {
+    let mut world = World::new(individual(settings(&[("a", 60)]))).await;
+    for device in ["device-1", "device-2"] {
+        world.list(device, "plant").await;
+        world.dps("a").device_id(device, "Pump-7");
+    }
+    world.settle(world.ask("device-1")).await;
+    // An earlier release kept no rows.
+    let names = world.store.scan(Table::DeviceId, None, 10).await.unwrap().into_iter().map(|row| row.name);
+    let rows = names.map(|name| Key::new(Table::DeviceId, name)).chain([Key::new(Table::Meta, "device-ids")]);
+    let writes = rows.map(|key| Write::delete(key, Expect::Any)).collect();
+    world.store.commit(Commit { version: Version::random(&mut Entropy::from_seed(7)), writes }).await.unwrap();
+    assert_eq!(world.store.rows(Table::DeviceId), 0);
+    world.kill().await;
+    world.queue("device-2").await;
+    sleep(seconds(30)).await;
+    assert_eq!(refusal(&world, "device-2").await.unwrap().code, "device-id-taken");
 }
 
 // --- reprovisioning, suspicion ----------------------------------------------------------------------------------------

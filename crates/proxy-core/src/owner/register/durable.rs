@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::{Attempt, Settled};
 use crate::base::Base;
-use crate::device::{Command, Flight, Step};
+use crate::device::{Command, Step};
+use crate::ids::RegistrationId;
 use crate::line::lane::JobKind;
 use crate::owner::dispatcher::count;
 use crate::records::ChangeError;
@@ -14,6 +15,13 @@ use rate_control::time::Mono;
 
 /// Until a device is tried again whose earlier registration, from a place it was moved away from, is still on the wire.
 const OTHER_CALL_WAIT: Duration = Duration::from_secs(1);
+
+/// The device ID that a step gives belongs to another registration. Nothing was written.
+pub(super) struct DeviceIdTaken {
+    pub(super) holder: RegistrationId,
+    /// What the ledger must still hear.
+    pub(super) settled: Settled,
+}
 
 /// Waits before the store is tried again that failed so many times in a row. False if the service stops.
 pub(super) async fn wait_for_the_store(base: &Base, failures: u32) -> bool {
@@ -43,8 +51,13 @@ impl Attempt {
     /// Takes a step while the record is at this attempt's place, and does not give up while the store cannot write: what DPS said must not
     /// be lost to a full disk. False if the record is elsewhere or the service stops.
     pub(super) async fn take_step(&self, settled: Settled, step: Step) -> bool {
-        let Settled { write, free_after, landed, spent_at: _ } = settled;
-        let taken = self.keep_trying(write, landed, step).await;
+        matches!(self.try_step(settled, step).await, Ok(true))
+    }
+
+    /// The same, of a step that may give the device an ID.
+    pub(super) async fn try_step(&self, settled: Settled, step: Step) -> Result<bool, Box<DeviceIdTaken>> {
+        let free_after = settled.free_after;
+        let taken = self.keep_trying(settled, step).await;
         self.dispatcher.line.lock().never_left(free_after);
         taken
     }
@@ -62,10 +75,11 @@ impl Attempt {
         }
     }
 
-    async fn keep_trying(&self, slot_write: Option<Write>, landed: Option<Flight>, step: Step) -> bool {
+    async fn keep_trying(&self, settled: Settled, step: Step) -> Result<bool, Box<DeviceIdTaken>> {
+        let Settled { write, landed, .. } = settled;
         // The slot's end goes with the first try only: by a later one the slot may be another send's. Without it, the slot is held
         // longer after a restart, which is safe.
-        let mut more: Vec<Write> = slot_write.into_iter().collect();
+        let mut more: Vec<Write> = write.into_iter().collect();
         // The timeline says when it happened, not when the store could write again.
         let (now, command) = (self.now(), self.command(step));
         let mut failures = 0;
@@ -77,12 +91,16 @@ impl Attempt {
                 if lands { Ok(taken.is_ok()) } else { taken.map(|()| true) }
             });
             let error = match edited.await {
-                Ok((taken, _)) => return taken,
+                Ok((taken, _)) => return Ok(taken),
+                Err(ChangeError::DeviceIdTaken(holder)) => {
+                    let settled = Settled { write: more.pop(), landed, ..Settled::default() };
+                    return Err(Box::new(DeviceIdTaken { holder, settled }));
+                }
                 Err(ChangeError::Unknown | ChangeError::Refused(_)) => {
                     if !more.is_empty() {
                         let _ = self.base.commit(more).await;
                     }
-                    return false;
+                    return Ok(false);
                 }
                 Err(ChangeError::Store(error)) => error,
             };
@@ -92,7 +110,7 @@ impl Attempt {
             tracing::debug!(registration_id = %self.id, instance = %self.dispatcher.name, %error, "an answer of DPS could not be written yet");
             if !self.wait_for_the_store(failures).await {
                 count(&self.base.unwritten);
-                return false;
+                return Ok(false);
             }
         }
     }
