@@ -151,9 +151,13 @@ impl Attempts {
     /// Carries a departure out, to its end.
     pub(super) async fn carry_out(self, dispatcher: Arc<Dispatcher>, departure: Departure, connection: Connection) {
         let attempt = self.attempt(dispatcher, departure.id.clone(), departure.place);
-        match departure.job {
+        // Boxed, so that thousands that are polled for seconds each hold no more than what polling needs.
+        let begun = match departure.job {
             JobKind::Register => Box::pin(attempt.register(departure, connection)).await,
             JobKind::Lookup => Box::pin(attempt.look_up(departure, connection)).await,
+        };
+        if let Some((operation_id, wait)) = begun {
+            attempt.poll(operation_id, wait).await;
         }
     }
 
@@ -182,12 +186,14 @@ impl Attempt {
         record.stands_at(&self.dispatcher.name, self.place)
     }
 
-    async fn register(self, departure: Departure, connection: Connection) {
+    /// Registers the device. Returns what is to be polled, and after which wait, if DPS has begun to work on it.
+    async fn register(&self, departure: Departure, connection: Connection) -> Option<(OperationId, Duration)> {
         let mut ready = match self.mark_sent(&departure).await {
             Ok(ready) => ready,
             Err(error) => {
                 drop(connection);
-                return self.not_going(&departure, error).await;
+                self.not_going(&departure, error).await;
+                return None;
             }
         };
         tracing::debug!("registration sent");
@@ -203,11 +209,11 @@ impl Attempt {
             Err(held) => Err(held),
         };
         drop(connection);
-        self.ended(Call::Register, &departure, &ready, sent, result).await;
+        self.ended(Call::Register, &departure, &ready, sent, result).await
     }
 
-    /// Asks DPS what became of a registration that nobody told the outcome of.
-    async fn look_up(self, departure: Departure, connection: Connection) {
+    /// Asks DPS what became of a registration that nobody told the outcome of. Returns the same.
+    async fn look_up(&self, departure: Departure, connection: Connection) -> Option<(OperationId, Duration)> {
         let (settings, now) = (self.base.settings(), self.now());
         let slot =
             self.slot_writes(&departure, |boot| SlotRecord { boot, sent: now.mono, answered: None, abandoned: None });
@@ -217,7 +223,8 @@ impl Attempt {
             Ok((ready, _)) => ready,
             Err(error) => {
                 drop(connection);
-                return self.not_going(&departure, error).await;
+                self.not_going(&departure, error).await;
+                return None;
             }
         };
         let (sent, leaving) = (self.now().mono, self.sign(&mut ready));
@@ -229,18 +236,23 @@ impl Attempt {
             Err(held) => Err(held),
         };
         drop(connection);
-        self.ended(Call::Lookup, &departure, &ready, sent, result).await;
+        self.ended(Call::Lookup, &departure, &ready, sent, result).await
     }
 
-    /// A call that had a slot of the quota has ended.
-    async fn ended(self, call: Call, departure: &Departure, ready: &Ready, sent: Mono, result: CallResult) {
+    /// A call that had a slot of the quota has ended. Returns what is to be polled.
+    async fn ended(
+        &self,
+        call: Call,
+        departure: &Departure,
+        ready: &Ready,
+        sent: Mono,
+        result: CallResult,
+    ) -> Option<(OperationId, Duration)> {
         let evidence = self.learn_from(call, &result);
         let landed = ready.record.flight().filter(|_| call == Call::Register).cloned();
         let settled = Settled { landed, ..self.settle(departure, sent, &result, evidence) };
         let next = self.decide(call, ready, &result, evidence, 0);
-        if let Some((operation_id, wait)) = self.follow(next, settled).await {
-            self.poll(operation_id, wait).await;
-        }
+        self.follow(next, settled).await
     }
 
     /// Writes that a registration is about to leave, with its ledger slot.

@@ -65,10 +65,11 @@ impl Attempt {
                     continue;
                 }
             }
-            match self.poll_once(&mut polling).await {
+            // Boxed: this waits most of the time.
+            match Box::pin(self.poll_once(&mut polling)).await {
                 Polled::Again(next) => wait = next,
                 Polled::Next(next) => {
-                    let _nothing_to_poll = self.follow(next, Settled::default()).await;
+                    let _nothing_to_poll = Box::pin(self.follow(next, Settled::default())).await;
                     return;
                 }
                 Polled::Over => return,
