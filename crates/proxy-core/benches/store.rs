@@ -27,7 +27,7 @@ fn commit(n: u64) -> Commit {
         Write::put(device(n), Expect::Any, vec![b'r'; 500]),
         Write::put(slot, Expect::Any, Bytes::from_static(b"sixteen bytes...")),
     ];
-    Commit { version: Version(u128::from(n).to_be_bytes()), writes }
+    Commit { version: Version(u128::from(n).to_be_bytes()), writes, fence: None }
 }
 
 /// Commits `total` times with `tasks` tasks at once and gives the time it took.

@@ -193,6 +193,24 @@ text_type!(
     short_name
 );
 
+text_type!(
+    /// What is leased to one process at a time, for example `lines` or `line/eu-1`.
+    LeaseName,
+    |text| {
+        const RULE: &str = "a lease's name has 1 to 128 characters: lower-case letters, digits, - and / ; it starts with a letter or digit";
+        let sound = (1..=128).contains(&text.len())
+            && !text.starts_with(['-', '/'])
+            && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'/'));
+        if sound { Ok(text.into()) } else { Err(InvalidName { rule: RULE }) }
+    }
+);
+
+text_type!(
+    /// What people call one of several gateways on one store, for example the name of its host. Nothing is decided by it.
+    ReplicaName,
+    |text| bounded_text(text, 128, "a replica's name has 1 to 128 printable ASCII characters")
+);
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -220,6 +238,18 @@ mod tests {
         for (text, sound) in [("5.0123", true), ("a/b", true), ("...", true), (".", false), ("..", false), ("", false)]
         {
             assert_eq!(OperationId::parse(text).is_ok(), sound, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_lease_may_be_of_one_line() {
+        let longest = "a".repeat(128);
+        for good in ["lines", "line/eu-1", "0", longest.as_str()] {
+            assert!(LeaseName::parse(good).is_ok(), "{good} is valid");
+        }
+        let too_long = "a".repeat(129);
+        for bad in ["", "/a", "-a", "Lines", "a b", "a.b", "a\n", "ä", too_long.as_str()] {
+            assert!(LeaseName::parse(bad).is_err(), "{bad:?} is invalid");
         }
     }
 

@@ -12,11 +12,12 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use proxy_core::device::Record;
-use proxy_core::ids::InstanceName;
+use proxy_core::ids::{InstanceName, LeaseName};
 use proxy_core::place::{Place, Sequence};
 use proxy_core::store::memory::{Failure, MemoryStore};
 use proxy_core::store::{
-    Change, Commit, CommitError, Expect, Health, Key, Placing, ReadError, Row, Store, Stored, Table, Versions, Write,
+    Change, Commit, CommitError, Expect, Health, Key, Lease, LeaseChange, LeaseError, Placing, ReadError, Row, Store,
+    Stored, Table, Versions, Write,
 };
 use rate_control::entropy::Entropy;
 use serde_json::{Value, json};
@@ -192,6 +193,8 @@ impl Hasty {
     /// Keeps what was acknowledged, with the numbers that were given; all of it becomes durable at once, now and then.
     async fn keep(&self, mut commit: Commit, given: &[Sequence]) {
         let mut given = given.iter();
+        // It was judged by the other copy, which keeps the leases.
+        commit.fence = None;
         for write in &mut commit.writes {
             write.expect = Expect::Any;
             if let Change::Put { placing, .. } = &mut write.change
@@ -247,6 +250,22 @@ impl Store for Disk {
             Ok(given)
         }
         .boxed()
+    }
+
+    fn lease<'a>(&'a self, name: &'a LeaseName) -> BoxFuture<'a, Result<Option<Lease>, ReadError>> {
+        self.memory.lease(name)
+    }
+
+    fn change_lease<'a>(
+        &'a self,
+        name: &'a LeaseName,
+        change: LeaseChange,
+    ) -> BoxFuture<'a, Result<Lease, LeaseError>> {
+        self.memory.change_lease(name, change)
+    }
+
+    fn is_exclusive(&self) -> bool {
+        self.memory.is_exclusive()
     }
 
     fn raise_sequence<'a>(&'a self, line: &'a InstanceName, next: Sequence) -> BoxFuture<'a, Result<(), CommitError>> {

@@ -380,7 +380,8 @@ pub async fn commits_become_durable_in_order(fixture: &Fixture) {
     let versions: Vec<Version> = (0..200).map(|_| unnamed(Vec::new()).version).collect();
     let chain = versions.iter().enumerate().map(|(n, version)| {
         let expect = n.checked_sub(1).map_or(Expect::Absent, |before| Expect::Version(versions[before]));
-        store.commit(Commit { version: *version, writes: vec![put(device("a"), expect, n.to_string())] })
+        let writes = vec![put(device("a"), expect, n.to_string())];
+        store.commit(Commit { version: *version, writes, fence: None })
     });
     for outcome in futures_util::future::join_all(chain).await {
         assert!(outcome.unwrap().is_empty());

@@ -43,13 +43,16 @@ use sled::{Db, IVec};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::numbers::Numbers;
-use super::{Commit, CommitError, Health, Key, ReadError, Row, Store, Stored, Table, validate};
-use crate::ids::InstanceName;
+use super::answer::{self, Outcome};
+use super::lease;
+use super::{
+    Commit, CommitError, Health, Key, Lease, LeaseChange, LeaseError, ReadError, Row, Store, Stored, Table, validate,
+};
+use crate::ids::{InstanceName, LeaseName};
 use crate::place::Sequence;
 use disk::NotOurs;
 use opening::Opened;
-use plan::{Outcome, Work};
+use plan::{Known, Work};
 use writer::{Message, Pending, Writer};
 
 mod codec;
@@ -331,7 +334,7 @@ impl SledStore {
             files,
             head,
             digest,
-            numbers: Numbers::default(),
+            known: Known::default(),
             lock,
             finished: finished_sender,
             names_seen: None,
@@ -410,9 +413,35 @@ impl Store for SledStore {
     fn commit(&self, commit: Commit) -> BoxFuture<'_, Result<Vec<Sequence>, CommitError>> {
         async move {
             validate(&commit.writes)?;
-            self.submit(Work::Commit(commit)).await
+            answer::of_commit(self.submit(Work::Commit(commit)).await)
         }
         .boxed()
+    }
+
+    fn lease<'a>(&'a self, name: &'a LeaseName) -> BoxFuture<'a, Result<Option<Lease>, ReadError>> {
+        async move {
+            let row = self.shared.get(&Key::new(Table::Meta, lease::row_name(name)))?;
+            let lease = row.map(|stored| lease::decode(&stored.value)).transpose();
+            lease.map_err(|detail| ReadError::Corrupt { table: Table::Meta, detail })
+        }
+        .boxed()
+    }
+
+    fn change_lease<'a>(
+        &'a self,
+        name: &'a LeaseName,
+        change: LeaseChange,
+    ) -> BoxFuture<'a, Result<Lease, LeaseError>> {
+        async move {
+            change.validate()?;
+            answer::of_lease(self.submit(Work::Lease { name: name.clone(), change }).await)
+        }
+        .boxed()
+    }
+
+    /// The lock on the directory is held.
+    fn is_exclusive(&self) -> bool {
+        true
     }
 
     fn raise_sequence<'a>(&'a self, line: &'a InstanceName, next: Sequence) -> BoxFuture<'a, Result<(), CommitError>> {

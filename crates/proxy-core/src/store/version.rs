@@ -42,9 +42,9 @@ impl Versions {
         Version::random(&mut self.0.lock())
     }
 
-    /// A commit of a new version.
+    /// A commit of a new version, without a fence.
     #[must_use]
     pub fn commit(&self, writes: Vec<Write>) -> Commit {
-        Commit { version: self.draw(), writes }
+        Commit { version: self.draw(), writes, fence: None }
     }
 }

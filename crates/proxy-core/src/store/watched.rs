@@ -18,8 +18,8 @@ use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 
 use super::standstill::Standstill;
-use super::{Commit, CommitError, Health, Key, ReadError, Row, Store, Stored, Table};
-use crate::ids::InstanceName;
+use super::{Commit, CommitError, Health, Key, Lease, LeaseChange, LeaseError, ReadError, Row, Store, Stored, Table};
+use crate::ids::{InstanceName, LeaseName};
 use crate::place::Sequence;
 use rate_control::time::{Clock, Mono, Now, WallTime};
 
@@ -133,13 +133,26 @@ impl Watched {
         }
     }
 
+    /// Waits for what is asked of a lease, unless the store stands still. It is no sign of life: a backend may change leases apart from commits.
+    async fn unless_hanging(&self, asked: BoxFuture<'_, Result<Lease, LeaseError>>) -> Result<Lease, LeaseError> {
+        let hangs = |why: &str| Err(LeaseError::Unavailable(why.to_owned()));
+        if let Some(why) = self.standstill.why() {
+            return hangs(why);
+        }
+        tokio::select! {
+            biased;
+            outcome = asked => outcome,
+            why = self.standstill.found() => hangs(why),
+        }
+    }
+
     fn refuse(&self, error: &CommitError) {
         match error {
             // The first one looks before it counts, so that the trouble counts it.
             CommitError::ReadOnly(_) | CommitError::Failed(_) if self.state.lock().trouble.is_none() => self.look(),
             CommitError::ReadOnly(_) | CommitError::Failed(_) | CommitError::Busy => {}
             // What is wrong is the commit.
-            CommitError::Conflict { .. } | CommitError::Refused(_) => return,
+            CommitError::Conflict { .. } | CommitError::Fenced | CommitError::Refused(_) => return,
         }
         self.refused.fetch_add(1, Ordering::Relaxed);
     }
@@ -201,6 +214,22 @@ impl Store for Watched {
 
     fn commit(&self, commit: Commit) -> BoxFuture<'_, Result<Vec<Sequence>, CommitError>> {
         self.submit(self.inner.commit(commit)).boxed()
+    }
+
+    fn lease<'a>(&'a self, name: &'a LeaseName) -> BoxFuture<'a, Result<Option<Lease>, ReadError>> {
+        self.inner.lease(name)
+    }
+
+    fn change_lease<'a>(
+        &'a self,
+        name: &'a LeaseName,
+        change: LeaseChange,
+    ) -> BoxFuture<'a, Result<Lease, LeaseError>> {
+        self.unless_hanging(self.inner.change_lease(name, change)).boxed()
+    }
+
+    fn is_exclusive(&self) -> bool {
+        self.inner.is_exclusive()
     }
 
     fn raise_sequence<'a>(&'a self, line: &'a InstanceName, next: Sequence) -> BoxFuture<'a, Result<(), CommitError>> {
@@ -333,6 +362,22 @@ mod tests {
 
         fn commit(&self, _commit: Commit) -> BoxFuture<'_, Result<Vec<Sequence>, CommitError>> {
             std::future::pending().boxed()
+        }
+
+        fn lease<'a>(&'a self, name: &'a LeaseName) -> BoxFuture<'a, Result<Option<Lease>, ReadError>> {
+            self.0.lease(name)
+        }
+
+        fn change_lease<'a>(
+            &'a self,
+            _name: &'a LeaseName,
+            _change: LeaseChange,
+        ) -> BoxFuture<'a, Result<Lease, LeaseError>> {
+            std::future::pending().boxed()
+        }
+
+        fn is_exclusive(&self) -> bool {
+            self.0.is_exclusive()
         }
 
         fn raise_sequence<'a>(

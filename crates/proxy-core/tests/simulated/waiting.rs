@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::future::BoxFuture;
-use proxy_core::ids::InstanceName;
+use proxy_core::ids::{InstanceName, LeaseName};
 use proxy_core::place::Sequence;
 use proxy_core::store::memory::MemoryStore;
-use proxy_core::store::{Commit, CommitError, Health, Key, ReadError, Row, Store, Stored, Table};
+use proxy_core::store::{
+    Commit, CommitError, Health, Key, Lease, LeaseChange, LeaseError, ReadError, Row, Store, Stored, Table,
+};
 use proxy_core::use_cases::provision::Outcome;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -35,6 +37,22 @@ impl Store for SlowRead {
 
     fn commit(&self, commit: Commit) -> BoxFuture<'_, Result<Vec<Sequence>, CommitError>> {
         self.store.commit(commit)
+    }
+
+    fn lease<'a>(&'a self, name: &'a LeaseName) -> BoxFuture<'a, Result<Option<Lease>, ReadError>> {
+        self.store.lease(name)
+    }
+
+    fn change_lease<'a>(
+        &'a self,
+        name: &'a LeaseName,
+        change: LeaseChange,
+    ) -> BoxFuture<'a, Result<Lease, LeaseError>> {
+        self.store.change_lease(name, change)
+    }
+
+    fn is_exclusive(&self) -> bool {
+        self.store.is_exclusive()
     }
 
     fn raise_sequence<'a>(&'a self, line: &'a InstanceName, next: Sequence) -> BoxFuture<'a, Result<(), CommitError>> {

@@ -270,7 +270,9 @@ fn store_problem(error: &StoreError) -> Problem {
         StoreError::Read(ReadError::Unavailable(_)) | StoreError::Contended => {
             tracing::debug!(%error, "the store failed while a request was served");
         }
-        StoreError::Commit(CommitError::Busy | CommitError::ReadOnly(_) | CommitError::Failed(_)) => {
+        StoreError::Commit(
+            CommitError::Busy | CommitError::Fenced | CommitError::ReadOnly(_) | CommitError::Failed(_),
+        ) => {
             tracing::debug!(%error, "the store did not accept a write of a request");
         }
     }
@@ -283,6 +285,9 @@ fn store_problem(error: &StoreError) -> Problem {
             "a newer version of this service has written what is stored of this device, and this one cannot read it",
         ),
         StoreError::Read(ReadError::Unavailable(_)) => (Code::StoreUnavailable, "the store cannot be read now"),
+        StoreError::Commit(CommitError::Fenced) => {
+            (Code::StoreUnavailable, "another replica has taken over from this one while it answered; try again")
+        }
         StoreError::Commit(CommitError::Busy) | StoreError::Contended => {
             (Code::StoreBusy, "the store is busy; try again")
         }
@@ -407,6 +412,7 @@ mod tests {
             CommitError::Conflict { index: 0 }.into(),
             CommitError::ReadOnly("full".to_owned()).into(),
             CommitError::Busy.into(),
+            CommitError::Fenced.into(),
             CommitError::Refused("too large".to_owned()).into(),
             CommitError::Failed("broken".to_owned()).into(),
             StoreError::Contended,

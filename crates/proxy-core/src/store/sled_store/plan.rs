@@ -3,6 +3,7 @@
 //! Invariants:
 //! - A commit is decided by what those before it leave. If one of its expectations does not hold, it leaves nothing, not even a number
 //!   that was given.
+//! - A fence is judged by the lease as those before it leave it, like any expectation.
 //! - A line's bound is written in the commit whose number is beyond the one before.
 
 use std::collections::HashMap;
@@ -11,13 +12,12 @@ use sled::{Db, IVec};
 use tokio::sync::oneshot;
 
 use super::{Shared, codec, digest};
-use crate::ids::InstanceName;
+use crate::ids::{InstanceName, LeaseName};
 use crate::place::{Place, Sequence};
+use crate::store::answer::{Answer, Outcome};
+use crate::store::lease::{self, Fence, Lease, LeaseChange, Leases};
 use crate::store::numbers::{self, Given, Numbers};
 use crate::store::{Change, Commit, CommitError, Expect, Placing, Table, Version, Write};
-
-/// The numbers that a commit was given.
-pub(super) type Outcome = Result<Vec<Sequence>, CommitError>;
 
 /// The writes of one commit, in sled's form.
 pub(super) type Applied = Vec<(Vec<u8>, Option<Vec<u8>>)>;
@@ -33,6 +33,18 @@ pub(super) enum Work {
         line: InstanceName,
         next: Sequence,
     },
+    /// What becomes of a lease.
+    Lease {
+        name: LeaseName,
+        change: LeaseChange,
+    },
+}
+
+/// What the writer knows of the rows that are the backend's own, as they will be once its writes are durable.
+#[derive(Default)]
+pub(super) struct Known {
+    pub(super) numbers: Numbers,
+    pub(super) leases: Leases,
 }
 
 /// What a key holds as the next commit of the batch will find it, and what it held when the batch began.
@@ -62,19 +74,28 @@ pub(super) struct Source<'s> {
 
 impl Plan {
     /// `Err` if sled cannot be read at all.
-    pub(super) fn decide(&mut self, from: Source<'_>, numbers: &mut Numbers, work: Work) -> Result<Outcome, String> {
+    pub(super) fn decide(&mut self, from: Source<'_>, known: &mut Known, work: Work) -> Result<Outcome, String> {
         match work {
-            Work::Commit(commit) => self.commit(from, numbers, commit),
-            Work::Raise { line, next } => self.raise(from, numbers, &line, next),
+            Work::Commit(commit) => self.commit(from, known, commit),
+            Work::Raise { line, next } => self.raise(from, &mut known.numbers, &line, next),
+            Work::Lease { name, change } => self.lease(from, &mut known.leases, &name, &change),
         }
     }
 
     fn commit(
         &mut self,
         from: Source<'_>,
-        numbers: &mut Numbers,
-        Commit { version, writes }: Commit,
+        known: &mut Known,
+        Commit { version, writes, fence }: Commit,
     ) -> Result<Outcome, String> {
+        if let Some(Fence { lease, epoch }) = fence {
+            match self.current_lease(from, &mut known.leases, &lease)? {
+                Ok(held) if held.is_some_and(|held| held.holds(epoch)) => {}
+                Ok(_) => return Ok(Err(CommitError::Fenced)),
+                Err(refused) => return Ok(Err(refused)),
+            }
+        }
+        let numbers = &mut known.numbers;
         let mut keys = Vec::with_capacity(writes.len());
         for (index, write) in writes.iter().enumerate() {
             let key = codec::raw_key(&write.key);
@@ -112,7 +133,52 @@ impl Plan {
             }
         }
         self.apply.push(applied);
-        Ok(Ok(given))
+        Ok(Ok(Answer::Numbers(given)))
+    }
+
+    fn lease(
+        &mut self,
+        from: Source<'_>,
+        leases: &mut Leases,
+        name: &LeaseName,
+        change: &LeaseChange,
+    ) -> Result<Outcome, String> {
+        let current = match self.current_lease(from, leases, name)? {
+            Ok(current) => current,
+            Err(refused) => return Ok(Err(refused)),
+        };
+        let Some(changed) = change.of(current) else { return Ok(Ok(Answer::Lost(current.cloned()))) };
+        let key = codec::raw_name(Table::Meta, &lease::row_name(name));
+        self.slot(from, &key)?;
+        let version = Version((u128::from(changed.epoch.0) << 64 | u128::from(changed.beat.0)).to_be_bytes());
+        let value = codec::encode(&key, version, None, &lease::encode(&changed));
+        let mut applied = Applied::new();
+        self.write(&mut applied, key, Some(value), Some(version));
+        self.apply.push(applied);
+        leases.set(name, changed.clone());
+        Ok(Ok(Answer::Lease(changed)))
+    }
+
+    /// The lease as what was decided before leaves it.
+    fn current_lease<'l>(
+        &mut self,
+        from: Source<'_>,
+        leases: &'l mut Leases,
+        name: &LeaseName,
+    ) -> Result<Result<Option<&'l Lease>, CommitError>, String> {
+        if leases.get(name).is_none() {
+            let key = codec::raw_name(Table::Meta, &lease::row_name(name));
+            let Some(raw) = &self.slot(from, &key)?.durable else { return Ok(Ok(None)) };
+            let read = codec::open(&key, raw).and_then(|opened| lease::decode(opened.payload));
+            match read {
+                Ok(lease) => leases.set(name, lease),
+                Err(why) => {
+                    let why = format!("the row of lease {name} is damaged ({why}); restore a backup");
+                    return Ok(Err(CommitError::Refused(why)));
+                }
+            }
+        }
+        Ok(Ok(leases.get(name)))
     }
 
     fn raise(
@@ -131,7 +197,7 @@ impl Plan {
             self.write_bound(from, &mut applied, line, bound, Version(u128::from(bound).to_be_bytes()))?;
             self.apply.push(applied);
         }
-        Ok(Ok(Vec::new()))
+        Ok(Ok(Answer::Numbers(Vec::new())))
     }
 
     /// Has `numbers` know the bound of `line`.

@@ -23,10 +23,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::digest::{self, DIGEST_KEY, Digest};
 use super::disk::{self, DataFiles, Head};
-use super::plan::{Outcome, Plan, Source, Work};
+use super::plan::{Known, Plan, Source, Work};
 use super::{Shared, panic_text};
 use crate::store::CommitError;
-use crate::store::numbers::Numbers;
+use crate::store::answer::Outcome;
 
 /// How long it holds that the files were found under their names.
 const NAMES_EVERY: Duration = Duration::from_millis(10);
@@ -72,7 +72,7 @@ pub(super) struct Writer {
     pub(super) head: Head,
     /// Of what sled holds.
     pub(super) digest: Digest,
-    pub(super) numbers: Numbers,
+    pub(super) known: Known,
     pub(super) lock: File,
     pub(super) finished: watch::Sender<bool>,
     /// When the files were last found under their names.
@@ -116,7 +116,7 @@ impl Writer {
         if let Err(why) = self.shared.writable().and_then(|()| self.still_named()) {
             for Pending { work, reply } in batch {
                 if let Work::Raise { line, next } = work {
-                    self.numbers.raise(&line, next);
+                    self.known.numbers.raise(&line, next);
                 }
                 let _ = reply.send(Err(CommitError::ReadOnly(why.clone())));
             }
@@ -155,7 +155,7 @@ impl Writer {
         let mut broken = None;
         for pending in batch {
             let outcome = match broken.clone() {
-                None => plan.decide(from, &mut self.numbers, pending.work).unwrap_or_else(|why| {
+                None => plan.decide(from, &mut self.known, pending.work).unwrap_or_else(|why| {
                     broken = Some(why.clone());
                     Err(CommitError::Failed(why))
                 }),
