@@ -55,6 +55,20 @@ macro_rules! store_conformance {
             large_values_come_back
             bounds_are_refused
             a_closed_store_takes_nothing
+            a_lease_is_taken_renewed_and_given_back
+            of_many_who_have_seen_the_same_one_takes_the_lease
+            a_lease_is_taken_only_from_what_was_seen
+            an_owner_that_was_deposed_renews_and_releases_nothing
+            what_was_given_back_is_taken_at_once_and_is_not_renewed
+            a_change_that_is_repeated_is_granted_again
+            a_taking_that_nobody_heard_of_happened_or_did_not
+            a_lease_shows_only_what_is_durable
+            no_epoch_is_given_again_after_a_kill
+            a_commit_is_applied_in_the_epoch_of_its_fence_only
+            a_fence_that_does_not_hold_outweighs_every_expectation
+            a_commit_that_is_fenced_off_is_refused_alone
+            what_bounds_a_lease_is_refused
+            a_closed_store_changes_no_lease
         );
     };
     ($make:expr; $($case:ident)+) => {
@@ -68,6 +82,9 @@ macro_rules! store_conformance {
     };
 }
 pub use crate::store_conformance as conformance;
+pub use leases::*;
+
+mod leases;
 
 pub fn device(name: &str) -> Key {
     Key::new(Table::Device, name)

@@ -254,7 +254,10 @@ mod tests {
 
     use super::*;
     use crate::store::Expect;
-    use crate::store::conformance::{Fixture, commit, conformance, device, join, put, unnamed};
+    use crate::store::conformance::{
+        Candidate, Fixture, commit, conformance, device, join, lease_name, put, take, unnamed,
+    };
+    use rate_control::ownership::Epoch;
 
     fn fixture() -> Fixture {
         let store = Arc::new(MemoryStore::new());
@@ -318,6 +321,33 @@ mod tests {
             assert_eq!(survivor.get(&device("a")).await.unwrap().is_some(), applied);
             assert_eq!(survivor.health(), Health::Writable);
         }
+    }
+
+    #[tokio::test]
+    async fn of_several_processes_on_one_store_one_is_killed_and_the_others_go_on() {
+        let (name, a, b) = (lease_name("lines"), Candidate::new("a"), Candidate::new("b"));
+        let first = MemoryStore::shared();
+        let second = first.handle();
+        assert!(!first.is_exclusive() && !second.is_exclusive() && MemoryStore::new().is_exclusive());
+        assert_eq!(take(&first, &name, &a).await, Epoch(1));
+        first.hold_acks(true);
+        let mut unheard = first.commit(unnamed(vec![put(device("a"), Expect::Absent, "x")]));
+        assert!(poll!(&mut unheard).is_pending());
+        first.kill();
+        assert!(matches!(unheard.await, Err(CommitError::Failed(_))));
+        assert!(first.get(&device("a")).await.is_err());
+        assert!(matches!(commit(&first, Vec::new()).await, Err(CommitError::Failed(_))));
+        second.hold_acks(false);
+        assert_eq!(second.get(&device("a")).await.unwrap().unwrap().value, "x", "it happened all the same");
+        assert_eq!(take(&second, &name, &b).await, Epoch(2));
+        let third = second.handle();
+        second.close().await;
+        assert!(matches!(second.health(), Health::ReadOnly(_)));
+        commit(&third, vec![put(device("b"), Expect::Absent, "x")]).await.unwrap();
+        let survivor = third.crash();
+        assert!(!survivor.is_exclusive());
+        assert!(matches!(third.health(), Health::Failed(_)), "a crash is everybody's");
+        assert_eq!(take(&survivor.handle(), &name, &a).await, Epoch(3));
     }
 
     #[tokio::test]

@@ -283,7 +283,7 @@ impl Store for Watched {
 mod tests {
     use super::*;
     use crate::store::Expect;
-    use crate::store::conformance::{commit, device, put, unnamed};
+    use crate::store::conformance::{Candidate, commit, device, lease_name, put, unnamed};
     use crate::store::memory::{Failure, MemoryStore};
     use rate_control::time::SystemClock;
 
@@ -338,8 +338,14 @@ mod tests {
         let mut hanging = std::pin::pin!(watched.commit(unnamed(vec![put(device("a"), Expect::Any, "y")])));
         assert!(hanging.as_mut().now_or_never().is_none());
         assert_eq!(watched.look_for_standstill(Duration::from_secs(60)), None);
+        let (name, a) = (lease_name("lines"), Candidate::new("a"));
+        let mut taking = std::pin::pin!(watched.change_lease(&name, a.take(None)));
+        assert!(taking.as_mut().now_or_never().is_none());
         let why = watched.look_for_standstill(Duration::ZERO).unwrap();
         assert!(why.contains("no write has made progress"), "{why}");
+        for outcome in [taking.await, watched.change_lease(&name, a.take(None)).await] {
+            assert!(matches!(outcome, Err(LeaseError::Unavailable(_))), "{outcome:?}");
+        }
         assert!(matches!(hanging.await, Err(CommitError::Failed(_))), "nobody knows what becomes of it");
         assert!(matches!(commit(&watched, vec![]).await, Err(CommitError::ReadOnly(_))));
         let trouble = watched.trouble().unwrap();
