@@ -81,8 +81,8 @@ impl Batch {
 
     /// Takes one more, or gives it back for the next batch.
     pub(crate) fn add(&mut self, unit: Unit, limits: Limits) -> Result<(), Unit> {
-        // A commit without writes has no position of its own: it goes alone.
-        let alone = self.is_empty() || unit.commit.writes.is_empty();
+        // There is nothing to ask for a commit without writes and without a fence: it waits for nobody.
+        let alone = self.is_empty() || (unit.commit.writes.is_empty() && unit.commit.fence.is_none());
         let fits = !alone && self.units.len() < limits.units_max && self.bytes + unit.bytes() <= limits.bytes_max;
         if !fits || unit.commit.writes.iter().any(|write| self.keys.contains(&write.key)) {
             return Err(unit);
@@ -102,7 +102,7 @@ impl Batch {
 
     /// Whether there is nothing to ask the server.
     pub(crate) fn is_empty(&self) -> bool {
-        self.keys.is_empty()
+        self.keys.is_empty() && self.units.iter().all(|unit| unit.commit.fence.is_none())
     }
 
     /// The lines whose numbers have to be known.
@@ -126,6 +126,7 @@ impl Batch {
         for (n, unit) in self.units.into_iter().enumerate() {
             let conflict = told.conflicts.get(n).copied().flatten();
             let outcome = match conflict.map(usize::try_from) {
+                _ if conflict == Some(FENCED) => Err(CommitError::Fenced),
                 None => Ok(numbers.by_ref().take(unit.joins()).collect()),
                 Some(Ok(index)) => Err(CommitError::Conflict { index }),
                 Some(Err(_)) => {
@@ -137,10 +138,13 @@ impl Batch {
     }
 }
 
+/// What the server says of a commit whose fence does not hold.
+const FENCED: i32 = -1;
+
 /// What the server says of a batch.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Told {
-    /// Per commit the write whose expectation did not hold; `None` where it was applied.
+    /// Per commit the write whose expectation did not hold, or [`FENCED`]; `None` where it was applied.
     pub(crate) conflicts: Vec<Option<i32>>,
     /// Of all that were applied, in their order.
     pub(crate) numbers: Vec<i64>,
@@ -152,9 +156,11 @@ impl Told {
     }
 }
 
-/// A batch as `commit_v1` takes it: one position per write.
+/// A batch as `commit_v2` takes it: one position per write, and of `fence` and `epoch` one per commit.
 #[derive(Debug, Default)]
 pub(crate) struct Columns<'b> {
+    pub(crate) fence: Vec<Option<&'b str>>,
+    pub(crate) epoch: Vec<Option<i64>>,
     pub(crate) unit: Vec<i32>,
     pub(crate) slot: Vec<i32>,
     pub(crate) table: Vec<i16>,
@@ -173,6 +179,8 @@ impl<'b> Columns<'b> {
     pub(crate) fn of(batch: &'b Batch, lines: &HashMap<InstanceName, i32>) -> Self {
         let mut columns = Self::default();
         for (unit, Unit { commit, .. }) in (1..).zip(&batch.units) {
+            columns.fence.push(commit.fence.as_ref().map(|fence| fence.lease.as_str()));
+            columns.epoch.push(commit.fence.as_ref().map(|fence| codec::bigint(fence.epoch.0)));
             for (slot, write) in (0..).zip(&commit.writes) {
                 columns.unit.push(unit);
                 columns.slot.push(slot);
@@ -221,7 +229,7 @@ mod tests {
 
     fn unit(writes: Vec<Write>) -> (Unit, oneshot::Receiver<Outcome>) {
         let (reply, outcome) = oneshot::channel();
-        (Unit { commit: Commit { version: Version([7; 16]), writes }, reply }, outcome)
+        (Unit { commit: Commit { version: Version([7; 16]), writes, fence: None }, reply }, outcome)
     }
 
     fn put(name: &str, value: &'static str) -> Write {

@@ -45,6 +45,11 @@ pub(crate) const fn sequence_of(column: i64) -> Sequence {
     column.cast_unsigned()
 }
 
+/// A number of a lease. One that no lease has becomes one that no row has.
+pub(crate) fn bigint(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(-1)
+}
+
 /// The columns `version`, `class`, `seq`, `value` from the first one on.
 pub(crate) fn stored(table: Table, row: &Row, first: usize) -> Result<Stored, ReadError> {
     let corrupt = |error: tokio_postgres::Error| ReadError::Corrupt { table, detail: error.to_string() };

@@ -17,7 +17,7 @@ use crate::target::{Session, Target};
 const FORGET_ATTEMPTS: &str = "DELETE FROM attempt WHERE at < now() - interval '1 day'";
 
 const COMMIT: &str =
-    "SELECT conflicts, numbers FROM commit_v1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)";
+    "SELECT conflicts, numbers FROM commit_v2($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)";
 const SETTLE: &str = "SELECT happened, conflicts, numbers FROM settle_v1($1)";
 const LINE: &str = "SELECT line_v1($1)";
 
@@ -99,9 +99,11 @@ impl Link {
         settled: Option<Uuid>,
         columns: &Columns<'_>,
     ) -> Result<Told, Silent> {
-        let parameters: [&(dyn ToSql + Sync); 14] = [
+        let parameters: [&(dyn ToSql + Sync); 16] = [
             &attempt,
             &settled,
+            &columns.fence,
+            &columns.epoch,
             &columns.unit,
             &columns.slot,
             &columns.table,

@@ -113,8 +113,8 @@ impl fmt::Debug for ConnectionString {
     }
 }
 
-/// Where the database is, and the bounds. A process holds one connection that writes and at most [`read_connections`](Self::read_connections) and
-/// [`scan_connections`](Self::scan_connections) that read, all of them straight to the server.
+/// Where the database is, and the bounds. A process holds one connection that writes, at most two for leases, one that raises lines, and at most
+/// [`read_connections`](Self::read_connections) and [`scan_connections`](Self::scan_connections) that read, all of them straight to the server.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// The database.
@@ -129,6 +129,9 @@ pub struct Options {
     pub connect_timeout: Duration,
     /// How long bytes may stay unacknowledged before a connection counts as lost, where the kernel can be told. 3 s by default.
     pub tcp_user_timeout: Duration,
+    /// How long it may take to read or change a lease, the wait for a connection included; half of it for a commit that is under way. Well below the time
+    /// that a lease lives. 1 s by default.
+    pub lease_timeout: Duration,
     /// How long a read of a single value may take, the wait for a connection included. 1 s by default.
     pub read_timeout: Duration,
     /// How long a scan may take, the wait for a connection included. 30 s by default.
@@ -162,6 +165,7 @@ impl Options {
             scan_connections: 2,
             connect_timeout: Duration::from_secs(2),
             tcp_user_timeout: Duration::from_secs(3),
+            lease_timeout: Duration::from_secs(1),
             read_timeout: Duration::from_secs(1),
             scan_timeout: Duration::from_secs(30),
             commit_timeout: Duration::from_secs(3),

@@ -6,16 +6,18 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use proxy_core::ids::InstanceName;
+use proxy_core::ids::{InstanceName, LeaseName};
 use proxy_core::place::{Place, Sequence};
 use proxy_core::store::{
-    self, Commit, CommitError, Health, Key, MAX_VALUE, ReadError, Row, Store, Stored, Table, Write,
+    self, Commit, CommitError, Health, Key, Lease, LeaseChange, LeaseError, MAX_VALUE, ReadError, Row, Store, Stored,
+    Table, Write,
 };
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::batch::{Limits, Outcome, Unit, validate};
 use crate::codec;
+use crate::leases::Leases;
 use crate::link::Link;
 use crate::open_error::OpenError;
 use crate::options::Options;
@@ -44,6 +46,7 @@ pub struct PostgresqlStore {
     shared: Arc<Shared>,
     inbox: mpsc::Sender<Message>,
     inbox_wait: Duration,
+    leases: Leases,
     finished: watch::Receiver<bool>,
     reads: Reader,
     scans: Reader,
@@ -77,10 +80,11 @@ impl PostgresqlStore {
         let reads = Reader::new(&target, options.read_connections, options.read_timeout);
         let scans = Reader::new(&target, options.scan_connections, options.scan_timeout);
         let raises = Reader::new(&target, 1, options.commit_timeout);
+        let leases = Leases::new(&target, &options);
         let waits = (options.commit_timeout, options.reconnect_wait_max);
         let (writer, finished) = Writer::new(Arc::clone(&shared), target, link, outbox, limits, waits);
         tokio::spawn(writer.run());
-        Ok(Self { shared, inbox, inbox_wait: options.inbox_wait, finished, reads, scans, raises })
+        Ok(Self { shared, inbox, inbox_wait: options.inbox_wait, leases, finished, reads, scans, raises })
     }
 
     /// At most `limit` places of `line` that come after `after`, in the order of their numbers, without reading a record.
@@ -184,6 +188,22 @@ impl Store for PostgresqlStore {
         self.submit(commit).boxed()
     }
 
+    fn lease<'a>(&'a self, name: &'a LeaseName) -> BoxFuture<'a, Result<Option<Lease>, ReadError>> {
+        self.leases.read(name).boxed()
+    }
+
+    fn change_lease<'a>(
+        &'a self,
+        name: &'a LeaseName,
+        change: LeaseChange,
+    ) -> BoxFuture<'a, Result<Lease, LeaseError>> {
+        self.leases.change(name, change).boxed()
+    }
+
+    fn is_exclusive(&self) -> bool {
+        false
+    }
+
     fn raise_sequence<'a>(&'a self, line: &'a InstanceName, next: Sequence) -> BoxFuture<'a, Result<(), CommitError>> {
         self.raise(line, next).boxed()
     }
@@ -236,6 +256,7 @@ impl Store for PostgresqlStore {
             // Queues behind what was taken; an error means that the writer has ended.
             let _ended = self.inbox.send(Message::Close).await;
             let _ = self.finished.clone().wait_for(|finished| *finished).await;
+            self.leases.close();
             for reader in [&self.reads, &self.scans, &self.raises] {
                 reader.close();
             }

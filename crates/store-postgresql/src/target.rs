@@ -25,6 +25,9 @@ pub const SCHEMA: &str = "dps_proxy";
 /// The oldest version that is used, as the server tells it.
 const VERSION_MIN: i32 = 140_000;
 
+/// The connections over which leases are read and changed.
+pub(crate) const LEASE_CONNECTIONS: usize = 2;
+
 /// A silent connection is asked so often whether it is still there.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 
@@ -64,9 +67,16 @@ impl Target {
             config,
             tls,
             connect_timeout: options.connect_timeout.saturating_mul(hosts),
-            // One that writes, and one that raises lines.
-            connections: 2 + options.read_connections + options.scan_connections,
+            // One that writes, one that raises lines, and those of leases.
+            connections: 2 + LEASE_CONNECTIONS + options.read_connections + options.scan_connections,
         })
+    }
+
+    /// The same, with another bound for the wait for a row.
+    pub(crate) fn with_lock_timeout(&self, options: &Options, lock_timeout: Duration) -> Self {
+        let encrypted = options.connection.is_encrypted();
+        let config = config(&options.connection, &Options { lock_timeout, ..options.clone() }, encrypted);
+        Self { config, ..self.clone() }
     }
 
     pub(crate) fn name(&self) -> &str {

@@ -24,7 +24,7 @@ const CRATES: [(&str, &[&str]); 8] = [
     ("crates/rate-control", &[]),
     ("crates/dps-emulator", &[]),
     ("crates/proxy-core", &["rate-control"]),
-    ("crates/store-postgresql", &["proxy-core"]),
+    ("crates/store-postgresql", &["proxy-core", "rate-control"]),
     ("crates/storm-sim", &["proxy-core", "rate-control"]),
     ("crates/proxy-sim", &["dps-emulator", "proxy-core", "rate-control"]),
     ("crates/proxy-server", &["dps-emulator", "proxy-core", "rate-control", "storm-sim"]),

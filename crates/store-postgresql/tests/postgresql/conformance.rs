@@ -14,6 +14,8 @@ const GATE: &str = "
     CREATE FUNCTION dps_proxy.pass_the_gate() RETURNS trigger LANGUAGE plpgsql AS
         'BEGIN PERFORM pg_advisory_xact_lock_shared(1); RETURN NULL; END';
     CREATE CONSTRAINT TRIGGER gate AFTER INSERT ON dps_proxy.attempt
+        DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION dps_proxy.pass_the_gate();
+    CREATE CONSTRAINT TRIGGER gate AFTER INSERT OR UPDATE ON dps_proxy.lease
         DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION dps_proxy.pass_the_gate()";
 
 fn wait_for<T>(future: impl Future<Output = T>) -> T {
@@ -26,7 +28,8 @@ async fn fixture() -> Option<Fixture> {
     gate.batch_execute(GATE).await.unwrap();
     let mut options = database.options();
     // The gate is held for as long as a test likes.
-    (options.commit_timeout, options.lock_timeout) = (Duration::from_secs(60), Duration::from_secs(60));
+    let long = Duration::from_secs(60);
+    (options.commit_timeout, options.lock_timeout, options.lease_timeout) = (long, long, 2 * long);
     let store = Arc::new(PostgresqlStore::open(options.clone()).await.unwrap());
     let killed = move || -> Arc<dyn Store> { Arc::new(wait_for(PostgresqlStore::open(options.clone())).unwrap()) };
     let hold = move |hold| {

@@ -197,7 +197,7 @@ async fn what_was_acknowledged_survives_the_kill_of_the_server() {
 /// all the time.
 async fn waiting_backend(admin: &tokio_postgres::Client, event: &str) -> i32 {
     const WAITING: &str = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND state = 'active' \
-        AND query LIKE '%commit_v1%' AND wait_event = $1 AND pid <> pg_backend_pid()";
+        AND query LIKE '%commit_v2%' AND wait_event = $1 AND pid <> pg_backend_pid()";
     loop {
         if let Some(row) = admin.query(WAITING, &[&event]).await.unwrap().first() {
             return row.get(0);

@@ -53,7 +53,7 @@ async fn commits<S: Store + 'static>(store: &Arc<S>, tasks: usize, label: &str, 
 }
 
 /// The store's own statement, with what it is given made by the server.
-const STATEMENT: &str = "SELECT commit_v1(gen_random_uuid(), NULL, array_agg(n), array_agg(0), array_agg(1::smallint),
+const STATEMENT: &str = "SELECT commit_v2(gen_random_uuid(), NULL, array_agg(NULL::text), array_agg(NULL::bigint), array_agg(n), array_agg(0), array_agg(1::smallint),
     array_agg(($1 || n)::bytea), array_agg(0::smallint), array_agg(NULL::uuid), array_agg(1::smallint),
     array_agg(gen_random_uuid()), array_agg($2::bytea), array_agg(1), array_agg(1::smallint), array_agg(NULL::bigint))
     FROM generate_series(1, $3::int) n";

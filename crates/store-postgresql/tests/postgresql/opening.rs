@@ -45,15 +45,15 @@ async fn who_is_not_let_in_is_told_why_and_the_password_is_not() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_who_migrate_at_once_do_it_once_and_a_gateway_creates_nothing() {
     let Some(database) = Database::empty().await else { return };
-    assert!(matches!(error(database.owner_options()).await, OpenError::NotMigrated { found: 0, needed: 1, .. }));
+    assert!(matches!(error(database.owner_options()).await, OpenError::NotMigrated { found: 0, needed: 2, .. }));
     let migrations = (0..6).map(|_| {
         let options = database.owner_options();
         tokio::spawn(async move { migrate(&options, Some("gateway")).await })
     });
     for migration in migrations.collect::<Vec<_>>() {
-        assert_eq!(migration.await.unwrap().unwrap().to, 1);
+        assert_eq!(migration.await.unwrap().unwrap().to, 2);
     }
-    assert_eq!(migrate(&database.owner_options(), None).await.unwrap(), Migrated { from: 1, to: 1 });
+    assert_eq!(migrate(&database.owner_options(), None).await.unwrap(), Migrated { from: 2, to: 2 });
     let store = database.open().await;
     commit(&store, vec![join("a", &InstanceName::parse("new-line").unwrap(), Expect::Absent)]).await.unwrap();
     // It joined a line that was not there, and may create nothing by itself.
@@ -76,16 +76,16 @@ async fn many_who_migrate_at_once_do_it_once_and_a_gateway_creates_nothing() {
 async fn a_schema_of_another_release_is_told_from_one_that_this_release_may_use() {
     let Some(database) = Database::new().await else { return };
     let admin = database.admin().await;
-    admin.batch_execute("INSERT INTO dps_proxy.schema VALUES (2, 1, 'of the next release')").await.unwrap();
+    admin.batch_execute("INSERT INTO dps_proxy.schema VALUES (3, 1, 'of the next release')").await.unwrap();
     let store = database.open().await;
     commit(&store, vec![put(device("a"), Expect::Absent, "x")]).await.unwrap();
-    assert_eq!(migrate(&database.owner_options(), None).await.unwrap(), Migrated { from: 2, to: 2 });
-    admin.batch_execute("UPDATE dps_proxy.schema SET least_writer = 2 WHERE version = 2").await.unwrap();
-    let newer = |error: &OpenError| matches!(error, OpenError::Newer { found: 2, least_writer: 2, known: 1, .. });
+    assert_eq!(migrate(&database.owner_options(), None).await.unwrap(), Migrated { from: 3, to: 3 });
+    admin.batch_execute("UPDATE dps_proxy.schema SET least_writer = 3 WHERE version = 3").await.unwrap();
+    let newer = |error: &OpenError| matches!(error, OpenError::Newer { found: 3, least_writer: 3, known: 2, .. });
     assert!(newer(&error(database.options()).await));
     assert!(newer(&migrate(&database.owner_options(), None).await.unwrap_err()));
     admin
-        .batch_execute("DELETE FROM dps_proxy.schema WHERE version = 2; UPDATE dps_proxy.schema SET checksum = 'x'")
+        .batch_execute("DELETE FROM dps_proxy.schema WHERE version = 3; UPDATE dps_proxy.schema SET checksum = 'x'")
         .await
         .unwrap();
     assert!(matches!(error(database.options()).await, OpenError::Altered { version: 1, .. }));
