@@ -7,5 +7,6 @@ mod commits;
 mod conformance;
 mod failures;
 mod figures;
+mod leases;
 mod middleman;
 mod opening;
