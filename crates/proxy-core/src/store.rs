@@ -11,8 +11,8 @@
 //!   for an earlier one of its key, also after a deletion, and one read tells whether a commit happened whose acknowledgement was lost.
 //! - **A number is given once.** The places of a line are numbered by the store, in the order in which commits become durable; no number
 //!   is given again, also after a crash. Numbers may be left out.
-//! - **A fence is part of its commit.** A commit may name a lease and an epoch ([`Fence`]): it is applied only while that epoch is in force, and taking the
-//!   lease waits for those under way. See [`lease`].
+//! - **A fence is part of its commit.** A commit may name a lease and an epoch ([`Fence`]): it is applied only while that epoch is in
+//!   force, and taking the lease waits for those under way. See [`lease`].
 //!
 //! Deliberately absent: secondary indexes, counters other than those of the lines, cross-key transactions. Those are derived from the
 //! records. The place of a value is kept beside it, so that lines can be read without the records.
@@ -308,8 +308,8 @@ pub enum CommitError {
         /// Position in [`Commit::writes`].
         index: usize,
     },
-    /// The epoch of its fence is not in force: the lease was taken since, given back, or was never taken. Whatever was decided under that epoch is
-    /// to be dropped.
+    /// The epoch of its fence is not in force: the lease was taken since, given back, or was never taken. Whatever was decided under that
+    /// epoch is to be dropped.
     #[error("the lease is not held in the epoch of the commit any more")]
     Fenced,
     /// The store takes no writes now; the text says why and what to do.
@@ -334,8 +334,8 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// The durable value under `key`.
     fn get<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Option<Stored>, ReadError>>;
 
-    /// Applies the writes if the fence and every expectation hold, and returns when they are durable, with the numbers that were given: one per
-    /// write that joins a line, in the order of the writes. It is submitted when the future is first polled.
+    /// Applies the writes if the fence and every expectation hold, and returns when they are durable, with the numbers that were given:
+    /// one per write that joins a line, in the order of the writes. It is submitted when the future is first polled.
     ///
     /// Numbers grow in the order in which commits become durable: of two, one of which was acknowledged before the other was submitted, the
     /// earlier one has the smaller numbers.
@@ -344,19 +344,20 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// The durable lease of this name; `None` if nobody has ever taken it.
     fn lease<'a>(&'a self, name: &'a LeaseName) -> BoxFuture<'a, Result<Option<Lease>, ReadError>>;
 
-    /// Takes, renews or gives back a lease, and returns it as it is then, when that is durable. See [`LeaseChange`]. It is submitted when the
-    /// future is first polled.
+    /// Takes, renews or gives back a lease, and returns it as it is then, when that is durable. See [`LeaseChange`]. It is submitted when
+    /// the future is first polled.
     ///
-    /// A change whose future is dropped, or that has no answer, happened, or happens a little later, or never does. It may always be repeated: what
-    /// has happened already is granted again. And a process that reads that it owns the lease owns it, also in an epoch that it did not know of.
+    /// A change whose future is dropped, or that has no answer, happened, or happens a little later, or never does. It may always be
+    /// repeated: what has happened already is granted again. And a process that reads that it owns the lease owns it, also in an epoch
+    /// that it did not know of.
     ///
     /// # Errors
     /// See [`LeaseError`]; only [`LeaseError::Lost`] says that the lease is another's.
     fn change_lease<'a>(&'a self, name: &'a LeaseName, change: LeaseChange)
     -> BoxFuture<'a, Result<Lease, LeaseError>>;
 
-    /// Whether nobody else can read or write while this store is open. Then a lease that an earlier process has left may be taken at once: that
-    /// process is gone. The answer never changes.
+    /// Whether nobody else can read or write while this store is open. Then a lease that an earlier process has left may be taken at
+    /// once: that process is gone. The answer never changes.
     fn is_exclusive(&self) -> bool;
 
     /// Numbers that are given in `line` from now on are at least `next`: for places that another store, or an earlier format, has given.

@@ -15,8 +15,9 @@
 //! While the server is away, commits are refused at once and nothing is kept for later, except for the one batch that was under way: it waits for its
 //! outcome as long as that takes. Reads fail after their time-out. Everything goes on by itself when the server is back.
 //!
-//! A commit that carries a fence (a lease, and the epoch in which it was decided) has it checked by the same statement, which holds the lease's row until
-//! its end. Taking that lease waits for it; see `migrations/0002_leases.sql`. Leases are read and changed over connections of their own.
+//! A commit that carries a fence (a lease, and the epoch in which it was decided) has it checked by the same statement, which holds the
+//! lease's row until its end. Taking that lease waits for it; see `migrations/0002_leases.sql`. Leases are read and changed over
+//! connections of their own.
 
 mod batch;
 mod codec;

@@ -113,8 +113,9 @@ impl fmt::Debug for ConnectionString {
     }
 }
 
-/// Where the database is, and the bounds. A process holds one connection that writes, at most two for leases, one that raises lines, and at most
-/// [`read_connections`](Self::read_connections) and [`scan_connections`](Self::scan_connections) that read, all of them straight to the server.
+/// Where the database is, and the bounds. A process holds one connection that writes, at most two for leases, one that raises lines, and
+/// at most [`read_connections`](Self::read_connections) and [`scan_connections`](Self::scan_connections) that read, all of them straight
+/// to the server.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// The database.
@@ -129,8 +130,8 @@ pub struct Options {
     pub connect_timeout: Duration,
     /// How long bytes may stay unacknowledged before a connection counts as lost, where the kernel can be told. 3 s by default.
     pub tcp_user_timeout: Duration,
-    /// How long it may take to read or change a lease, the wait for a connection included; half of it for a commit that is under way. Well below the time
-    /// that a lease lives. 1 s by default.
+    /// How long it may take to read or change a lease, the wait for a connection included; half of it for a commit that is under way.
+    /// Well below the time that a lease lives. 1 s by default.
     pub lease_timeout: Duration,
     /// How long a read of a single value may take, the wait for a connection included. 1 s by default.
     pub read_timeout: Duration,

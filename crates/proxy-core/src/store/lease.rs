@@ -1,16 +1,17 @@
-//! Leases: one owner at a time for something that several processes on one store could own, and the fence that keeps an earlier owner's commits
-//! out.
+//! Leases: one owner at a time for something that several processes on one store could own, and the fence that keeps an earlier owner's
+//! commits out.
 //!
 //! What a lease is for, and what of it no safety depends on, is in [`rate_control::ownership`]; this is what the store keeps of it.
 //!
 //! Invariants every backend keeps:
 //! - **An epoch is given once.** Each taking gives the epoch after the last one, also after a release, a close and a crash.
 //! - **One of many wins.** A lease is taken from exactly what the taker has seen, or not at all.
-//! - **A taking comes after every commit that was fenced with the epoch before, and after it none is applied.** So what its owner reads then is all that
-//!   its predecessors have written.
+//! - **A taking comes after every commit that was fenced with the epoch before, and after it none is applied.** So what its owner reads
+//!   then is all that its predecessors have written.
 //! - **Time means nothing here.** No lease runs out by itself, and no clock of the store is read.
 //!
-//! What a change makes of a lease is decided by [`LeaseChange::of`], for backends that decide in one place; PostgreSQL's functions say the same.
+//! What a change makes of a lease is decided here, in one function, for backends that decide in one place; PostgreSQL's functions say the
+//! same.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -28,8 +29,8 @@ const BOOT_ID_MAX: usize = 128;
 /// The last moment of a clock that a lease can hold: 292 years after a boot.
 const MONO_MAX: Mono = Mono::from_nanos(i64::MAX.unsigned_abs());
 
-/// Names a process that may own a lease: 16 bytes that it has drawn at random when it began, so that no other is taken for it, not even the next
-/// one of the same replica.
+/// Names a process that may own a lease: 16 bytes that it has drawn at random when it began, so that no other is taken for it, not even
+/// the next one of the same replica.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct OwnerId(pub [u8; 16]);
 
@@ -120,7 +121,8 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// Whether `owner` owns it. A process that finds itself here, in an epoch that it did not know of, owns it: its taking had no answer.
+    /// Whether `owner` owns it. A process that finds itself here, in an epoch that it did not know of, owns it and goes on as after a taking:
+    /// its own had no answer.
     #[must_use]
     pub fn is_owned_by(&self, owner: OwnerId) -> bool {
         self.owner.id == owner && !self.released
@@ -151,7 +153,8 @@ pub enum LeaseError {
         /// As it is now, or was a moment ago; `None` if it was never taken.
         now: Option<Lease>,
     },
-    /// The store does not answer, or takes no writes. The change may have happened all the same, or may happen a little later: repeat it, or read.
+    /// The store does not answer, or takes no writes. The change may have happened all the same, or may happen a little later: repeat it,
+    /// or read.
     #[error("the store cannot change a lease now: {0}")]
     Unavailable(String),
     /// This can never be done: a bound is exceeded, or what it builds on is damaged.
@@ -174,9 +177,11 @@ fn lost(now: Option<&Lease>) -> String {
 /// What becomes of a lease. Each may be repeated: what has happened already is granted again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LeaseChange {
-    /// It gets a new owner and the epoch after the one that was seen, if it still is what was seen. Of many who have seen the same, one is granted it.
+    /// It gets a new owner and the epoch after the one that was seen, if it still is what was seen. Of many who have seen the same, one
+    /// is granted it.
     ///
-    /// It is granted when every commit that was fenced with the epoch before has ended: what is read from then on is all that was applied under it.
+    /// It is granted when every commit that was fenced with the epoch before has ended: what is read from then on is all that was applied
+    /// under it.
     ///
     /// Nothing is asked about time: whoever takes what was not given back has waited for as long as it should
     /// ([`LeaseWatch`](rate_control::ownership::LeaseWatch)), unless the store [is exclusive](super::Store::is_exclusive).
@@ -197,8 +202,9 @@ pub enum LeaseChange {
         /// Its clock.
         reading: ClockReading,
     },
-    /// The owner gives it back, if it holds it in this epoch: anybody may take it at once, and commits that are fenced with this epoch are refused from then
-    /// on. The epoch, the owner and the reading stay. To be done when nothing is under way any more, and before the store is closed.
+    /// The owner gives it back, if it holds it in this epoch: anybody may take it at once, and commits that are fenced with this epoch
+    /// are refused from then on. The epoch, the owner and the reading stay. To be done when nothing is under way any more, and before the
+    /// store is closed.
     Release {
         /// The epoch.
         epoch: Epoch,

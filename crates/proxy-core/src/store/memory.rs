@@ -66,7 +66,8 @@ impl MemoryStore {
         Self { contents: Arc::new(Mutex::new(contents)), handle: 0 }
     }
 
-    /// The same store as another process has it open: closed and killed apart from this handle, while a [crash](MemoryStore::crash) is everybody's.
+    /// The same store as another process has it open: closed and killed apart from this handle, while a [crash](MemoryStore::crash) is
+    /// everybody's.
     ///
     /// # Panics
     /// If the store was not made to be [shared](MemoryStore::shared).
@@ -78,8 +79,8 @@ impl MemoryStore {
         Self { contents: Arc::clone(&self.contents), handle }
     }
 
-    /// Kills the process that has this handle, and not the store: what it committed happens, but it never hears of it, and neither reads nor
-    /// writes any more.
+    /// Kills the process that has this handle, and not the store: what it committed happens, but it never hears of it, and neither reads
+    /// nor writes any more.
     pub fn kill(&self) {
         self.contents.lock().kill(self.handle);
     }

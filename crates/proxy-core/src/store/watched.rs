@@ -133,7 +133,8 @@ impl Watched {
         }
     }
 
-    /// Waits for what is asked of a lease, unless the store stands still. It is no sign of life: a backend may change leases apart from commits.
+    /// Waits for what is asked of a lease, unless the store stands still. It is no sign of life: a backend may change leases apart from
+    /// commits.
     async fn unless_hanging(&self, asked: BoxFuture<'_, Result<Lease, LeaseError>>) -> Result<Lease, LeaseError> {
         let hangs = |why: &str| Err(LeaseError::Unavailable(why.to_owned()));
         if let Some(why) = self.standstill.why() {

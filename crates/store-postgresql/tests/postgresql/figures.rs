@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use proxy_core::ids::InstanceName;
-use proxy_core::store::conformance::{device, join, put, unnamed};
+use proxy_core::store::conformance::{Candidate, device, join, lease_name, put, take, unnamed};
 use proxy_core::store::{Commit, Expect, Store, Write};
 
 use tokio_postgres::{Client, Statement};
@@ -52,11 +52,15 @@ async fn commits<S: Store + 'static>(store: &Arc<S>, tasks: usize, label: &str, 
     rate
 }
 
-/// The store's own statement, with what it is given made by the server.
-const STATEMENT: &str = "SELECT commit_v2(gen_random_uuid(), NULL, array_agg(NULL::text), array_agg(NULL::bigint), array_agg(n), array_agg(0), array_agg(1::smallint),
-    array_agg(($1 || n)::bytea), array_agg(0::smallint), array_agg(NULL::uuid), array_agg(1::smallint),
-    array_agg(gen_random_uuid()), array_agg($2::bytea), array_agg(1), array_agg(1::smallint), array_agg(NULL::bigint))
-    FROM generate_series(1, $3::int) n";
+/// The store's own statement, with what it is given made by the server; `fence` is the lease of each commit, in its first epoch.
+fn statement(fence: &str) -> String {
+    format!(
+        "SELECT commit_v2(gen_random_uuid(), NULL, array_agg({fence}), array_agg(1::bigint), array_agg(n), array_agg(0),
+        array_agg(1::smallint), array_agg(($1 || n)::bytea), array_agg(0::smallint), array_agg(NULL::uuid), array_agg(1::smallint),
+        array_agg(gen_random_uuid()), array_agg($2::bytea), array_agg(1), array_agg(1::smallint), array_agg(NULL::bigint))
+        FROM generate_series(1, $3::int) n"
+    )
+}
 
 /// The plainest thing that is as durable: rows of the same size.
 const INSERTS: &str = "INSERT INTO bare SELECT $1 || n, $2 FROM generate_series(1, $3::int) n";
@@ -85,12 +89,22 @@ async fn figures() {
         .batch_execute("SET search_path = dps_proxy; CREATE TABLE bare (name text PRIMARY KEY, value bytea)")
         .await
         .unwrap();
-    let (statement, inserts) = (admin.prepare(STATEMENT).await.unwrap(), admin.prepare(INSERTS).await.unwrap());
+    let (free, inserts) =
+        (admin.prepare(&statement("NULL::text")).await.unwrap(), admin.prepare(INSERTS).await.unwrap());
+    take(&*store, &lease_name("lines"), &Candidate::new("a")).await;
+    let fenced = admin.prepare(&statement("'lines'::text")).await.unwrap();
     for round in 0..3 {
         let single = commits(&store, 1, &format!("joins one by one {round}"), a_join).await;
-        let statement_single = bare(&admin, &statement, &format!("the statement, of one {round}"), 1).await;
+        let statement_single = bare(&admin, &free, &format!("the statement, of one {round}"), 1).await;
         let many = commits(&store, 192, &format!("joins {round}"), a_join).await;
-        let statement_many = bare(&admin, &statement, &format!("the statement, of 64 {round}"), 64).await;
+        let statement_many = bare(&admin, &free, &format!("the statement, of 64 {round}"), 64).await;
+        let fenced_single = bare(&admin, &fenced, &format!("the statement, fenced, of one {round}"), 1).await;
+        let fenced_many = bare(&admin, &fenced, &format!("the statement, fenced, of 64 {round}"), 64).await;
+        println!(
+            "ratio of fenced to free: {:.2} one by one, {:.2} together",
+            fenced_single / statement_single,
+            fenced_many / statement_many
+        );
         let inserts_many = bare(&admin, &inserts, &format!("inserts of 64 rows {round}"), 64).await;
         println!(
             "ratio to the statement: {:.2} one by one, {:.2} together; the statement to inserts: {:.2}",

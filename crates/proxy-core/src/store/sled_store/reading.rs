@@ -33,7 +33,8 @@ impl Shared {
     }
 
     /// Has sled write what reading brought about: whoever meets a node that is too full splits it, and so writes. Many reads in a row that
-    /// do may bring about the deadlock of which `GROUP_BYTES_MAX` in [`writer`](super::writer) tells. Next to nothing where nothing was written.
+    /// do may bring about the deadlock of which `GROUP_BYTES_MAX` in [`writer`](super::writer) tells. Next to nothing where nothing was
+    /// written.
     pub(super) fn flush_after_reads(&self, db: &Db) {
         if self.failure.lock().is_none() {
             // If it fails, the next write will too, and is there to tell.
