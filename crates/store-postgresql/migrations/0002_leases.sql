@@ -13,8 +13,8 @@ CREATE TABLE lease (
     released boolean NOT NULL
 ) WITH (fillfactor = 10);
 
--- Makes a change of the epoch one of a key: it waits for everybody who holds the row FOR KEY SHARE, and whoever wants it so afterwards waits
--- for the change. A renewal changes no key, and nobody waits.
+-- Makes a change of the epoch one of a key: it waits for everybody who holds the row FOR KEY SHARE, and whoever wants it so afterwards
+-- waits for the change. A renewal changes no key, and nobody waits.
 CREATE UNIQUE INDEX lease_epoch ON lease (name, epoch);
 
 -- Takes a lease, if it is what was seen (p_epoch NULL: if there is none). `granted` tells whether it did, or had done so before for this

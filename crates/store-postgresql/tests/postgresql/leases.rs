@@ -97,6 +97,30 @@ async fn a_renewal_that_comes_before_a_taking_that_waits_wins() {
     owner.commit(fenced(&name, Epoch(1), vec![put(device("c"), Expect::Absent, "x")])).await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_taking_that_hangs_keeps_only_those_waiting_who_carry_its_fence() {
+    let Some(database) = Database::new().await else { return };
+    let (name, a) = (lines(), Candidate::new("a"));
+    let owner = open(Options { lock_timeout: Duration::from_millis(100), ..patient(&database) }).await;
+    let holder = database.admin().await;
+    take(&owner, &name, &a).await;
+    holder.batch_execute("BEGIN; UPDATE dps_proxy.lease SET epoch = epoch + 1").await.unwrap();
+    let commits = (0..8).map(|n| {
+        let writes = vec![put(device(&n.to_string()), Expect::Absent, "x")];
+        owner.commit(if n % 2 == 0 { fenced(&name, Epoch(1), writes) } else { unnamed(writes) })
+    });
+    for (n, outcome) in futures_util::future::join_all(commits).await.into_iter().enumerate() {
+        match outcome {
+            Ok(_) if n % 2 == 1 => {}
+            // Nobody knows yet whether the epoch has ended.
+            Err(CommitError::Busy) if n % 2 == 0 => {}
+            other => panic!("{n}: {other:?}"),
+        }
+    }
+    holder.batch_execute("ROLLBACK").await.unwrap();
+    owner.commit(fenced(&name, Epoch(1), vec![put(device("0"), Expect::Absent, "x")])).await.expect("nobody took it");
+}
+
 /// Commits on and on under one epoch, until it is told that the epoch has ended; how often it was acknowledged.
 async fn commit_until_fenced(store: Arc<PostgresqlStore>, epoch: Epoch, task: usize) -> usize {
     for n in 0.. {

@@ -14,6 +14,7 @@ use crate::store::{Expect, MAX_WRITES, Version, Write};
 use kills::{CHILD_DIR, child_of};
 
 mod kills;
+mod leases;
 
 /// Where tests get hold of the writer.
 #[derive(Default)]
