@@ -19,13 +19,16 @@ use tokio_util::task::TaskTracker;
 
 use crate::device::{Record, Refusal, Sender};
 use crate::feed::Feed;
+use crate::ownership::Ownership;
 use crate::place::Sequence;
 use crate::settings::Settings;
 use crate::store::watched::{Trouble, Watched};
-use crate::store::{CommitError, Expect, Key, ReadError, Store, Table, Versions, Write};
+use crate::store::{Commit, CommitError, Expect, Key, ReadError, Store, Table, Versions, Write};
 use crate::supervise::Supervisor;
 use crate::waiters::Waiters;
 use rate_control::entropy::{Entropy, hash64};
+use rate_control::failpoint::Failpoint;
+use rate_control::ledger::SendId;
 use rate_control::time::{Clock, Mono, Now};
 
 pub mod about;
@@ -85,6 +88,10 @@ pub(crate) struct Base {
     pub(crate) watched: Arc<Watched>,
     /// Of every commit.
     versions: Versions,
+    /// The right to serve the lines.
+    pub(crate) ownership: Ownership,
+    /// Of the sends of this process.
+    sends: AtomicU64,
     pub(crate) clock: Arc<dyn Clock>,
     settings: ArcSwap<Settings>,
     /// This process, as a sender of registrations.
@@ -116,6 +123,7 @@ impl Base {
         store: Arc<dyn Store>,
         clock: Arc<dyn Clock>,
         settings: Settings,
+        ownership: Ownership,
         parked_max: usize,
         mut entropy: Entropy,
     ) -> Result<Self, StoreError> {
@@ -131,6 +139,8 @@ impl Base {
             store,
             watched,
             versions,
+            ownership,
+            sends: AtomicU64::new(0),
             clock,
             settings: ArcSwap::from_pointee(settings),
             sender: Sender(hash64(&settings_mark.to_be_bytes())),
@@ -148,12 +158,31 @@ impl Base {
         })
     }
 
-    /// Writes, under a version that was never used.
+    /// Writes, under a version that was never used and as the owner of the lines.
+    ///
+    /// # Errors
+    /// The store's; [`CommitError::Fenced`] if another gateway owns the lines.
+    pub(crate) async fn commit(&self, writes: Vec<Write>) -> Result<Vec<Sequence>, CommitError> {
+        let fence = self.ownership.fence().filter(|_| !Failpoint::NoFence.is_on()).cloned();
+        let commit = Commit { fence, ..self.versions.commit(writes) };
+        let committed = self.store.commit(commit).await;
+        if matches!(committed, Err(CommitError::Fenced)) {
+            self.ownership.depose();
+        }
+        committed
+    }
+
+    /// The same of one write that has to be right whoever owns the lines by now. Its expectation has to see to that.
     ///
     /// # Errors
     /// The store's.
-    pub(crate) async fn commit(&self, writes: Vec<Write>) -> Result<Vec<Sequence>, CommitError> {
-        self.store.commit(self.versions.commit(writes)).await
+    pub(crate) async fn commit_deposed(&self, write: Write) -> Result<(), CommitError> {
+        self.store.commit(self.versions.commit(vec![write])).await.map(|_| ())
+    }
+
+    /// Names the next send.
+    pub(crate) fn next_send(&self) -> SendId {
+        SendId { epoch: self.ownership.epoch(), number: self.sends.fetch_add(1, Ordering::Relaxed) }
     }
 
     /// The settings in force.
@@ -210,17 +239,22 @@ impl Base {
 
     /// Lets what is under way end for at most `drain`, and closes the store.
     pub(crate) async fn stop(&self, drain: Duration) -> Stopped {
+        let stopped = self.end(drain).await;
+        self.store.close().await;
+        stopped
+    }
+
+    /// Lets what is under way end for at most `drain`.
+    pub(crate) async fn end(&self, drain: Duration) -> Stopped {
         self.begin_stop();
         self.tasks.close();
         let _ = tokio::time::timeout(drain, self.tasks.wait()).await;
         self.watched.look();
-        let stopped = Stopped {
+        Stopped {
             left_with_dps: self.tasks.len(),
             unwritten: self.unwritten.load(Ordering::Relaxed),
             trouble: self.watched.trouble(),
-        };
-        self.store.close().await;
-        stopped
+        }
     }
 }
 

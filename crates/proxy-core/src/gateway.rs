@@ -23,6 +23,7 @@ use crate::ids::{HubName, InstanceName, RegistrationId, TenantName};
 use crate::joining::Joining;
 use crate::line_owner::LineOwner;
 use crate::owner::{Owner, Recovered};
+use crate::ownership::Ownership;
 use crate::records::device_ids;
 use crate::records::scopes::{read_scopes, remember_scopes};
 use crate::records::{Derived, Records, read_all};
@@ -52,6 +53,19 @@ pub struct Fixed {
     pub repeat_interval: Duration,
 }
 
+/// What a gateway works with.
+#[derive(Debug)]
+pub struct Surroundings {
+    /// Where its records live.
+    pub store: Arc<dyn Store>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// How it reaches the DPS instances.
+    pub connect: Arc<dyn Connect>,
+    /// By what right it serves the lines.
+    pub ownership: Ownership,
+}
+
 /// The gateway. See the module.
 #[derive(Debug)]
 pub struct Gateway {
@@ -78,23 +92,23 @@ impl Gateway {
         fixed: Fixed,
         entropy: Entropy,
     ) -> Result<Arc<Self>, OpenError> {
-        Self::open_before(store, clock, connect, settings, fixed, entropy, |owner| owner).await
+        let surroundings = Surroundings { store, clock, connect, ownership: Ownership::undisputed() };
+        Self::open_before(surroundings, settings, fixed, entropy, |owner| owner).await
     }
 
-    /// The same, with something between the owner of the lines and all who ask it.
+    /// The same for the owner of the lines, with something between the lines and all who ask of them.
     ///
     /// # Errors
-    /// [`OpenError`]; nothing was started then.
+    /// [`OpenError`]; nothing was started then. If another gateway owns the lines by now, that is [`CommitError::Fenced`].
     pub async fn open_before(
-        store: Arc<dyn Store>,
-        clock: Arc<dyn Clock>,
-        connect: Arc<dyn Connect>,
+        surroundings: Surroundings,
         settings: Settings,
         fixed: Fixed,
         entropy: Entropy,
         between: impl FnOnce(Arc<dyn LineOwner>) -> Arc<dyn LineOwner>,
     ) -> Result<Arc<Self>, OpenError> {
-        let base = Arc::new(Base::open(store, clock, settings, fixed.parked_max, entropy).await?);
+        let Surroundings { store, clock, connect, ownership } = surroundings;
+        let base = Arc::new(Base::open(store, clock, settings, ownership, fixed.parked_max, entropy).await?);
         let repeat = RepeatGuard::new(fixed.repeat_burst, fixed.repeat_interval, base.entropy.lock().next_u64());
         let (derived, mut recovered) = recover(&base).await?;
         check_and_remember_scopes(&base, &derived).await?;
@@ -198,6 +212,11 @@ impl Gateway {
     /// nothing can be answered. Registrations that DPS still works on stay durable and are polled by the next process.
     pub async fn stop(&self, drain: Duration) -> Stopped {
         self.base.stop(drain).await
+    }
+
+    /// The same, but the store stays open: for the next gateway of this process, which may be the owner of the lines again.
+    pub async fn end(&self, drain: Duration) -> Stopped {
+        self.base.end(drain).await
     }
 
     /// Whether [`begin_stop`](Self::begin_stop) was called.

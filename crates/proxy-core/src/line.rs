@@ -22,8 +22,8 @@ use rate_control::adaptive_limit::Kept;
 use rate_control::circuit_breaker::CircuitState;
 use rate_control::entropy::Entropy;
 use rate_control::latency_estimate::LatencyEstimate;
-use rate_control::ledger::SlotId;
-use rate_control::time::{BootId, Mono};
+use rate_control::ledger::{Settlement, SlotId};
+use rate_control::time::Mono;
 
 mod gate;
 pub mod lane;
@@ -203,8 +203,7 @@ impl Line {
         instance: &Instance,
         rules: (&LineSettings, &RegistrationSettings),
         fairness: Fairness,
-        left: RecoveryState,
-        boot: &BootId,
+        left: &RecoveryState,
         now: Mono,
     ) -> Self {
         let (line, registration) = rules;
@@ -217,7 +216,7 @@ impl Line {
             arriving: Arriving::default(),
             under_way: BTreeMap::new(),
             calling: 0,
-            gate: Gate::new(instance, registration, left, boot, now),
+            gate: Gate::new(instance, registration, left, now),
             began: now,
             length_max: line.length_max,
             in_flight_max: registration.in_flight_max,
@@ -515,6 +514,16 @@ impl Line {
     #[must_use]
     pub fn held_until(&self, slot: SlotId) -> Option<Mono> {
         self.gate.held_until(slot)
+    }
+
+    /// The sends of earlier owners whose end is not known.
+    pub fn orphans(&self) -> impl Iterator<Item = SlotId> {
+        self.gate.orphans()
+    }
+
+    /// The end of an orphan was seen: its owner has settled it after all.
+    pub fn orphan_ended(&mut self, slot: SlotId, settlement: Settlement, now: Mono) {
+        self.gate.orphan_ended(slot, settlement, now);
     }
 
     fn call_ended(&mut self, place: Place) {

@@ -5,18 +5,19 @@
 //!
 //! The parts, each knowing only those named before it: `dispatcher` (everything of one instance), `away` (devices that wait elsewhere while
 //! theirs fails), `wait_explanation` (why a device waits), `lines` (all dispatchers, and the answers), `recovered_places` and
-//! `recovered_limits` (what an earlier process left, and what is kept for the next one), `clock` (what DPS's clocks read), `register` (one
+//! `recovered_limits` (what an earlier process left, and what is kept for the next one), `orphans` (sends of earlier owners), `clock` (what DPS's clocks read), `register` (one
 //! registration, from departure to its end), `dispatch` (who goes next), `relief` (instances that fail), `takeover` (what is there at
 //! start).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::base::task_names::RELIEF;
+use crate::base::task_names::{ORPHANS, RELIEF};
 use crate::base::{Base, NotApplicable, OpenError, StoreError};
 use crate::dps_clock::DpsClock;
 use crate::ids::InstanceName;
 use crate::joining::Joining;
+use crate::ownership::Predecessors;
 use crate::records::Records;
 use crate::settings::Settings;
 use crate::supervise::Task;
@@ -27,6 +28,7 @@ mod clock;
 mod dispatch;
 mod dispatcher;
 mod lines;
+mod orphans;
 mod recovered_limits;
 mod recovered_places;
 mod register;
@@ -38,6 +40,7 @@ use clock::Clocks;
 use dispatch::Dispatch;
 use dispatcher::Dispatcher;
 pub(crate) use lines::Lines;
+use orphans::follow_orphans;
 use register::Attempts;
 use relief::Relief;
 pub(crate) use takeover::Recovered;
@@ -114,6 +117,11 @@ impl Owner {
             take_over(&self.base, &self.dispatch, &dispatcher, places.remove(&name).unwrap_or_default());
             self.dispatch.spawn_clock(Arc::clone(&dispatcher));
             self.dispatch.spawn_dispatcher(dispatcher);
+        }
+        if let Predecessors::MayLive(_) = self.base.ownership.predecessors() {
+            let (base, lines) = (Arc::clone(&self.base), Arc::clone(&self.lines));
+            let follow = move || follow_orphans(Arc::clone(&base), Arc::clone(&lines));
+            self.base.spawn_kept(Task::new(ORPHANS), follow);
         }
         let relief = self.relief.clone();
         self.base.spawn_kept(Task::new(RELIEF), move || relief.clone().relieve_sick_instances());

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::ids::{EnrollmentName, HubName, IdScope, InstanceName, TenantName};
 use crate::secret::{SymmetricKey, TokenDigest};
+use rate_control::ledger::{DRIFT_GUARD, WINDOW};
 
 /// Everything that can change while the service runs.
 #[derive(Debug, Clone, PartialEq)]
@@ -227,6 +228,18 @@ pub struct RegistrationSettings {
     pub suspect_cooldown: Duration,
     /// Events kept in one device's timeline.
     pub timeline_max: usize,
+}
+
+/// For how long after its end DPS may still accept a token. No source says; five minutes is what such services grant for clocks.
+const TOKEN_TOLERANCE: Duration = Duration::from_secs(300);
+
+impl RegistrationSettings {
+    /// How long a send counts whose end nobody knows and whose owner may live on, from when that owner could arm no other one: until DPS
+    /// cannot accept its token any more, and a window beyond; with two seconds for what clocks may be off by in that time.
+    #[must_use]
+    pub fn orphan_hold(&self) -> Duration {
+        self.token_life + TOKEN_TOLERANCE + WINDOW + DRIFT_GUARD + Duration::from_secs(2)
+    }
 }
 
 /// Rules of device credentials.

@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use proxy_core::device::Record;
-use proxy_core::gateway::Gateway;
+use proxy_core::gateway::{Gateway, Surroundings};
 use proxy_core::ids::{InstanceName, RegistrationId};
 use proxy_core::line_owner::LineOwner;
+use proxy_core::ownership::Ownership;
 use proxy_core::store::Table;
 use proxy_core::store::memory::Failure;
 use rate_control::entropy::Entropy;
@@ -200,10 +201,14 @@ impl World {
                 Some(delay) => Arc::new(FarOwner { owner, delay }) as Arc<dyn LineOwner>,
                 None => owner,
             };
+            let surroundings = Surroundings {
+                store: disk,
+                clock: Arc::clone(self.machine()) as _,
+                connect: Arc::new(network),
+                ownership: Ownership::undisputed(),
+            };
             let opened = Gateway::open_before(
-                disk,
-                Arc::clone(self.machine()) as _,
-                Arc::new(network),
+                surroundings,
                 settings(&self.scenario, &quotas, self.mutant),
                 fixed(&self.scenario),
                 entropy,

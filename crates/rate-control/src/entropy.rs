@@ -36,6 +36,14 @@ impl Entropy {
         Self(second)
     }
 
+    /// A stream that is seeded by this one, which goes on behind what that took: another one each time.
+    #[must_use]
+    pub fn split(&mut self) -> Self {
+        let mut seed = [0; 32];
+        self.0.fill_bytes(&mut seed);
+        Self(ChaCha8Rng::from_seed(seed))
+    }
+
     /// A uniform number.
     pub fn next_u64(&mut self) -> u64 {
         self.0.next_u64()

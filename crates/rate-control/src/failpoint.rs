@@ -21,6 +21,12 @@ pub enum Failpoint {
     NeverHome,
     /// A registration leaves although an earlier one of the device may still be on its way.
     FlightForgotten,
+    /// Commits of an owner count although another one has taken its lease.
+    NoFence,
+    /// A send of an earlier owner whose end nobody knows does not count.
+    OrphansForgotten,
+    /// It counts for as long as one of a process that is gone.
+    OrphansAbandoned,
 }
 
 thread_local! {

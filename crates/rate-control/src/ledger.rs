@@ -19,6 +19,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::failpoint::Failpoint;
+use crate::ownership::{Epoch, Sightings};
 use crate::time::{BootId, Mono};
 
 /// The window of Microsoft's quota ("registrations per minute").
@@ -46,12 +48,34 @@ pub struct SlotRecord {
     /// When the answer was given up; the slot is then held for the network's longest delay as well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub abandoned: Option<Mono>,
+    /// Which send it is. Earlier releases did not name them.
+    #[serde(default)]
+    pub send: SendId,
+}
+
+/// Names one send for good: the epoch that it was armed under, and its number there. A slot is used again and again; by this an owner that was
+/// deposed knows whether it still holds its own send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+pub struct SendId {
+    /// Under which it was armed.
+    pub epoch: Epoch,
+    /// Counted by the owner.
+    pub number: u64,
+}
+
+/// What an earlier process left of a send, by this machine's clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeftSend {
+    /// When its slot was taken, or a little later; `None` if nothing is known of it.
+    pub sent: Option<Mono>,
+    /// How it ended and when, or a little later; `None` for an orphan.
+    pub end: Option<(Settlement, Mono)>,
 }
 
 impl SlotRecord {
-    /// What the record of an earlier process becomes when another one starts at `now`; `None` if it stays. What had no answer was
-    /// given up by now at the latest, and moments of another boot's clock are not comparable. It has to be written down: else every
-    /// start begins the hold anew, and starts in a row take the quota away for good.
+    /// What the record of an earlier process becomes when another one starts at `now` while the earlier one is gone; `None` if it stays. What
+    /// had no answer was given up by now at the latest, and moments of another boot's clock are not comparable. It has to be written down:
+    /// else every start begins the hold anew, and starts in a row take the quota away for good.
     #[must_use]
     pub fn taken_over(&self, boot: &BootId, now: Mono) -> Option<Self> {
         let same_boot = self.boot == *boot;
@@ -63,7 +87,39 @@ impl SlotRecord {
             sent: if same_boot { self.sent } else { now },
             answered: self.answered.map(|_| now),
             abandoned: self.answered.is_none().then_some(now),
+            send: self.send,
         })
+    }
+
+    /// What a process that is gone left of it: within one boot, moments are exact. Across boots, an answered send counts as answered now. What
+    /// had no answer may still be on its way: it was given up now.
+    #[must_use]
+    pub fn left_by_the_dead(&self, boot: &BootId, now: Mono) -> LeftSend {
+        let same_boot = self.boot == *boot;
+        let ours = |moment: Mono| if same_boot && moment <= now { moment } else { now };
+        let end = self.settled().map_or((Settlement::Abandoned, now), |(settlement, ended)| (settlement, ours(ended)));
+        LeftSend { sent: same_boot.then(|| self.sent.min(now)), end: Some(end) }
+    }
+
+    /// What an owner left of it that may live on: its moments are mapped by what was seen of its clock, and without an end it is an orphan.
+    #[must_use]
+    pub fn left_by_another(&self, sightings: &Sightings, boot: &BootId, now: Mono) -> LeftSend {
+        let ours = |moment: Mono| sightings.ours(&self.boot, moment, boot, now);
+        let end = self.settled().map(|(settlement, ended)| (settlement, ours(ended)));
+        let broken = [
+            (Failpoint::OrphansForgotten, Settlement::NeverLeft),
+            (Failpoint::OrphansAbandoned, Settlement::Abandoned),
+        ];
+        let broken =
+            broken.into_iter().find(|(failpoint, _)| failpoint.is_on()).map(|(_, settlement)| (settlement, now));
+        LeftSend { sent: Some(ours(self.sent)), end: end.or(broken) }
+    }
+
+    /// How it ended and when, by its own boot's clock.
+    #[must_use]
+    pub fn settled(&self) -> Option<(Settlement, Mono)> {
+        let answered = self.answered.map(|answered| (Settlement::Answered, answered));
+        answered.or_else(|| self.abandoned.map(|abandoned| (Settlement::Abandoned, abandoned)))
     }
 }
 
@@ -123,30 +179,8 @@ impl Ledger {
         }
     }
 
-    /// Rebuilds the ledger of an earlier process. Within one boot, the ages of answered sends are exact. Across boots, an answered
-    /// send counts as answered now. What had no answer may still be on its way: it is held for the longest delay from now.
-    pub fn restore(&mut self, slots: impl IntoIterator<Item = (SlotId, SlotRecord)>, boot: &BootId, now: Mono) {
-        for (slot, record) in slots {
-            let same_boot = record.boot == *boot;
-            let trusted = |moment: Mono| if same_boot && moment <= now { moment } else { now };
-            let until = match (record.answered, record.abandoned) {
-                (Some(answered), _) => trusted(answered).after(WINDOW + DRIFT_GUARD),
-                (None, Some(abandoned)) => trusted(abandoned).after(abandoned_hold(self.upstream_max_delay)),
-                (None, None) => now.after(abandoned_hold(self.upstream_max_delay)),
-            };
-            self.grow_to(slot.0.saturating_add(1));
-            if self.free.remove(&slot) && until > now {
-                self.hold(until, slot);
-            } else {
-                self.free.insert(slot);
-            }
-        }
-    }
-
-    /// Takes over the slots of an earlier owner: how each send ended and when, by this machine's clock ([`Sightings::ours`]); `None` for an
-    /// orphan, which is held for `orphan_hold` from `now`, or without one until [its end is seen](Self::orphan_ended).
-    ///
-    /// [`Sightings::ours`]: crate::ownership::Sightings::ours
+    /// Takes over the slots of an earlier process or owner: how each send ended and when ([`LeftSend::end`]); `None` for an orphan, which is held
+    /// for `orphan_hold` from `now`, or without one until [its end is seen](Self::orphan_ended).
     pub fn inherit(
         &mut self,
         slots: impl IntoIterator<Item = (SlotId, Option<(Settlement, Mono)>)>,
@@ -331,6 +365,11 @@ mod tests {
         BootId(name.to_owned())
     }
 
+    fn restore(ledger: &mut Ledger, slots: impl IntoIterator<Item = (SlotId, SlotRecord)>, boot: &BootId, now: Mono) {
+        let left = slots.into_iter().map(|(slot, record)| (slot, record.left_by_the_dead(boot, now).end));
+        ledger.inherit(left, None, now);
+    }
+
     #[test]
     fn a_slot_is_free_again_one_window_and_the_guard_after_its_answer() {
         let mut ledger = Ledger::new(1, DELAY);
@@ -374,17 +413,19 @@ mod tests {
 
     #[test]
     fn starts_in_a_row_hold_what_had_no_answer_only_once() {
-        let sent = SlotRecord { boot: boot("a"), sent: at(5_000), answered: None, abandoned: None };
+        let sent =
+            SlotRecord { boot: boot("a"), sent: at(5_000), answered: None, abandoned: None, send: SendId::default() };
         let first = sent.taken_over(&boot("a"), at(10_000)).expect("it had no answer");
         assert_eq!(first, SlotRecord { abandoned: Some(at(10_000)), ..sent.clone() });
         assert_eq!(first.taken_over(&boot("a"), at(20_000)), None);
         let mut ledger = Ledger::new(1, DELAY);
-        ledger.restore([(SlotId(0), first.clone())], &boot("a"), at(20_000));
+        restore(&mut ledger, [(SlotId(0), first.clone())], &boot("a"), at(20_000));
         assert_eq!(ledger.check(at(20_000)), Err(Full::Until(at(100_100))), "the first start began the hold");
 
         // The clock of another boot says nothing of this one, once.
         let other = first.taken_over(&boot("b"), at(1_000)).expect("another boot");
-        assert_eq!(other, SlotRecord { boot: boot("b"), sent: at(1_000), answered: None, abandoned: Some(at(1_000)) });
+        let given_up = SlotRecord { boot: boot("b"), sent: at(1_000), abandoned: Some(at(1_000)), ..first };
+        assert_eq!(other, given_up);
         assert_eq!(other.taken_over(&boot("b"), at(2_000)), None);
         let answered = SlotRecord { answered: Some(at(6_000)), ..sent };
         assert_eq!(answered.taken_over(&boot("a"), at(7_000)), None);
@@ -465,16 +506,22 @@ mod tests {
 
     #[test]
     fn what_another_boot_left_is_counted_from_now() {
-        let answered = SlotRecord { boot: boot("a"), sent: at(1), answered: Some(at(2)), abandoned: None };
-        let lost = SlotRecord { boot: boot("a"), sent: at(1), answered: None, abandoned: None };
+        let answered = SlotRecord {
+            boot: boot("a"),
+            sent: at(1),
+            answered: Some(at(2)),
+            abandoned: None,
+            send: SendId::default(),
+        };
+        let lost = SlotRecord { answered: None, ..answered.clone() };
         let slots = || vec![(SlotId(0), answered.clone()), (SlotId(1), lost.clone())];
 
         let mut same_boot = Ledger::new(2, DELAY);
-        same_boot.restore(slots(), &boot("a"), at(50_000));
+        restore(&mut same_boot, slots(), &boot("a"), at(50_000));
         assert_eq!(same_boot.check(at(50_000)), Err(Full::Until(at(60_102))));
 
         let mut other_boot = Ledger::new(2, DELAY);
-        other_boot.restore(slots(), &boot("b"), at(50_000));
+        restore(&mut other_boot, slots(), &boot("b"), at(50_000));
         assert_eq!(other_boot.check(at(50_000)), Err(Full::Until(at(110_100))));
         assert_eq!(other_boot.used(at(110_100)), 1, "the lost one is held for the longest delay as well");
         assert_eq!(other_boot.used(at(140_100)), 0);
@@ -528,7 +575,7 @@ mod tests {
                     answers.clear();
                     boots += u32::from(reboot);
                     ledger = Ledger::new(quota, DELAY);
-                    ledger.restore(persisted.clone(), &boot(&boots.to_string()), at(now));
+                    restore(&mut ledger, persisted.clone(), &boot(&boots.to_string()), at(now));
                 }
                 // Wait for a slot, delivering answers as they fall due.
                 loop {
@@ -546,7 +593,7 @@ mod tests {
                     }
                 }
                 let slot = ledger.take();
-                persisted.insert(slot, SlotRecord { boot: boot(&boots.to_string()), sent: at(now), answered: None, abandoned: None });
+                persisted.insert(slot, SlotRecord { boot: boot(&boots.to_string()), sent: at(now), answered: None, abandoned: None, send: SendId::default() });
                 let answered = now + send.latency;
                 answers.push((answered, slot, send.lost));
                 // DPS counts no later than it answers; a lost one up to the longest delay after we gave it up.

@@ -19,7 +19,7 @@ use proxy_core::settings::{Instance, LineSettings, RegistrationSettings};
 use rate_control::entropy::Entropy;
 use rate_control::ledger::SlotId;
 
-use rate_control::time::{BootId, Mono};
+use rate_control::time::Mono;
 
 use crate::fleet::{CAPACITY, Fleet};
 use crate::scenario::Scenario;
@@ -51,7 +51,6 @@ pub(crate) enum Turn {
 /// The empty line of every instance of a scenario.
 pub(crate) fn lines(scenario: &Scenario) -> Vec<SimulatedLine> {
     let fleet = &scenario.fleet;
-    let boot = BootId("simulated".to_owned());
     let rules = (&line_settings(), &registration_settings());
     let tenants: Rc<[TenantName]> = fleet.tenants().iter().map(|tenant| tenant.name.clone()).collect();
     let mut owners = fleet.tenants().iter().flat_map(|tenant| {
@@ -60,7 +59,7 @@ pub(crate) fn lines(scenario: &Scenario) -> Vec<SimulatedLine> {
     let line = |number| {
         let instance = instance(scenario.quota_of(number), owners.next());
         let fairness = fairness(fleet, instance.tenant.is_none());
-        let line = Line::new(&instance, rules, fairness, RecoveryState::default(), &boot, Mono::default());
+        let line = Line::new(&instance, rules, fairness, &RecoveryState::default(), Mono::default());
         SimulatedLine { line, next: 0, tenants: Rc::clone(&tenants) }
     };
     (0..scenario.instances).map(line).collect()

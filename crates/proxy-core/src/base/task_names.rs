@@ -12,6 +12,8 @@ pub(crate) const COMMIT: &str = "commit";
 pub(crate) const NOTES: &str = "notes";
 /// Books devices on other instances while theirs fails.
 pub(crate) const RELIEF: &str = "relief";
+/// Looks how the sends of earlier owners end.
+pub(crate) const ORPHANS: &str = "orphans";
 /// Keeps an instance's clock known.
 pub(crate) const CLOCK: &str = "clock";
 /// Keeps the change feed within its retention.

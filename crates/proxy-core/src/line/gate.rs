@@ -24,8 +24,8 @@ use rate_control::circuit_breaker::{CircuitBreaker, CircuitState, Held};
 use rate_control::concurrency_limit::{After, ConcurrencyLimit};
 use rate_control::entropy::Entropy;
 use rate_control::latency_estimate::LatencyEstimate;
-use rate_control::ledger::{Full, Ledger, SlotId, SlotRecord};
-use rate_control::time::{BootId, Mono};
+use rate_control::ledger::{Full, Ledger, LeftSend, Settlement, SlotId};
+use rate_control::time::Mono;
 use rate_control::token_bucket::TokenBucket;
 
 /// How long nobody goes after the store failed.
@@ -41,7 +41,9 @@ const EXPECTED_ANSWER: Duration = Duration::from_millis(300);
 #[derive(Debug, Default)]
 pub struct RecoveryState {
     /// Sends that may still count.
-    pub slots: Vec<(SlotId, SlotRecord)>,
+    pub slots: Vec<(SlotId, LeftSend)>,
+    /// How long those without a known end are held; `None` if that can only be seen.
+    pub orphan_hold: Option<Duration>,
     /// The adaptive limit.
     pub limit: Option<Kept>,
     /// Until when DPS asked us to wait.
@@ -94,22 +96,19 @@ impl Gate {
     pub(super) fn new(
         instance: &Instance,
         registration: &RegistrationSettings,
-        left: RecoveryState,
-        boot: &BootId,
+        left: &RecoveryState,
         now: Mono,
     ) -> Self {
         let mut limit = AdaptiveLimit::new(band(instance), left.limit, now);
-        let answered =
-            left.slots.iter().map(|(_, slot)| slot).filter(|slot| slot.boot == *boot && slot.answered.is_some());
-        limit.recall(answered.map(|slot| slot.sent), now);
+        let answered = left.slots.iter().filter(|(_, send)| matches!(send.end, Some((Settlement::Answered, _))));
+        limit.recall(answered.filter_map(|(_, send)| send.sent), now);
         let per_minute = limit.limit();
         let burst = burst_at(per_minute, instance.quota_per_minute, instance.burst);
-        let mut sent: Vec<Mono> =
-            left.slots.iter().map(|(_, slot)| if slot.boot == *boot { slot.sent.min(now) } else { now }).collect();
+        let mut sent: Vec<Mono> = left.slots.iter().map(|(_, send)| send.sent.unwrap_or(now)).collect();
         sent.sort_unstable();
         let credit = TokenBucket::credit_after(per_minute, burst, sent, now);
         let mut ledger = Ledger::new(per_minute, registration.upstream_max_delay);
-        ledger.restore(left.slots, boot, now);
+        ledger.inherit(left.slots.iter().map(|(slot, send)| (*slot, send.end)), left.orphan_hold, now);
         let mut concurrency = ConcurrencyLimit::default();
         if left.paused_until.is_some_and(|until| until > now) {
             concurrency.begin_slowly(After::Throttling);
@@ -265,6 +264,16 @@ impl Gate {
     /// Until when `slot` is held; `None` if it is free, or if its call is out.
     pub(super) fn held_until(&self, slot: SlotId) -> Option<Mono> {
         self.ledger.held_until(slot)
+    }
+
+    /// The sends of earlier owners whose end is not known.
+    pub(super) fn orphans(&self) -> impl Iterator<Item = SlotId> {
+        self.ledger.orphans()
+    }
+
+    /// The end of an orphan was seen.
+    pub(super) fn orphan_ended(&mut self, slot: SlotId, settlement: Settlement, now: Mono) {
+        self.ledger.orphan_ended(slot, settlement, now);
     }
 
     /// DPS throttled a call: nobody goes before `until`. If it would have spent a registration at `spent_at`, the limit may come down.

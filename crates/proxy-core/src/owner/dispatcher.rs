@@ -266,6 +266,11 @@ impl Dispatcher {
         status
     }
 
+    /// Where `slot` is kept on disk.
+    pub(super) fn slot_key(&self, slot: SlotId) -> Key {
+        slot_key(&self.name, slot)
+    }
+
     /// The write that keeps `slot` on disk; `None` frees it.
     pub(super) fn slot_write(&self, slot: SlotId, record: Option<&SlotRecord>) -> Write {
         let key = slot_key(&self.name, slot);

@@ -22,6 +22,7 @@ use crate::device::{Effects, Flight, Pending, Reason};
 use crate::ids::{InstanceName, TenantName};
 use crate::line::Line;
 use crate::line_owner::{At, Avoid, Coming, Explained, LineOwner, LineReport, Newcomer, NotExpected, Told};
+use crate::ownership::Predecessors;
 use crate::place::Class;
 use crate::settings::Settings;
 use rate_control::failpoint::Failpoint;
@@ -212,7 +213,11 @@ impl Lines {
         if flight.sender == self.base.sender {
             return Some(OnItsWay { until: None });
         }
-        let longest = ledger::abandoned_hold(self.base.look_at_settings().registration.upstream_max_delay);
+        let settings = self.base.look_at_settings();
+        let longest = match self.base.ownership.predecessors() {
+            Predecessors::Gone => ledger::abandoned_hold(settings.registration.upstream_max_delay),
+            Predecessors::MayLive(_) => settings.registration.orphan_hold(),
+        };
         let latest = self.base.begun.after(longest);
         // The slot tells better where the process before the last one had sent it, and may be another call's by now.
         let until = match (self.dispatcher(&flight.instance), flight.slot) {

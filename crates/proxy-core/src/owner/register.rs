@@ -36,8 +36,8 @@ use crate::upstream::evidence::{Blame, Evidence};
 use crate::upstream::verdict::{Call, Named, RefusalWords};
 use crate::upstream::{CallResult, Caller, DpsError, LastLook, NoAnswer, Said, Upstream};
 use rate_control::entropy::Entropy;
-use rate_control::ledger::{SlotId, SlotRecord};
-use rate_control::time::{Mono, Now, StoredMoment, WallTime};
+use rate_control::ledger::{SendId, SlotId, SlotRecord};
+use rate_control::time::{BootId, Mono, Now, StoredMoment, WallTime};
 
 mod durable;
 mod flight;
@@ -83,6 +83,8 @@ struct Ready {
     expires: WallTime,
     /// The device as it is when the call leaves.
     record: Record,
+    /// Names it.
+    send: SendId,
     /// When the registration before this one was sent.
     sent_before: Option<StoredMoment>,
 }
@@ -105,6 +107,13 @@ struct Settled {
     free_after: Option<SlotId>,
     /// The registration that is not on its way any more.
     landed: Option<Flight>,
+    /// The call that ended.
+    send: SendId,
+}
+
+/// The slot of a send that has no end yet.
+const fn armed(boot: BootId, sent: Mono, send: SendId) -> SlotRecord {
+    SlotRecord { boot, sent, answered: None, abandoned: None, send }
 }
 
 /// What an answer shows of the quota.
@@ -215,10 +224,11 @@ impl Attempt {
     /// Asks DPS what became of a registration that nobody told the outcome of. Returns the same.
     async fn look_up(&self, departure: Departure, connection: Connection) -> Option<(OperationId, Duration)> {
         let (settings, now) = (self.base.settings(), self.now());
-        let slot =
-            self.slot_writes(&departure, |boot| SlotRecord { boot, sent: now.mono, answered: None, abandoned: None });
-        let marked =
-            self.records.change(&self.id, now, &slot, |draft: &mut Draft| self.prepare(&settings, draft.record(), now));
+        let send = self.base.next_send();
+        let slot = self.slot_writes(&departure, |boot| armed(boot, now.mono, send));
+        let marked = self
+            .records
+            .change(&self.id, now, &slot, |draft: &mut Draft| self.prepare(&settings, draft.record(), send, now));
         let mut ready = match marked.await {
             Ok((ready, _)) => ready,
             Err(error) => {
@@ -250,7 +260,8 @@ impl Attempt {
     ) -> Option<(OperationId, Duration)> {
         let evidence = self.learn_from(call, &result);
         let landed = ready.record.flight().filter(|_| call == Call::Register).cloned();
-        let settled = Settled { landed, ..self.settle(departure, sent, &result, evidence) };
+        let settled =
+            Settled { landed, send: ready.send, ..self.settle(departure, ready.send, sent, &result, evidence) };
         let next = self.decide(call, ready, &result, evidence, 0);
         self.follow(next, settled).await
     }
@@ -260,10 +271,10 @@ impl Attempt {
         let settings = self.base.settings();
         let now = self.now();
         let dps_time = self.dispatcher.dps_clock.lock().latest(now);
-        let slot =
-            self.slot_writes(departure, |boot| SlotRecord { boot, sent: now.mono, answered: None, abandoned: None });
-        let send = |draft: &mut Draft| {
-            let ready = self.prepare(&settings, draft.record(), now)?;
+        let send = self.base.next_send();
+        let slot = self.slot_writes(departure, |boot| armed(boot, now.mono, send));
+        let leaves = |draft: &mut Draft| {
+            let ready = self.prepare(&settings, draft.record(), send, now)?;
             let over = draft.record().flight().cloned();
             if let Some(other) = over.as_ref().and_then(|flight| self.lines.until_landed(flight, now.mono)) {
                 return Err(NotGoing::InFlight(other.until));
@@ -272,11 +283,17 @@ impl Attempt {
             draft.apply(self.command(Step::Send { dps_time, slot: departure.slot, sender, over }))?;
             Ok(Ready { record: draft.record().clone(), ..ready })
         };
-        self.records.change(&self.id, now, &slot, send).await.map(|(ready, _)| ready)
+        self.records.change(&self.id, now, &slot, leaves).await.map(|(ready, _)| ready)
     }
 
     /// Checks that the device may go, and can be proven to DPS.
-    fn prepare(&self, settings: &crate::settings::Settings, record: &Record, now: Now) -> Result<Ready, NotGoing> {
+    fn prepare(
+        &self,
+        settings: &crate::settings::Settings,
+        record: &Record,
+        send: SendId,
+        now: Now,
+    ) -> Result<Ready, NotGoing> {
         let pending = record.pending().filter(|_| self.is_mine(record)).ok_or(NotGoing::Elsewhere)?;
         about::cause(record);
         if record.blocked().is_some() && pending.stage == Stage::Waiting {
@@ -295,7 +312,7 @@ impl Attempt {
         let expires = earliest.after(settings.registration.token_life);
         let signer = Signer::of(settings, enrollment, record, &self.dispatcher.name)
             .map_err(|error| refused("no-key", error.to_string()))?;
-        Ok(Ready { signer, expires, record: record.clone(), sent_before: record.last_sent() })
+        Ok(Ready { signer, expires, record: record.clone(), send, sent_before: record.last_sent() })
     }
 
     /// Signs a call that leaves now, by what DPS's clock reads now: after whatever had to be waited for, be it the disk or a connection
@@ -313,11 +330,7 @@ impl Attempt {
         })
     }
 
-    fn slot_writes(
-        &self,
-        departure: &Departure,
-        record: impl FnOnce(rate_control::time::BootId) -> SlotRecord,
-    ) -> Vec<Write> {
+    fn slot_writes(&self, departure: &Departure, record: impl FnOnce(BootId) -> SlotRecord) -> Vec<Write> {
         let boot = self.base.clock.boot_id();
         departure.slot.map(|slot| self.dispatcher.slot_write(slot, Some(&record(boot)))).into_iter().collect()
     }
@@ -349,7 +362,14 @@ impl Attempt {
 
     /// Tells the ledger how a call ended, and returns the write that keeps it. Only DPS's own answer tells when DPS has counted the call:
     /// what somebody else answered is no answer.
-    fn settle(&self, departure: &Departure, sent: Mono, result: &CallResult, evidence: Evidence) -> Settled {
+    fn settle(
+        &self,
+        departure: &Departure,
+        send: SendId,
+        sent: Mono,
+        result: &CallResult,
+        evidence: Evidence,
+    ) -> Settled {
         let now = self.now().mono;
         let spent_at = departure.slot.map(|_| sent);
         let mut line = self.dispatcher.line.lock();
@@ -365,9 +385,8 @@ impl Attempt {
                 if let Some(date) = answer.date {
                     self.clocks.hear_date(&self.dispatcher, date, sent);
                 }
-                let write = self
-                    .slot_writes(departure, |boot| SlotRecord { boot, sent, answered: Some(now), abandoned: None })
-                    .pop();
+                let ended = |boot| SlotRecord { answered: Some(now), ..armed(boot, sent, send) };
+                let write = self.slot_writes(departure, ended).pop();
                 Settled { spent_at, write, ..Settled::default() }
             }
             Ok(_) | Err(NoAnswer::Lost(_) | NoAnswer::OldConnection(_)) => {
@@ -377,9 +396,8 @@ impl Attempt {
                 if result.is_err() {
                     count(&self.dispatcher.counts.lost);
                 }
-                let write = self
-                    .slot_writes(departure, |boot| SlotRecord { boot, sent, answered: None, abandoned: Some(now) })
-                    .pop();
+                let ended = |boot| SlotRecord { abandoned: Some(now), ..armed(boot, sent, send) };
+                let write = self.slot_writes(departure, ended).pop();
                 Settled { spent_at, write, ..Settled::default() }
             }
             Err(no_answer @ (NoAnswer::NeverLeft(_) | NoAnswer::NoMeans(_) | NoAnswer::Withheld(_))) => {
@@ -416,6 +434,11 @@ impl Attempt {
             let now = base.now().mono;
             if now > not_after {
                 return Err("its token could have expired on the way, because the call waited too long to be sent");
+            }
+            if !base.ownership.may_leave(now) {
+                return Err(
+                    "the lease of the lines was not renewed, or another gateway took it, before the call was sent",
+                );
             }
             let mut line = dispatcher.line.lock();
             if line.has_left(place) {

@@ -16,12 +16,13 @@ use crate::ids::InstanceName;
 use crate::line::lane::JobKind;
 use crate::line::scheduler::Fairness;
 use crate::line::{Line, RecoveryState};
+use crate::ownership::Predecessors;
 use crate::place::Sequence;
 use crate::settings::Settings;
 use crate::store::{CommitError, MAX_WRITES, ReadError, Store, Table, Write};
 use crate::upstream::Connect;
 use rate_control::ledger::{SlotId, SlotRecord};
-use rate_control::time::{Clock, Now};
+use rate_control::time::{BootId, Clock, Mono, Now};
 
 /// Rows read at once.
 const SCAN_PAGE: usize = 1024;
@@ -90,23 +91,49 @@ pub(super) fn make_dispatcher(
     connect: &dyn Connect,
     settings: &Settings,
     name: &InstanceName,
-    mut left: RecoveryState,
+    left: LeftLine,
 ) -> Result<(Dispatcher, Vec<Write>), String> {
     let instance = settings.instances.get(name).ok_or_else(|| format!("there is no instance {name}"))?;
     let upstream = connect.connect(name, instance, &settings.registration)?;
     let (boot, now) = (base.clock.boot_id(), base.now().mono);
+    let LeftLine { mut slots, limits: RecoveredLimits { limit, paused_until } } = left;
+    let (slots, changed, orphan_hold) = match base.ownership.predecessors() {
+        Predecessors::Gone => {
+            let changed = take_over_slots(&mut slots, &boot, now);
+            let left = |(slot, record): &(SlotId, SlotRecord)| (*slot, record.left_by_the_dead(&boot, now));
+            (slots.iter().map(left).collect(), changed, None)
+        }
+        // Their owner may still settle them, so they stay as they are.
+        Predecessors::MayLive(sightings) => {
+            let left = |(slot, record): &(SlotId, SlotRecord)| (*slot, record.left_by_another(sightings, &boot, now));
+            (slots.iter().map(left).collect(), Vec::new(), Some(settings.registration.orphan_hold()))
+        }
+    };
+    let left = RecoveryState { slots, orphan_hold, limit, paused_until };
+    let rules = (&settings.line, &settings.registration);
+    let line = Line::new(instance, rules, Fairness::of(settings, name), &left, now);
+    let dispatcher = Dispatcher::new(name.clone(), line, upstream, settings.registration.connections_max);
+    let writes = changed.iter().map(|(slot, record)| dispatcher.slot_write(*slot, Some(record))).collect();
+    Ok((dispatcher, writes))
+}
+
+/// What processes left that are gone had its end by now. Returns the records that this changes.
+fn take_over_slots(slots: &mut [(SlotId, SlotRecord)], boot: &BootId, now: Mono) -> Vec<(SlotId, SlotRecord)> {
     let mut changed = Vec::new();
-    for (slot, record) in &mut left.slots {
-        if let Some(taken_over) = record.taken_over(&boot, now) {
+    for (slot, record) in slots {
+        if let Some(taken_over) = record.taken_over(boot, now) {
             *record = taken_over;
             changed.push((*slot, record.clone()));
         }
     }
-    let rules = (&settings.line, &settings.registration);
-    let line = Line::new(instance, rules, Fairness::of(settings, name), left, &boot, now);
-    let dispatcher = Dispatcher::new(name.clone(), line, upstream, settings.registration.connections_max);
-    let writes = changed.iter().map(|(slot, record)| dispatcher.slot_write(*slot, Some(record))).collect();
-    Ok((dispatcher, writes))
+    changed
+}
+
+/// What an earlier process left of one line, besides the places.
+#[derive(Debug, Default)]
+pub(super) struct LeftLine {
+    slots: Vec<(SlotId, SlotRecord)>,
+    limits: RecoveredLimits,
 }
 
 /// Puts everybody back where an earlier process left them.
@@ -140,14 +167,14 @@ pub(super) async fn read_left(
     store: &dyn Store,
     settings: &Settings,
     clock: &dyn Clock,
-) -> Result<BTreeMap<InstanceName, RecoveryState>, StoreError> {
+) -> Result<BTreeMap<InstanceName, LeftLine>, StoreError> {
     let mut slots = read_ledger(store).await?;
     let (boot, now) = (clock.boot_id(), clock.now());
     let mut left = BTreeMap::new();
     for name in settings.instances.keys() {
-        let RecoveredLimits { limit, paused_until } = recovered_limits::read(store, name, settings, &boot, now).await?;
+        let limits = recovered_limits::read(store, name, settings, &boot, now).await?;
         let slots = slots.remove(name).unwrap_or_default();
-        left.insert(name.clone(), RecoveryState { slots, limit, paused_until });
+        left.insert(name.clone(), LeftLine { slots, limits });
     }
     Ok(left)
 }

@@ -16,7 +16,7 @@ use proxy_core::line::scheduler::Fairness;
 use proxy_core::line::{Admission, Line, Next, RecoveryState};
 use proxy_core::place::{Class, Place};
 use rate_control::ledger::SlotId;
-use rate_control::time::{BootId, Mono};
+use rate_control::time::Mono;
 
 use crate::support::{name, seconds, settings};
 
@@ -141,9 +141,7 @@ impl Run {
         instance.burst = 10;
         rules.registration.in_flight_max = 10_000;
         let (instance, fairness) = (&rules.instances[&name("a")], Fairness::of(&rules, &name("a")));
-        let boot = BootId("boot".to_owned());
-        let line =
-            Line::new(instance, (&rules.line, &rules.registration), fairness, RecoveryState::default(), &boot, at(0));
+        let line = Line::new(instance, (&rules.line, &rules.registration), fairness, &RecoveryState::default(), at(0));
         Self {
             dps,
             line,

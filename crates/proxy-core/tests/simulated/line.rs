@@ -9,7 +9,7 @@ use proxy_core::line::scheduler::Fairness;
 use proxy_core::line::{Admission, Line, Next, RecoveryState};
 use proxy_core::place::{Class, Place};
 use rate_control::entropy::Entropy;
-use rate_control::time::{BootId, Mono};
+use rate_control::time::Mono;
 
 use crate::support::{id, millis, name, seconds, settings};
 
@@ -23,8 +23,7 @@ fn line(quota: u32, length_max: usize, in_flight_max: usize) -> Line {
     settings.registration.in_flight_max = in_flight_max;
     let instance = settings.instances.values().next().unwrap();
     let (rules, fairness) = ((&settings.line, &settings.registration), Fairness::of(&settings, &name("a")));
-    let boot = BootId("boot".to_owned());
-    Line::new(instance, rules, fairness, RecoveryState::default(), &boot, at(0))
+    Line::new(instance, rules, fairness, &RecoveryState::default(), at(0))
 }
 
 fn tenant() -> TenantName {

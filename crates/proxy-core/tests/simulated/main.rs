@@ -20,6 +20,7 @@ mod outcomes;
 mod places;
 mod quota;
 mod rebooking;
+mod replicas;
 mod shares;
 mod sick;
 mod storage;

@@ -617,8 +617,11 @@ async fn a_device_id_of_an_earlier_release_is_found_after_the_upgrade() {
     let names = world.store.scan(Table::DeviceId, None, 10).await.unwrap().into_iter().map(|row| row.name);
     let rows = names.map(|name| Key::new(Table::DeviceId, name)).chain([Key::new(Table::Meta, "device-ids")]);
     let writes = rows.map(|key| Write::delete(key, Expect::Any)).collect();
-    let version = Version::random(&mut Entropy::from_seed(7));
-    world.store.commit(Commit { version, writes, fence: None }).await.unwrap();
+    world
+        .store
+        .commit(Commit { version: Version::random(&mut Entropy::from_seed(7)), writes, fence: None })
+        .await
+        .unwrap();
     assert_eq!(world.store.rows(Table::DeviceId), 0);
     world.kill().await;
     world.queue("device-2").await;

@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use super::{Attempt, Settled};
-use crate::base::Base;
+use crate::base::{Base, StoreError};
 use crate::device::{Command, Step};
 use crate::ids::RegistrationId;
 use crate::line::lane::JobKind;
 use crate::owner::dispatcher::count;
 use crate::records::ChangeError;
-use crate::store::Write;
+use crate::store::{CommitError, Expect, Write};
+use rate_control::ledger::{SendId, SlotRecord};
 use rate_control::retry;
 use rate_control::time::Mono;
 
@@ -76,10 +77,10 @@ impl Attempt {
     }
 
     async fn keep_trying(&self, settled: Settled, step: Step) -> Result<bool, Box<DeviceIdTaken>> {
-        let Settled { write, landed, .. } = settled;
+        let Settled { write, landed, send, .. } = settled;
         // The slot's end goes with the first try only: by a later one the slot may be another send's. Without it, the slot is held
         // longer after a restart, which is safe.
-        let mut more: Vec<Write> = write.into_iter().collect();
+        let mut more: Vec<Write> = write.iter().cloned().collect();
         // The timeline says when it happened, not when the store could write again.
         let (now, command) = (self.now(), self.command(step));
         let mut failures = 0;
@@ -93,13 +94,18 @@ impl Attempt {
             let error = match edited.await {
                 Ok((taken, _)) => return Ok(taken),
                 Err(ChangeError::DeviceIdTaken(holder)) => {
-                    let settled = Settled { write: more.pop(), landed, ..Settled::default() };
+                    let settled = Settled { write: more.pop(), landed, send, ..Settled::default() };
                     return Err(Box::new(DeviceIdTaken { holder, settled }));
                 }
                 Err(ChangeError::Unknown | ChangeError::Refused(_)) => {
-                    if !more.is_empty() {
-                        let _ = self.base.commit(more).await;
+                    if !more.is_empty() && matches!(self.base.commit(more).await, Err(CommitError::Fenced)) {
+                        self.settle_deposed(write, send).await;
                     }
+                    return Ok(false);
+                }
+                // The next owner asks DPS what became of the device. That the send has ended, it can learn only here.
+                Err(ChangeError::Store(StoreError::Commit(CommitError::Fenced))) => {
+                    self.settle_deposed(write, send).await;
                     return Ok(false);
                 }
                 Err(ChangeError::Store(error)) => error,
@@ -112,6 +118,33 @@ impl Attempt {
                 count(&self.base.unwritten);
                 return Ok(false);
             }
+        }
+    }
+
+    /// Writes the end of a send of this owner, whose lease another gateway has taken: if the slot still holds that very send.
+    async fn settle_deposed(&self, write: Option<Write>, send: SendId) {
+        let Some(write) = write else { return };
+        let mut failures = 0;
+        while let Err(error) = self.try_to_settle(&write, send).await {
+            failures += 1;
+            tracing::debug!(registration_id = %self.id, instance = %self.dispatcher.name, %error, "the end of a call could not be written for the next owner of the lines yet");
+            if !self.wait_for_the_store(failures).await {
+                return;
+            }
+        }
+    }
+
+    async fn try_to_settle(&self, write: &Write, send: SendId) -> Result<(), StoreError> {
+        let Some(stored) = self.base.store.get(&write.key).await? else { return Ok(()) };
+        let mine = serde_json::from_slice(&stored.value).is_ok_and(|slot: SlotRecord| slot.send == send);
+        if !mine {
+            return Ok(());
+        }
+        let write = Write { expect: Expect::Version(stored.version), ..write.clone() };
+        match self.base.commit_deposed(write).await {
+            // Whoever has the slot by now is another send.
+            Ok(()) | Err(CommitError::Conflict { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
         }
     }
 

@@ -9,6 +9,7 @@ use crate::owner::dispatcher::count;
 use crate::registration::{self, Next, POLL_WAIT_MIN};
 use crate::upstream::CallResult;
 use crate::upstream::verdict::{Call, Named};
+use rate_control::ledger::SendId;
 use rate_control::time::Mono;
 
 /// Events about failing polls in one registration's part of the timeline.
@@ -101,7 +102,7 @@ impl Attempt {
             let wait = self.poll_backoff(polling.failures + 1);
             return self.poll_failed(polling, wait, &failure.to_string()).await;
         }
-        let mut ready = match self.prepare(&settings, &record, self.now()) {
+        let mut ready = match self.prepare(&settings, &record, SendId::default(), self.now()) {
             Ok(ready) => ready,
             Err(NotGoing::NoTime) => return Polled::Again(POLL_WAIT_MIN),
             Err(NotGoing::Refused(words)) => return Polled::Next(Next::Refuse { words, by_dps: false }),

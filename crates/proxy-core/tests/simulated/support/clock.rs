@@ -25,6 +25,8 @@ struct State {
     booted: Instant,
     /// How long the machine had been up by then.
     uptime: Duration,
+    /// Told apart from those of other machines.
+    machine: u32,
     boots: u32,
     wall_offset_millis: i64,
     /// Tasks that die when they ask for the time, each once.
@@ -33,12 +35,18 @@ struct State {
 
 impl TestClock {
     pub(crate) fn new() -> Self {
+        Self::of_machine(1, UPTIME)
+    }
+
+    /// The clocks of one of several machines, which has been up for `uptime`.
+    pub(crate) fn of_machine(machine: u32, uptime: Duration) -> Self {
         let now = Instant::now();
         Self {
             began: now,
             state: Mutex::new(State {
                 booted: now,
-                uptime: UPTIME,
+                uptime,
+                machine,
                 boots: 1,
                 wall_offset_millis: 0,
                 dying: Vec::new(),
@@ -74,8 +82,9 @@ impl TestClock {
     }
 }
 
-fn boot_id(boots: u32) -> BootId {
-    BootId(format!("boot-{boots}"))
+fn boot_id(state: &State) -> BootId {
+    let State { machine, boots, .. } = state;
+    BootId(if *machine == 1 { format!("boot-{boots}") } else { format!("boot-{boots}-of-{machine}") })
 }
 
 impl Clock for TestClock {
@@ -89,13 +98,13 @@ impl Clock for TestClock {
             panic!("a fault for the test");
         }
         let mono = Mono::default().after(state.uptime + state.booted.elapsed());
-        let process = Process { boot: BootTag::of(&boot_id(state.boots)), began: Mono::default().after(state.uptime) };
+        let process = Process { boot: BootTag::of(&boot_id(&state)), began: Mono::default().after(state.uptime) };
         let elapsed = i64::try_from(self.began.elapsed().as_millis()).unwrap();
         Now { mono, wall: WallTime::from_unix_millis(EPOCH_MILLIS + elapsed + state.wall_offset_millis), process }
     }
 
     fn boot_id(&self) -> BootId {
-        boot_id(self.state.lock().boots)
+        boot_id(&self.state.lock())
     }
 }
 

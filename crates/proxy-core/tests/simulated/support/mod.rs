@@ -10,9 +10,10 @@ use std::time::Duration;
 use proxy_core::attestation::{Presented, Proof, Selector};
 use proxy_core::device::Record;
 use proxy_core::dialect::Dialect;
-use proxy_core::gateway::{Fixed, Gateway};
+use proxy_core::gateway::{Fixed, Gateway, Surroundings};
 use proxy_core::ids::{EnrollmentName, IdScope, InstanceName, RegistrationId, TenantName};
 use proxy_core::line_owner::LineOwner;
+use proxy_core::ownership::Ownership;
 use proxy_core::sas;
 use proxy_core::secret::SymmetricKey;
 use proxy_core::settings::{
@@ -30,6 +31,7 @@ pub(crate) mod clock;
 pub(crate) mod dps;
 mod far;
 pub(crate) mod judge;
+pub(crate) mod replicas;
 
 use clock::TestClock;
 use dps::{Dps, Network, Process};
@@ -367,7 +369,8 @@ impl World {
         let (store, clock) = (Arc::clone(&world.store), Arc::clone(&world.clock));
         let network = Arc::new(Network { process: Arc::clone(&world.process), instances: world.instances.clone() });
         let (entropy, far) = (Entropy::from_seed(1), |owner| Arc::new(far::Far { owner, way }) as Arc<dyn LineOwner>);
-        let opened = Gateway::open_before(store, clock, network, settings, world.fixed, entropy, far).await;
+        let surroundings = Surroundings { store, clock, connect: network, ownership: Ownership::undisputed() };
+        let opened = Gateway::open_before(surroundings, settings, world.fixed, entropy, far).await;
         world.gateway = opened.unwrap();
         world
     }

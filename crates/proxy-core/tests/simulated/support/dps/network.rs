@@ -12,6 +12,7 @@ use proxy_core::settings::{Instance as InstanceSettings, RegistrationSettings};
 use proxy_core::upstream::time::{Speaker, TimeAnswer};
 use proxy_core::upstream::{CallResult, Caller, Connect, LastLook, NoAnswer, Upstream};
 use serde_json::Value;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::{Call, Dps, MAX_DELAY, More, to_the_second, wall};
@@ -20,6 +21,8 @@ use super::{Call, Dps, MAX_DELAY, More, to_the_second, wall};
 #[derive(Debug, Default)]
 pub(crate) struct Process {
     died: Mutex<Option<Instant>>,
+    /// Whether it is stopped: nothing of it goes on, while the clocks do.
+    stopped: watch::Sender<bool>,
 }
 
 impl Process {
@@ -31,8 +34,23 @@ impl Process {
         self.died.lock().is_some()
     }
 
+    /// As SIGSTOP does, and SIGCONT.
+    pub(crate) fn stop(&self, stopped: bool) {
+        self.stopped.send_replace(stopped);
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
+        *self.stopped.borrow()
+    }
+
+    /// Returns while it is not stopped.
+    pub(crate) async fn goes_on(&self) {
+        let _ = self.stopped.subscribe().wait_for(|stopped| !stopped).await;
+    }
+
     /// Returns for a living process only.
     pub(super) async fn alive(&self) {
+        self.goes_on().await;
         if self.is_dead() {
             std::future::pending::<()>().await;
         }
@@ -82,6 +100,8 @@ impl Client {
             self.process.alive().await;
         }
         last_look.ask().map_err(NoAnswer::Withheld)?;
+        // Wherever it is stopped, this is the worst place.
+        self.process.goes_on().await;
         call.await
     }
 }
@@ -108,6 +128,7 @@ impl Upstream for Client {
 
     fn time(&self) -> BoxFuture<'_, Result<TimeAnswer, NoAnswer>> {
         async {
+            self.process.goes_on().await;
             self.process.alive().await;
             let mut inner = self.dps.inner.lock();
             inner.asked_for_time.push(self.dps.began.elapsed());
