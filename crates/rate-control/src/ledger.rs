@@ -19,9 +19,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::failpoint::Failpoint;
-use crate::ownership::{Epoch, Sightings};
-use crate::time::{BootId, Mono};
+use crate::time::Mono;
+
+mod slot;
+
+pub use slot::{LeftSend, SendId, Settlement, SlotRecord};
 
 /// The window of Microsoft's quota ("registrations per minute").
 pub const WINDOW: Duration = Duration::from_secs(60);
@@ -33,106 +35,6 @@ pub const DRIFT_GUARD: Duration = Duration::from_millis(100);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct SlotId(pub u32);
-
-/// One slot as it is kept on disk.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct SlotRecord {
-    /// The boot whose clock `sent` and `answered` are read from.
-    pub boot: BootId,
-    /// When the slot was taken.
-    pub sent: Mono,
-    /// When the answer came; `None` while there is none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub answered: Option<Mono>,
-    /// When the answer was given up; the slot is then held for the network's longest delay as well.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub abandoned: Option<Mono>,
-    /// Which send it is. Earlier releases did not name them.
-    #[serde(default)]
-    pub send: SendId,
-}
-
-/// Names one send for good: the epoch that it was armed under, and its number there. A slot is used again and again; by this an owner that was
-/// deposed knows whether it still holds its own send.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
-pub struct SendId {
-    /// Under which it was armed.
-    pub epoch: Epoch,
-    /// Counted by the owner.
-    pub number: u64,
-}
-
-/// What an earlier process left of a send, by this machine's clock.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LeftSend {
-    /// When its slot was taken, or a little later; `None` if nothing is known of it.
-    pub sent: Option<Mono>,
-    /// How it ended and when, or a little later; `None` for an orphan.
-    pub end: Option<(Settlement, Mono)>,
-}
-
-impl SlotRecord {
-    /// What the record of an earlier process becomes when another one starts at `now` while the earlier one is gone; `None` if it stays. What
-    /// had no answer was given up by now at the latest, and moments of another boot's clock are not comparable. It has to be written down:
-    /// else every start begins the hold anew, and starts in a row take the quota away for good.
-    #[must_use]
-    pub fn taken_over(&self, boot: &BootId, now: Mono) -> Option<Self> {
-        let same_boot = self.boot == *boot;
-        if same_boot && (self.answered.is_some() || self.abandoned.is_some()) {
-            return None;
-        }
-        Some(Self {
-            boot: boot.clone(),
-            sent: if same_boot { self.sent } else { now },
-            answered: self.answered.map(|_| now),
-            abandoned: self.answered.is_none().then_some(now),
-            send: self.send,
-        })
-    }
-
-    /// What a process that is gone left of it: within one boot, moments are exact. Across boots, an answered send counts as answered now. What
-    /// had no answer may still be on its way: it was given up now.
-    #[must_use]
-    pub fn left_by_the_dead(&self, boot: &BootId, now: Mono) -> LeftSend {
-        let same_boot = self.boot == *boot;
-        let ours = |moment: Mono| if same_boot && moment <= now { moment } else { now };
-        let end = self.settled().map_or((Settlement::Abandoned, now), |(settlement, ended)| (settlement, ours(ended)));
-        LeftSend { sent: same_boot.then(|| self.sent.min(now)), end: Some(end) }
-    }
-
-    /// What an owner left of it that may live on: its moments are mapped by what was seen of its clock, and without an end it is an orphan.
-    #[must_use]
-    pub fn left_by_another(&self, sightings: &Sightings, boot: &BootId, now: Mono) -> LeftSend {
-        let ours = |moment: Mono| sightings.ours(&self.boot, moment, boot, now);
-        let end = self.settled().map(|(settlement, ended)| (settlement, ours(ended)));
-        let broken = [
-            (Failpoint::OrphansForgotten, Settlement::NeverLeft),
-            (Failpoint::OrphansAbandoned, Settlement::Abandoned),
-        ];
-        let broken =
-            broken.into_iter().find(|(failpoint, _)| failpoint.is_on()).map(|(_, settlement)| (settlement, now));
-        LeftSend { sent: Some(ours(self.sent)), end: end.or(broken) }
-    }
-
-    /// How it ended and when, by its own boot's clock.
-    #[must_use]
-    pub fn settled(&self) -> Option<(Settlement, Mono)> {
-        let answered = self.answered.map(|answered| (Settlement::Answered, answered));
-        answered.or_else(|| self.abandoned.map(|abandoned| (Settlement::Abandoned, abandoned)))
-    }
-}
-
-/// How a send ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Settlement {
-    /// DPS answered.
-    Answered,
-    /// The answer was given up; DPS may still count the send until the network's longest delay has passed.
-    Abandoned,
-    /// It never left, and cannot any more.
-    NeverLeft,
-}
 
 /// How long a send is held after its answer was given up: until then it may arrive, and a window more it counts.
 #[must_use]
@@ -354,6 +256,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::time::BootId;
 
     const DELAY: Duration = Duration::from_secs(30);
 

@@ -8,6 +8,7 @@ pub mod adaptive_limit;
 pub mod circuit_breaker;
 pub mod concurrency_limit;
 pub mod entropy;
+pub mod epoch;
 pub mod failpoint;
 pub mod latency_estimate;
 pub mod ledger;

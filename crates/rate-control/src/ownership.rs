@@ -20,14 +20,10 @@ mod lease_watch;
 mod sightings;
 mod tenure;
 
+pub use crate::epoch::Epoch;
 pub use lease_watch::LeaseWatch;
 pub use sightings::Sightings;
 pub use tenure::Tenure;
-
-/// How often the lease has changed hands. A write that names an earlier epoch than the one in force is refused by the store.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Epoch(pub u64);
 
 /// How often the lease was renewed within its epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]

@@ -105,7 +105,7 @@ pub(super) fn make_dispatcher(
         }
         // Their owner may still settle them, so they stay as they are.
         Predecessors::MayLive(sightings) => {
-            let left = |(slot, record): &(SlotId, SlotRecord)| (*slot, record.left_by_another(sightings, &boot, now));
+            let left = |(slot, record): &(SlotId, SlotRecord)| (*slot, sightings.left(record, &boot, now));
             (slots.iter().map(left).collect(), Vec::new(), Some(settings.registration.orphan_hold()))
         }
     };

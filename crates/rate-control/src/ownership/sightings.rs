@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use crate::ledger::{DRIFT_GUARD, WINDOW};
+use crate::failpoint::Failpoint;
+use crate::ledger::{DRIFT_GUARD, LeftSend, Settlement, SlotRecord, WINDOW};
 use crate::time::{BootId, Mono};
 
 /// The most sightings of one boot that are kept. One every half second for a window and its guard are 121.
@@ -47,6 +48,20 @@ impl Sightings {
             }
             !seen.is_empty()
         });
+    }
+
+    /// What an owner that may live on left of a send: its moments by this machine's clock, and without an end it is an orphan.
+    #[must_use]
+    pub fn left(&self, send: &SlotRecord, own_boot: &BootId, now: Mono) -> LeftSend {
+        let ours = |moment: Mono| self.ours(&send.boot, moment, own_boot, now);
+        let end = send.settled().map(|(settlement, ended)| (settlement, ours(ended)));
+        let broken = [
+            (Failpoint::OrphansForgotten, Settlement::NeverLeft),
+            (Failpoint::OrphansAbandoned, Settlement::Abandoned),
+        ];
+        let broken =
+            broken.into_iter().find(|(failpoint, _)| failpoint.is_on()).map(|(_, settlement)| (settlement, now));
+        LeftSend { sent: Some(ours(send.sent)), end: end.or(broken) }
     }
 
     /// When `theirs` of `boot` was by this machine's clock, or later, but not after `now`.
