@@ -14,7 +14,7 @@ const ORDERLY_SEEDS: std::ops::RangeInclusive<u64> = 1..=8;
 const SLOW_SEEDS: std::ops::RangeInclusive<u64> = 1..=12;
 
 /// Within so many seeds every mutant must be caught.
-const SEEDS_FOR_A_MUTANT: std::ops::RangeInclusive<u64> = 1..=40;
+const SEEDS_FOR_A_MUTANT: std::ops::RangeInclusive<u64> = 1..=80;
 
 #[test]
 fn the_same_seed_gives_the_same_bytes_and_then_forty_seeds_are_good() {
