@@ -1,4 +1,4 @@
-//! The command line: `serve`, `demo`, `plan`, `check-config`, `openapi`.
+//! The command line: `serve`, `demo`, `plan`, `check-config`, `migrate`, `store copy`, `openapi`.
 //!
 //! Exit codes: 0 done; 1 it failed while it ran (a demo: a device was not assigned); 2 wrong usage or a configuration that
 //! cannot be used.
@@ -14,7 +14,9 @@ use crate::planes;
 use crate::state::Source;
 use crate::{telemetry, tls};
 
+mod copy;
 pub mod demo;
+mod migrate;
 pub mod plan;
 mod signals;
 mod terminal;
@@ -27,8 +29,9 @@ Try it without Azure:   dps-proxy demo
 Plan for a storm:       dps-proxy plan --devices 1000000 --deadline 30m
 Check a configuration:  dps-proxy check-config /etc/dps-proxy/dps-proxy.toml
 Run the service:        dps-proxy serve /etc/dps-proxy/dps-proxy.toml
+Make the tables:        dps-proxy migrate /etc/dps-proxy/dps-proxy.toml   (PostgreSQL only)
 
-serve and check-config also take the file as --config FILE or from DPS_PROXY_CONFIG.
+serve, check-config and migrate also take the file as --config FILE or from DPS_PROXY_CONFIG.
 
 Every key of the file can be overridden by the environment: DPS_PROXY__SECTION__KEY=value.
 Changed rates, bursts, bounds, weights, draining and enrollments are applied within a second, without a restart.
@@ -52,8 +55,20 @@ enum Command {
     Plan(plan::Options),
     /// Check a configuration and report all of its problems at once. Binds and writes nothing.
     CheckConfig(ConfigFile),
+    /// Bring the tables of the PostgreSQL database that the configuration names to what this release needs. Running it again does no harm.
+    Migrate(migrate::Options),
+    /// Look after stores while no service runs on them.
+    #[command(subcommand)]
+    Store(StoreCommand),
     /// Print the OpenAPI document of the three planes. Needs no configuration and no network.
     Openapi,
+}
+
+#[derive(Debug, Subcommand)]
+enum StoreCommand {
+    /// Copy everything from the store of one configuration to the empty store of another, and compare both. After an interruption, the same
+    /// command goes on.
+    Copy(copy::Options),
 }
 
 /// The configuration file, named alike by every command that takes one.
@@ -68,6 +83,7 @@ struct ConfigFile {
 }
 
 impl ConfigFile {
+    /// What was named, by argument, option or environment, else the usual place.
     fn path(self) -> PathBuf {
         // Not by clap: there the variable would conflict with the option.
         let from_environment =
@@ -85,6 +101,8 @@ pub fn main() -> ExitCode {
     match cli.command {
         Command::CheckConfig(file) => check_config(&file.path()),
         Command::Serve(file) => serve(file.path()),
+        Command::Store(StoreCommand::Copy(options)) => copy::run(&options),
+        Command::Migrate(options) => migrate::run(options),
         Command::Plan(options) => plan::run(&options),
         Command::Openapi => {
             print(planes::openapi::TEXT);
@@ -163,7 +181,7 @@ fn announce(path: &Path, loaded: &Loaded) {
         version = env!("CARGO_PKG_VERSION"),
         configuration = %path.display(),
         instances = telemetry::list(loaded.settings.instances.keys()),
-        store = %loaded.server.store.path.display(),
+        store = loaded.server.store.place(),
         "starting"
     );
 }

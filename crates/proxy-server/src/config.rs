@@ -17,6 +17,7 @@ use proxy_core::ids::{InstanceName, TenantName};
 use proxy_core::secret::TokenDigest;
 use proxy_core::settings::Settings;
 use rustls_pki_types::CertificateDer;
+use store_postgresql::Options;
 
 mod enrollments;
 mod files;
@@ -26,6 +27,7 @@ mod problem;
 mod reader;
 mod rules;
 mod secrets;
+mod store;
 #[cfg(test)]
 mod tests;
 mod watch;
@@ -86,27 +88,54 @@ pub struct LiveServer {
 /// `[store]`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoreSettings {
-    /// Which backend.
+    /// Which backend, with what it alone needs.
     pub backend: StoreBackend,
-    /// Its directory.
-    pub path: PathBuf,
     /// Whether a new store may be begun where there is none.
     pub create: bool,
+    /// Commits that may wait to be written.
+    pub inbox_max: usize,
+}
+
+/// The kinds of store there are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoreBackend {
+    /// The embedded one.
+    Sled(SledSettings),
+    /// A database.
+    Postgresql(Box<PostgresqlSettings>),
+}
+
+/// What the embedded store needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SledSettings {
+    /// Its directory.
+    pub path: PathBuf,
     /// Memory for cached pages, in MiB.
     pub cache_mib: u64,
     /// Free space on the volume below which the store takes no more writes, in MiB.
     pub free_space_min_mib: u64,
-    /// Commits that may wait for the disk.
-    pub inbox_max: usize,
     /// How long writing may stand still before the process ends.
     pub write_stall_max: Duration,
 }
 
-/// The kinds of store there are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StoreBackend {
-    /// The embedded one.
-    Sled,
+/// `[store.postgresql]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PostgresqlSettings {
+    /// Where the database is, and all bounds. Holds the password, and prints it nowhere.
+    pub options: Options,
+    /// Whether `serve` migrates the schema before it opens it.
+    pub migrate_on_start: bool,
+}
+
+impl StoreSettings {
+    /// Where it is, for people: a directory, or user, host and database.
+    #[must_use]
+    pub fn place(&self) -> String {
+        match &self.backend {
+            StoreBackend::Sled(sled) => sled.path.display().to_string(),
+            StoreBackend::Postgresql(postgresql) => postgresql.options.connection.to_string(),
+        }
+    }
 }
 
 /// What all three listeners have in common.
@@ -335,7 +364,7 @@ fn draft(document: &Document) -> Option<(ServerSettings, LiveServer, Settings)> 
     secrets::check_distinct(document, &planes.tokens, &enrollments.fleet_tokens);
     let tenants = instances::tenants(&root);
     listeners::check_tenants(document, &planes.live.backend_tokens, &tenants, &enrollments.tenants);
-    let (store, log, shutdown) = (rules::store(&root), rules::log(&root), rules::shutdown(&root));
+    let (store, log, shutdown) = (store::read(&root), rules::log(&root), rules::shutdown(&root));
     let settings = Settings {
         instances: instances.instances,
         enrollments: enrollments.enrollments,

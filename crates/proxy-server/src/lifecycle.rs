@@ -15,6 +15,7 @@ use proxy_core::gateway::{Fixed, Gateway};
 use proxy_core::upstream::https::HttpsConnect;
 use rate_control::entropy::Entropy;
 use rate_control::time::SystemClock;
+use store_postgresql::SoleUse;
 use tokio::time::Instant;
 
 use crate::config::{FilesRead, Loaded};
@@ -26,10 +27,11 @@ mod ending;
 mod listeners;
 mod new_store;
 mod standstill;
-mod store;
+pub(crate) mod store;
 mod tasks;
 
 use listeners::Bound;
+use store::Opened;
 
 /// What operators have left for the answers under way, after everything else has stopped.
 const LAST_ANSWERS: Duration = Duration::from_millis(250);
@@ -66,6 +68,7 @@ pub struct Application {
     addresses: Addresses,
     files: FilesRead,
     standstill: standstill::Watch,
+    sole_use: Option<SoleUse>,
 }
 
 impl std::fmt::Debug for Application {
@@ -94,14 +97,14 @@ impl Application {
             repeat_interval: server.device.repeat_per,
         };
         let is_new = new_store::begins(&server.store)?;
-        let store = store::open(&server.store).await?;
+        let Opened { store, sole_use } = store::open(&server.store).await?;
         let store_began = new_store::began(&*store, &server.store, is_new).await?;
         let clock = Arc::new(SystemClock::new());
         let gateway =
             Gateway::open(store, clock, Arc::new(HttpsConnect), settings, fixed, Entropy::from_system()).await?;
         let app = web::Data::new(App::new(gateway, server, live, source, certificates, store_began));
         let standstill = standstill::watch(&app)?;
-        Ok(Self { app, listeners, addresses, files, standstill })
+        Ok(Self { app, listeners, addresses, files, standstill, sole_use })
     }
 
     /// Where it listens.
@@ -123,7 +126,8 @@ impl Application {
     /// # Errors
     /// If the service ended because of a fault, or with something left undone; the error says what.
     pub async fn run_until(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
-        let Self { app, listeners: bound, addresses, files, standstill: _until_the_end } = self;
+        let Self { app, listeners: bound, addresses, files, standstill: _until_the_end, sole_use } = self;
+        let mut taken_away = std::pin::pin!(store::taken_away(sole_use));
         let reloading = tokio::spawn(tasks::keep_reloading(app.clone(), files));
         let watching = tokio::spawn(tasks::keep_watching_certificates(app.clone()));
         let mut listeners = Vec::new();
@@ -134,6 +138,7 @@ impl Application {
                 tokio::select! {
                     () = stop => None,
                     fault = app.gateway.supervisor().failed() => Some(fault),
+                    fault = &mut taken_away => Some(fault),
                     (error, _, _) = select_all(listeners.iter_mut().map(|listener| listener.failed().boxed())) => Some(format!("{error:#}")),
                 }
             }

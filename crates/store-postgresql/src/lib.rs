@@ -27,12 +27,14 @@ mod open_error;
 mod options;
 mod reader;
 mod schema;
+mod sole_use;
 mod store;
 mod target;
 mod writer;
 
 pub use open_error::OpenError;
-pub use options::{ConnectionString, InvalidConnectionString, Options};
+pub use options::{ConnectionString, Durability, InvalidConnectionString, Options};
 pub use schema::{Migrated, migrate};
+pub use sole_use::SoleUse;
 pub use store::{LinePlace, PostgresqlStore};
 pub use target::SCHEMA;

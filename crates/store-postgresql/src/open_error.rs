@@ -38,19 +38,19 @@ pub enum OpenError {
         why: String,
     },
     /// A setting of the server would lose what was acknowledged.
-    #[error("PostgreSQL at {target} has {setting}: {why}. Switch it on")]
+    #[error("PostgreSQL at {target} has {setting}: {why}")]
     Unsafe {
         /// User, host and database.
         target: String,
         /// The setting and its value.
         setting: String,
-        /// What it would do.
+        /// What it would do, and the way out.
         why: &'static str,
     },
     /// There is no schema, or an older one.
     #[error(
-        "PostgreSQL at {target} has schema {found} of dps-proxy (0 is none), and this release needs {needed}: migrate it first, with a role \
-         that may create tables"
+        "PostgreSQL at {target} has schema {found} of dps-proxy (0 is none), and this release needs {needed}: run `dps-proxy migrate` \
+         first, as a role that may create tables"
     )]
     NotMigrated {
         /// User, host and database.
@@ -86,9 +86,21 @@ pub enum OpenError {
         /// The step.
         version: i32,
     },
+    /// Another process uses it.
+    #[error(
+        "the database at {target} is in use by another dps-proxy ({holder}): one process at a time may use a database. Stop that one, or give \
+         this one a database of its own"
+    )]
+    InUse {
+        /// User, host and database.
+        target: String,
+        /// Which, as far as the server tells.
+        holder: String,
+    },
     /// The server refused something that is needed.
     #[error(
-        "PostgreSQL at {target} refuses what is needed: {why}. A role that may not read the schema has to be granted that by the migration"
+        "PostgreSQL at {target} refuses what is needed: {why}. What a gateway's role needs is granted by `dps-proxy migrate --grant-to ROLE`; to \
+         migrate, a role has to own the schema, or be allowed to create it"
     )]
     Refused {
         /// User, host and database.

@@ -26,8 +26,8 @@ pub enum InvalidConnectionString {
     /// It does not follow the grammar, or names something that is not known here.
     #[error(
         "the connection string cannot be read (it is not shown, as it may hold a password): write \
-         postgresql://user:password@host:5432/database?sslmode=require, with @ : / ? # and % in the password as %40 %3A %2F %3F %23 and %25, or \
-         host=… port=5432 user=… password=… dbname=…, with a value that has spaces in single quotes. sslmode is disable or require, which always \
+         postgresql://user@host:5432/database?sslmode=require, with @ : / ? # and % in a name as %40 %3A %2F %3F %23 and %25, or \
+         host=… port=5432 user=… dbname=…, with a value that has spaces in single quotes. sslmode is disable or require, which always \
          verifies the certificate; sslrootcert and its kin are not taken here"
     )]
     Unreadable,
@@ -60,17 +60,59 @@ impl ConnectionString {
         &self.config
     }
 
+    /// Whether a password stands in it.
+    #[must_use]
+    pub fn has_password(&self) -> bool {
+        self.config.get_password().is_some()
+    }
+
+    /// The same with this password.
+    #[must_use]
+    pub fn with_password(mut self, password: &[u8]) -> Self {
+        self.config.password(password);
+        self
+    }
+
+    /// The role that connects.
+    #[must_use]
+    pub fn user(&self) -> &str {
+        self.config.get_user().unwrap_or_default()
+    }
+
+    /// The same for another role with its password; an empty one is none.
+    #[must_use]
+    pub fn for_user(mut self, user: &str, password: &[u8]) -> Self {
+        self.config.user(user).password(password);
+        self
+    }
+
+    /// Whether it asks for TLS, by `sslmode=require` or `disable`; `None` if it says neither.
+    #[must_use]
+    pub fn asks_for_tls(&self) -> Option<bool> {
+        match self.config.get_ssl_mode() {
+            SslMode::Disable => Some(false),
+            SslMode::Prefer => None,
+            _ => Some(true),
+        }
+    }
+
+    /// The same with or without TLS, whatever it asks for itself.
+    #[must_use]
+    pub fn with_tls(mut self, on: bool) -> Self {
+        self.config.ssl_mode(if on { SslMode::Require } else { SslMode::Disable });
+        self
+    }
+
+    /// Whether the server is on this machine: reached by a Unix socket or a loopback address.
+    #[must_use]
+    pub fn stays_on_this_machine(&self) -> bool {
+        self.config.get_hosts().iter().all(is_near) && self.config.get_hostaddrs().iter().all(IpAddr::is_loopback)
+    }
+
     /// Whether the connection is encrypted and the server verified.
     #[must_use]
     pub fn is_encrypted(&self) -> bool {
-        match self.config.get_ssl_mode() {
-            SslMode::Disable => false,
-            SslMode::Prefer => {
-                !self.config.get_hosts().iter().all(is_near)
-                    || !self.config.get_hostaddrs().iter().all(IpAddr::is_loopback)
-            }
-            _ => true,
-        }
+        self.asks_for_tls().unwrap_or_else(|| !self.stays_on_this_machine())
     }
 }
 
@@ -113,15 +155,28 @@ impl fmt::Debug for ConnectionString {
     }
 }
 
-/// Where the database is, and the bounds. A process holds one connection that writes, at most two for leases, one that raises lines, and
-/// at most [`read_connections`](Self::read_connections) and [`scan_connections`](Self::scan_connections) that read, all of them straight
-/// to the server.
-#[derive(Debug, Clone)]
+/// What survives when the machine of the server is lost, and what is demanded of the server for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// Another machine has every commit before it is acknowledged: a server without `synchronous_standby_names` is refused.
+    Synchronous,
+    /// There is one server and no failover: what was acknowledged is on its disk.
+    Single,
+    /// A standby may take over that has not heard of the last commits: what was acknowledged may be lost then.
+    Asynchronous,
+}
+
+/// Where the database is, and the bounds. A process holds one connection that writes, one that keeps other processes away
+/// ([`SoleUse`](crate::SoleUse)), at most two for leases, one that raises lines, and at most [`read_connections`](Self::read_connections) and
+/// [`scan_connections`](Self::scan_connections) that read, all of them straight to the server.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
     /// The database.
     pub connection: ConnectionString,
     /// Who may vouch for the server's certificate; `None` for whom the machine trusts. Without effect on a connection that is not encrypted.
     pub roots: Option<Vec<CertificateDer<'static>>>,
+    /// What survives the loss of the server's machine. [`Durability::Single`] by default.
+    pub durability: Durability,
     /// Connections that read single values, at least 1. 6 by default.
     pub read_connections: usize,
     /// Connections that read many values, at least 1. 2 by default.
@@ -162,6 +217,7 @@ impl Options {
         Self {
             connection,
             roots: None,
+            durability: Durability::Single,
             read_connections: 6,
             scan_connections: 2,
             connect_timeout: Duration::from_secs(2),

@@ -17,7 +17,7 @@ use tokio_postgres::{Client, Config, Socket};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::open_error::{OpenError, describe};
-use crate::options::{ConnectionString, Options};
+use crate::options::{ConnectionString, Durability, Options};
 
 /// The schema of the database that everything is in. An administrator may create it beforehand, for an owner that may not create one.
 pub const SCHEMA: &str = "dps_proxy";
@@ -39,6 +39,7 @@ pub(crate) struct Target {
     tls: Option<MakeRustlsConnect>,
     connect_timeout: Duration,
     connections: usize,
+    durability: Durability,
 }
 
 /// A connection. Dropped, it is cut: what was sent and not answered may have happened.
@@ -67,8 +68,9 @@ impl Target {
             config,
             tls,
             connect_timeout: options.connect_timeout.saturating_mul(hosts),
-            // One that writes, one that raises lines, and those of leases.
-            connections: 2 + LEASE_CONNECTIONS + options.read_connections + options.scan_connections,
+            // One that writes, one that raises lines, one that keeps other processes away, and those of leases.
+            connections: 3 + LEASE_CONNECTIONS + options.read_connections + options.scan_connections,
+            durability: options.durability,
         })
     }
 
@@ -105,15 +107,16 @@ impl Target {
     async fn check(&self, client: &Client) -> Result<(), OpenError> {
         const FACTS: &str = "SELECT ARRAY[current_setting('server_version_num'), current_setting('server_version'), \
             current_setting('fsync'), current_setting('full_page_writes'), current_setting('synchronous_commit'), \
-            current_setting('transaction_read_only'), pg_is_in_recovery()::text, current_setting('max_connections')]";
+            current_setting('transaction_read_only'), pg_is_in_recovery()::text, current_setting('max_connections'), \
+            current_setting('synchronous_standby_names')]";
         let target = || self.name.clone();
         let told = async { client.query_one(FACTS, &[]).await?.try_get::<_, Vec<String>>(0) };
-        let facts = <[String; 8]>::try_from(told.await.map_err(|error| self.refused(&error))?);
-        let Ok([number, version, fsync, full_page_writes, synchronous_commit, read_only, recovers, connections]) =
-            facts
-        else {
+        let facts = <[String; 9]>::try_from(told.await.map_err(|error| self.refused(&error))?);
+        let Ok(facts) = facts else {
             return Err(OpenError::Refused { target: target(), why: "it does not tell its settings".to_owned() });
         };
+        let [number, version, fsync, full_page_writes, synchronous_commit, read_only, recovers, connections, standbys] =
+            facts;
         if number.parse().is_ok_and(|number: i32| number < VERSION_MIN) {
             return Err(OpenError::TooOld { target: target(), found: version });
         }
@@ -123,13 +126,18 @@ impl Target {
         }
         let unsafe_setting = |setting: String, why| Err(OpenError::Unsafe { target: target(), setting, why });
         if fsync != "on" {
-            let why = "a crash of its machine would lose or damage what was acknowledged";
+            let why = "a crash of its machine would lose or damage what was acknowledged. Switch it on";
             return unsafe_setting(format!("fsync = {fsync}"), why);
         }
         // Ours to set (see `config`), so anything else means that something in between dropped it.
         if synchronous_commit != "on" {
             let setting = format!("synchronous_commit = {synchronous_commit} although it was asked for");
-            return unsafe_setting(setting, "a crash would lose what was acknowledged");
+            return unsafe_setting(setting, "a crash would lose what was acknowledged. Connect to the server itself");
+        }
+        if self.durability == Durability::Synchronous && standbys.trim().is_empty() {
+            let why = "no standby has to have a commit before it is acknowledged, although durability is \"synchronous\": the loss of its \
+                machine would lose what was acknowledged. Name the standbys there, or say that durability is \"single\" or \"asynchronous\"";
+            return unsafe_setting("synchronous_standby_names = ''".to_owned(), why);
         }
         if full_page_writes != "on" {
             let why = "a crash damages pages, unless the file system cannot tear them";

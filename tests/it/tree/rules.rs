@@ -20,15 +20,16 @@ const LONGER: [(&str, usize); 3] = [
 
 /// Which crates of ours each crate may depend on, beside those it tests with. The emulator and the core share nothing, so that one can convict the
 /// other; the black-box tests know the service by its sockets only.
-const CRATES: [(&str, &[&str]); 8] = [
+const CRATES: [(&str, &[&str]); 9] = [
     ("crates/rate-control", &[]),
     ("crates/dps-emulator", &[]),
     ("crates/proxy-core", &["rate-control"]),
     ("crates/store-postgresql", &["proxy-core", "rate-control"]),
     ("crates/storm-sim", &["proxy-core", "rate-control"]),
     ("crates/proxy-sim", &["dps-emulator", "proxy-core", "rate-control"]),
-    ("crates/proxy-server", &["dps-emulator", "proxy-core", "rate-control", "storm-sim"]),
-    ("tests", &["dps-emulator"]),
+    ("crates/proxy-server", &["dps-emulator", "proxy-core", "rate-control", "store-postgresql", "storm-sim"]),
+    ("crates/postgresql-cluster", &[]),
+    ("tests", &["dps-emulator", "postgresql-cluster"]),
 ];
 
 /// The layers of a crate, highest first: a module imports from its own layer and from those below. What is not named may be imported by all, and

@@ -1,26 +1,11 @@
-//! The sections without cross-references: store, log, shutdown, and the rules of the core.
+//! The sections without cross-references: log, shutdown, and the rules of the core.
 
 use std::time::Duration;
 
 use proxy_core::settings::{AttestationSettings, FeedSettings, LineSettings, RegistrationSettings};
 
 use super::reader::Section;
-use super::{LogFormat, LogSettings, ShutdownSettings, StoreBackend, StoreSettings};
-
-pub(super) fn store(root: &Section<'_>) -> StoreSettings {
-    let section = root.section("store");
-    let settings = StoreSettings {
-        backend: section.choice("backend", "sled", &[("sled", StoreBackend::Sled)]).unwrap_or(StoreBackend::Sled),
-        path: section.path_of("path", "directory name", "/var/lib/dps-proxy").unwrap_or_default(),
-        create: section.flag("create", true),
-        cache_mib: section.whole("cache_mib", 32, 8..=65_536),
-        free_space_min_mib: section.whole("free_space_min_mib", 1024, 16..=1_048_576),
-        inbox_max: section.whole("inbox_max", 10_000, 16..=1_000_000),
-        write_stall_max: section.duration("write_stall_max", "1m", "1s", "1h"),
-    };
-    section.check_unknown();
-    settings
-}
+use super::{LogFormat, LogSettings, ShutdownSettings};
 
 pub(super) fn log(root: &Section<'_>) -> LogSettings {
     let section = root.section("log");
@@ -115,7 +100,8 @@ pub(super) fn registration(root: &Section<'_>) -> RegistrationSettings {
     settings
 }
 
-fn in_order(section: &Section<'_>, smaller: (&str, Duration), larger: (&str, Duration)) {
+/// Notes a problem if the first is the longer one.
+pub(super) fn in_order(section: &Section<'_>, smaller: (&str, Duration), larger: (&str, Duration)) {
     if smaller.1 > larger.1 {
         section.problem(smaller.0, format!("is longer than {}; raise that or lower this", section.key(larger.0)));
     }

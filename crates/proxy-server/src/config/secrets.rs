@@ -2,6 +2,7 @@
 
 use proxy_core::secret::{SymmetricKey, TokenDigest};
 use rate_control::time::SystemClock;
+use rustls_pki_types::CertificateDer;
 
 use super::TlsFiles;
 use super::reader::{Document, Secrecy, Section};
@@ -10,6 +11,9 @@ use crate::pki::pem;
 
 /// Shortest token: 16 characters of base64 are 96 bits, which nobody guesses over a network.
 const TOKEN_CHARS: std::ops::RangeInclusive<usize> = 16..=512;
+
+/// Longest password of a database.
+const PASSWORD_BYTES_MAX: usize = 1024;
 
 /// A token and the key that named its file.
 pub(super) type Placed = (String, TokenDigest);
@@ -60,9 +64,29 @@ pub(super) fn symmetric_key(section: &Section<'_>, key: &str, content: &[u8]) ->
 
 /// Further roots of trust; at least one.
 pub(super) fn roots(section: &Section<'_>, key: &'static str) -> Option<Vec<u8>> {
-    let pem = section.file(key, "file name (PEM)", Secrecy::Public)?;
     // Whoever reads it next needs every section on lines of its own.
-    read(section, key, &pem, pem::certificates).map(|certificates| pem::to_pem(&certificates))
+    authorities(section, key).map(|certificates| pem::to_pem(&certificates))
+}
+
+/// Who may vouch for a peer; at least one.
+pub(super) fn authorities(section: &Section<'_>, key: &'static str) -> Option<Vec<CertificateDer<'static>>> {
+    let pem = section.file(key, "file name (PEM)", Secrecy::Public)?;
+    read(section, key, &pem, pem::certificates)
+}
+
+/// A password of a file's content: its one line, without the line break. Spaces count.
+pub(super) fn password<'c>(section: &Section<'_>, key: &str, content: &'c [u8]) -> Option<&'c [u8]> {
+    let line = content.strip_suffix(b"\n").unwrap_or(content);
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    let sound = std::str::from_utf8(line).is_ok_and(|text| !text.chars().any(char::is_control));
+    if !sound || line.len() > PASSWORD_BYTES_MAX {
+        section.problem(
+            key,
+            format!("the file must hold one line of text, the password, of at most {PASSWORD_BYTES_MAX} bytes"),
+        );
+        return None;
+    }
+    Some(line)
 }
 
 fn read<T>(section: &Section<'_>, key: &str, file: &[u8], parse: impl Fn(&[u8]) -> Result<T, String>) -> Option<T> {

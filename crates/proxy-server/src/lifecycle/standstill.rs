@@ -13,6 +13,7 @@ use std::time::Duration;
 use actix_web::web;
 use anyhow::Context as _;
 
+use crate::config::StoreBackend;
 use crate::state::App;
 
 /// The longest time between two looks.
@@ -45,7 +46,11 @@ fn keep_looking(app: &Weak<App>, ended: &Receiver<()>) {
     let mut every = Duration::ZERO;
     while ended.recv_timeout(every) == Err(RecvTimeoutError::Timeout) {
         let Some(app) = app.upgrade() else { return };
-        let longest = app.server.store.write_stall_max;
+        // A database is waited for as long as it is away: every wait for it has an end of its own, and it goes on by itself.
+        let longest = match &app.server.store.backend {
+            StoreBackend::Sled(sled) => sled.write_stall_max,
+            StoreBackend::Postgresql(_) => Duration::MAX,
+        };
         every = EVERY_MAX.min(longest / 4);
         if let Some(why) = app.gateway.look_for_store_standstill(longest) {
             return end(&app, &why, ended);
@@ -54,8 +59,7 @@ fn keep_looking(app: &Weak<App>, ended: &Receiver<()>) {
 }
 
 fn end(app: &App, why: &str, ended: &Receiver<()>) {
-    let path = app.server.store.path.display();
-    tracing::error!(%path, "the store hangs: {why} (store.write_stall_max)");
+    tracing::error!(path = app.server.store.place(), "the store hangs: {why} (store.write_stall_max)");
     app.set_ready(false);
     app.gateway.supervisor().give_up(format!("the store hangs: {why}"));
     let shutdown = &app.server.shutdown;

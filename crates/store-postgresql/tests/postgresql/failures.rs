@@ -24,7 +24,7 @@ async fn value(store: &PostgresqlStore, name: &str) -> Option<String> {
 /// A store that reaches the server through somebody else.
 async fn through(database: &Database) -> (Middleman, PostgresqlStore) {
     let middleman = Middleman::before(database.cluster.port).await;
-    let mut options = database.cluster.options("gateway", &database.name, middleman.port);
+    let mut options = crate::cluster::options("gateway", &database.name, middleman.port);
     options.commit_timeout = Duration::from_millis(700);
     let store = PostgresqlStore::open(options).await.unwrap();
     // The line has its number, so that the next request is the commit.

@@ -265,7 +265,7 @@ async fn a_taking_that_waits_keeps_no_renewal_of_another_lease_waiting() {
 /// A store that reaches the server through somebody else, and knows its statements.
 async fn through(database: &Database) -> (Middleman, PostgresqlStore) {
     let middleman = Middleman::before(database.cluster.port).await;
-    let mut options = database.cluster.options("gateway", &database.name, middleman.port);
+    let mut options = crate::cluster::options("gateway", &database.name, middleman.port);
     (options.commit_timeout, options.lease_timeout) = (Duration::from_millis(700), Duration::from_millis(700));
     let store = open(options).await;
     commit(&store, vec![put(device("first"), Expect::Absent, "x")]).await.unwrap();

@@ -37,7 +37,7 @@ async fn who_is_not_let_in_is_told_why_and_the_password_is_not() {
     }
     // Somebody who takes connections and never answers.
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let mut options = database.cluster.options("gateway", &database.name, silent.local_addr().unwrap().port());
+    let mut options = crate::cluster::options("gateway", &database.name, silent.local_addr().unwrap().port());
     options.connect_timeout = Duration::from_millis(200);
     assert!(matches!(error(options).await, OpenError::Unreachable { why, .. } if why.contains("0.2 s")));
 }

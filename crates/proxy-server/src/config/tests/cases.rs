@@ -46,6 +46,35 @@ const BAD: &[(&str, &[&str])] = &[
     ),
     ("[backend.tokens]\nname = \"a\"", &["backend.tokens"]),
     ("[log]\nfilter = \"a=b=c\"\nformat = \"xml\"", &["log.filter", "log.format"]),
+    ("[store]\nbackend = \"postgres\"", &["store.backend"]),
+    ("[store]\nbackend = \"postgresql\"", &["store.postgresql.connection"]),
+    (
+        "[store]\nbackend = \"postgresql\"\npath = \"x\"\ncache_mib = 32\n[store.postgresql]\nconnection = \"host=db user=g\"",
+        &["store.cache_mib", "store.path"],
+    ),
+    (
+        "[store.postgresql]\nconnection = \"host=db user=g\"\ndurability = \"single\"",
+        &["store.postgresql.connection", "store.postgresql.durability"],
+    ),
+    (
+        "[store]\nbackend = \"postgresql\"\n[store.postgresql]\nconnection = \"host=db user=g password=hunter2\"\npassword_file = \"empty\"\n\
+         lock_timeout = \"10s\"\ndurability = \"some\"\nca_file = \"key\"",
+        &[
+            "store.postgresql.ca_file",
+            "store.postgresql.connection",
+            "store.postgresql.durability",
+            "store.postgresql.lock_timeout",
+            "store.postgresql.password_file",
+        ],
+    ),
+    (
+        "[store]\nbackend = \"postgresql\"\n[store.postgresql]\nconnection = \"host=127.0.0.1 user=g\"\nca_file = \"cert\"",
+        &["store.postgresql.ca_file"],
+    ),
+    (
+        "[store]\nbackend = \"postgresql\"\n[store.postgresql]\nconnection = \"host=db user=g sslmode=require\"\ntls = \"off\"",
+        &["store.postgresql.tls"],
+    ),
     ("[line]\nlength_max = 0", &["line.length_max"]),
     ("[registration]\npoll_interval = \"1s\"", &["registration.poll_interval"]),
     ("[registration]\nbackoff_min = \"2m\"", &["registration.backoff_min"]),
@@ -168,6 +197,29 @@ fn what_is_accepted_by_name_passes() {
             panic!("should pass:\n{text}\n{problems}");
         }
     }
+}
+
+#[test]
+fn a_database_is_named_with_its_password_in_a_file_and_prints_none_of_it() {
+    let directory = Directory::new();
+    directory.write("password", "hunter2 and more\r\n");
+    let store = "[store]\nbackend = \"postgresql\"\ninbox_max = 77\n[store.postgresql]\nconnection = \"host=db user=g\"\n\
+        password_file = \"password\"\nca_file = \"cert\"\ndurability = \"synchronous\"\n";
+    let loaded = directory.load(&format!("{}{store}", least()), &[]).unwrap();
+    assert!(!format!("{loaded:?}").contains("hunter2"), "{loaded:?}");
+    let StoreBackend::Postgresql(settings) = loaded.server.store.backend else { panic!("a database") };
+    let expected = store_postgresql::ConnectionString::parse("host=db user=g password='hunter2 and more'").unwrap();
+    assert_eq!(settings.options.connection, expected);
+    assert_eq!(settings.options.durability, store_postgresql::Durability::Synchronous);
+    assert_eq!((settings.options.inbox_max, settings.options.roots.unwrap().len()), (77, 1));
+    let off = store.replace("ca_file = \"cert\"", "tls = \"off\"").replace("\"synchronous\"", "\"asynchronous\"");
+    let loaded = directory.load(&format!("{}{off}", least()), &[]).unwrap();
+    let keys = keys(&loaded.warnings);
+    assert!(keys.contains(&"store.postgresql.tls") && keys.contains(&"store.postgresql.durability"), "{keys:?}");
+    let inside = store.replace("user=g", "user=g password=hunter2");
+    let problems = directory.load(&format!("{}{inside}", least()), &[]).unwrap_err();
+    assert!(!format!("{problems} {problems:?}").contains("hunter2"), "{problems}");
+    assert!(problems.to_string().contains("name a file that holds it in password_file"), "{problems}");
 }
 
 #[test]
