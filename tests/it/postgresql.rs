@@ -51,7 +51,11 @@ async fn a_database_is_set_up_by_one_command_and_keeps_places_and_assignments_ov
     }
     assert_eq!(position(&gateway, "sixth").await, 4, "behind those who were there before the crash");
     assert_eq!(dps.registers(), 2, "the quota of this minute was used before the crash");
-    gateway.reconfigure(|config| drop(config.set("instances.eu-1.quota_per_minute", "1000"))).await;
+    gateway
+        .reconfigure(|config| {
+            config.set("instances.eu-1.quota_per_minute", "1000");
+        })
+        .await;
     for device in ["third", "fourth", "fifth", "sixth"] {
         gateway.assigned(&TestDevice::of_fleet(device)).await;
         assert_eq!(dps.registers_of(device), 1);
