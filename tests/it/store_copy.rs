@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use dps_proxy_tests::{TestDevice, TestDps, TestGateway, binary};
+use dps_proxy_tests::{TestDevice, TestDps, TestGateway, binary, eventually};
 use postgresql_cluster::Database;
 
 use crate::on_database::{builder, migrate_as_owner};
@@ -125,4 +125,40 @@ async fn a_store_that_is_in_use_is_not_copied() {
     let (code, said) = copy(&shared, &other);
     assert!(code == Some(1) && said.contains("in use by another dps-proxy"), "{said}");
     assert!(!other.directory().join("store").exists(), "nothing was written");
+}
+
+#[tokio::test]
+async fn a_copy_that_is_killed_goes_on() {
+    let Some(database) = Database::new(None, false).await else { return };
+    let dps = TestDps::start().await;
+    let slow = "instances.eu-1.quota_per_minute";
+    let mut embedded = TestGateway::builder().instance("eu-1", &dps).set(slow, "2").prepare();
+    let mut shared = builder(&dps, &database).set(slow, "2").prepare();
+    live_a_day(&mut embedded).await;
+    migrate_as_owner(&shared);
+    let admin = database.admin().await;
+    admin
+        .batch_execute(
+            "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(60); RETURN NEW; END $$;
+             CREATE TRIGGER wait BEFORE INSERT ON dps_proxy.device FOR EACH ROW WHEN (NEW.name = 'listed-00700') EXECUTE FUNCTION wait()",
+        )
+        .await
+        .unwrap();
+    let mut command = binary::command();
+    command.args(["store", "copy", "--from"]).arg(embedded.config_path()).arg("--to").arg(shared.config_path());
+    let mut copying = command.spawn().unwrap();
+    eventually("it is in the midst of the devices", async || {
+        let waits =
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()";
+        admin.query_one(waits, &[]).await.unwrap().get::<_, i64>(0) > 0
+    })
+    .await;
+    copying.kill().unwrap();
+    copying.wait().unwrap();
+    let rest = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'gateway' AND datname = current_database()";
+    admin.query(rest, &[]).await.unwrap();
+    admin.batch_execute("DROP TRIGGER wait ON dps_proxy.device").await.unwrap();
+    let (code, said) = copy(&embedded, &shared);
+    assert!(code == Some(0) && said.contains("going on with the copy") && said.contains("devices: 1504"), "{said}");
+    assert_goes_on(&mut shared, &dps, "later", &["waits-2", "waits-1"]).await;
 }
