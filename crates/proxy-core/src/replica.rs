@@ -116,7 +116,10 @@ impl Replica {
             };
             let opened = tokio::select! {
                 biased;
-                () = &mut stop => None,
+                () = &mut stop => {
+                    self.contender.release(&owned).await;
+                    break Ok(None);
+                }
                 () = self.contender.keep(&owned) => None,
                 opened = self.open(&owned) => Some(opened),
             };
@@ -145,8 +148,7 @@ impl Replica {
                     tracing::error!(%error, "the lines could not be taken over; another gateway may, or this one tries again");
                     tokio::time::sleep(READ_AGAIN).await;
                 }
-                // It stops, which the next look at `stop` says, or was deposed before it was active.
-                None => self.contender.release(&owned).await,
+                None => tracing::warn!("another gateway owns the lines before this one was active"),
             }
         };
         self.store.close().await;

@@ -132,6 +132,20 @@ async fn a_gateway_that_is_told_to_stop_hands_the_lines_over_within_a_second() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_gateway_that_is_told_to_stop_while_it_reads_the_lines_gives_the_lease_back() {
+    let replicas = Replicas::start(settings(&[("a", 60)]), 2, 1);
+    replicas.hold_scans(0);
+    replicas.hold_scans(1);
+    sleep(seconds(2)).await;
+    assert!(replicas.active().is_none(), "it owns the lease, and reads");
+    let (first, second) = (replicas.terminate(0).await, replicas.terminate(1).await);
+    assert!(matches!((&first, &second), (Ok(None), Ok(None))), "{first:?}, {second:?}");
+    replicas.begin(0);
+    sleep(seconds(1)).await;
+    assert!(replicas.active().is_some(), "the lease had not to run out");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_gateway_that_wakes_after_another_one_took_over_changes_nothing_and_says_how_its_calls_ended() {
     let replicas = Replicas::start(settings(&[("a", 60)]), 2, 3);
     let (first, gateway) = replicas.until_active().await;

@@ -20,6 +20,7 @@ pub(crate) struct Far {
 impl Far {
     fn far<'a, T: Send + 'a>(&'a self, answer: BoxFuture<'a, T>) -> BoxFuture<'a, T> {
         async move {
+            // On the paused clock: the way there, and the way back.
             tokio::time::sleep(self.way).await;
             let answer = answer.await;
             tokio::time::sleep(self.way).await;

@@ -84,7 +84,10 @@ impl Store for Door {
         after: Option<&'a [u8]>,
         limit: usize,
     ) -> BoxFuture<'a, Result<Vec<Row>, ReadError>> {
-        self.through(self.store.scan(table, after, limit))
+        self.through(async move {
+            self.process.may_scan().await;
+            self.store.scan(table, after, limit).await
+        })
     }
 
     fn last(&self, table: Table) -> BoxFuture<'_, Result<Option<Row>, ReadError>> {
@@ -200,6 +203,13 @@ impl Replicas {
         if let Some(gateway) = killed.replica.active() {
             // Ends the loops of what is left of it.
             gateway.begin_stop();
+        }
+    }
+
+    /// The process waits for what it reads in pages.
+    pub(crate) fn hold_scans(&self, member: usize) {
+        if let Some(member) = &self.members.lock()[member] {
+            member.process.hold_scans(true);
         }
     }
 

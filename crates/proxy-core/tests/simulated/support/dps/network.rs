@@ -23,6 +23,8 @@ pub(crate) struct Process {
     died: Mutex<Option<Instant>>,
     /// Whether it is stopped: nothing of it goes on, while the clocks do.
     stopped: watch::Sender<bool>,
+    /// Whether it waits for what it reads in pages.
+    scans_held: watch::Sender<bool>,
 }
 
 impl Process {
@@ -37,6 +39,16 @@ impl Process {
     /// As SIGSTOP does, and SIGCONT.
     pub(crate) fn stop(&self, stopped: bool) {
         self.stopped.send_replace(stopped);
+    }
+
+    /// From now on it waits for what it reads in pages, or does no more.
+    pub(crate) fn hold_scans(&self, held: bool) {
+        self.scans_held.send_replace(held);
+    }
+
+    /// Returns while its scans are not held.
+    pub(crate) async fn may_scan(&self) {
+        let _ = self.scans_held.subscribe().wait_for(|held| !held).await;
     }
 
     pub(crate) fn is_stopped(&self) -> bool {
